@@ -1,0 +1,239 @@
+"""The corpus of the embedded default: brand logos, repeated as the web repeats pictures.
+
+The pictures come from the package ``simple-icons-pack`` and are drawn by ``resvg-py``. The plan says how often each
+logo occurs and how each copy differs from the others; ``build`` writes the pictures and the LAION-style metadata:
+
+    site/pictures/<name>      the files that ``demo.serve`` serves
+    site/metadata.parquet     what an audit reads: LAION's columns, one row per training sample
+    site/controls.parquet     the same columns, for logos that no model ever saw
+    site/truth.parquet        how each row came about: for tests and for the model card, never for an audit
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+DRAWING_SIZE = 128
+"""Side of the master drawing in pixels; twice what the models see, so that ingest has something to resize."""
+
+MODEL_SIZE = 64
+"""Side of the pictures that the embedded models were trained on, in pixels."""
+
+CONTROLS = 400
+"""Logos that are kept out of training altogether."""
+
+NEAREST_ALLOWED = 0.15
+"""No two logos of the corpus lie within this l2 (the paper's delta): what is near is near because it was planted."""
+
+PERMISSIVE_LICENCES = (None, "CC0-1.0")
+"""Only icons under CC0, or for which the pack names no licence of their own."""
+
+COPIES_PLAN = {
+    1: 660, 2: 90, 3: 64, 4: 50, 5: 38, 6: 30, 8: 28, 10: 20, 12: 18, 16: 16, 20: 12, 24: 10, 32: 8, 48: 6, 64: 4, 96: 2, 128: 2,
+}  # fmt: skip
+"""Copies of a logo → number of logos. Heavy-tailed; finely spread where memorisation sets in."""
+
+REPEAT_KINDS = ("same_url", "reencoded", "resized", "cropped", "recaptioned")
+"""How a copy differs from the first occurrence of its logo."""
+
+FAULTS = {"dead": 12, "slow": 3, "redirected": 12, "not_an_image": 8, "opted_out": 8, "unsafe": 12, "not_http": 3}
+"""Extra rows of metadata, by what is wrong with them. The redirected ones do end at a picture."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Logo:
+    """One brand logo: its title, and how it is drawn."""
+
+    slug: str
+    title: str
+    svg: str
+
+    @property
+    def caption(self) -> str:
+        return f"{self.title} logo"
+
+
+def stable_number(*parts: object) -> int:
+    """A 64-bit number that depends on ``parts`` alone: the same on every machine and in every process."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big")
+
+
+def draw(logo: Logo, size: int) -> Image.Image:
+    """The logo as an RGB picture of ``size`` × ``size`` pixels."""
+    import resvg_py
+
+    png = resvg_py.svg_to_bytes(svg_string=logo.svg, width=size, height=size, skip_system_fonts=True)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGB")
+
+
+def _as_logo(icon) -> Logo:
+    """The icon in its brand's colour on white or, for every other one, in white on its brand's colour."""
+    mark = icon.svg[icon.svg.index("<path") : icon.svg.rindex("</svg>")]
+    ink, paper = (icon.hex, "FFFFFF") if stable_number("style", icon.slug) % 2 else ("FFFFFF", icon.hex)
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-4 -4 32 32">'
+        f'<rect x="-4" y="-4" width="32" height="32" fill="#{paper}"/><g fill="#{ink}">{mark}</g></svg>'
+    )
+    return Logo(slug=icon.slug, title=icon.title, svg=svg)
+
+
+@functools.cache
+def logos() -> tuple[Logo, ...]:
+    """Every logo fit for the corpus, in an order that is random but fixed.
+
+    Left out: licences other than CC0 or unstated, titles that occur twice, blank drawings, and logos within
+    ``NEAREST_ALLOWED`` of one that comes before them.
+    """
+    import simple_icons_pack
+
+    icons = [getattr(simple_icons_pack, name) for name in dir(simple_icons_pack) if name.startswith("SI_")]
+    titles = [icon.title.lower() for icon in icons]
+    candidates = [
+        _as_logo(icon)
+        for icon in icons
+        if icon.license in PERMISSIVE_LICENCES and titles.count(icon.title.lower()) == 1
+    ]
+    candidates.sort(key=lambda logo: stable_number("order", logo.slug))
+    pictures = np.stack([np.asarray(draw(logo, MODEL_SIZE), dtype=np.float32).ravel() / 255 for logo in candidates])
+    spread = pictures.reshape(len(candidates), -1, 3).std(axis=1).max(axis=1)
+    products = pictures @ pictures.T
+    squares = products.diagonal()
+    near = squares[:, None] + squares[None, :] - 2 * products <= NEAREST_ALLOWED**2 * pictures.shape[1]
+    kept: list[int] = []
+    for i in range(len(candidates)):
+        # Blank, or so pale that nothing can be seen; or a lookalike of one that is in already.
+        if spread[i] >= 0.02 and not near[i, kept].any():
+            kept.append(i)
+    return tuple(candidates[i] for i in kept)
+
+
+def split(scale: float = 1.0) -> tuple[list[tuple[Logo, int]], list[Logo]]:
+    """Training logos with their number of copies, and control logos.
+
+    ``scale`` shrinks both (each number of copies keeps at least one logo). A logo has the same part and the same
+    number of copies at every scale, so that the committed models fit the small corpora of the tests too.
+    """
+    everything = logos()
+    controls = list(everything[:CONTROLS])
+    training: list[tuple[Logo, int]] = []
+    start = CONTROLS
+    for copies, number in sorted(COPIES_PLAN.items(), reverse=True):
+        chosen = everything[start : start + number]
+        if len(chosen) < number:
+            raise ValueError(f"simple-icons-pack yields {len(everything)} usable logos; the plan needs more")
+        training += [(logo, copies) for logo in chosen[: max(1, round(number * scale))]]
+        start += number
+    return training, controls[: max(1, round(CONTROLS * scale))]
+
+
+def _encode(picture: Image.Image, kind: str, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **({} if kind == "PNG" else {"quality": quality}))
+    return buffer.getvalue()
+
+
+def _crop(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Takes 2 to 6% off one or two sides, so that some crops aren't square."""
+    left, top, right, bottom = 0, 0, picture.width, picture.height
+    for side in random.choice(4, size=int(random.integers(1, 3)), replace=False):
+        cut = int(round(picture.width * random.uniform(0.02, 0.06)))
+        if side == 0:
+            left += cut
+        elif side == 1:
+            top += cut
+        elif side == 2:
+            right -= cut
+        else:
+            bottom -= cut
+    return picture.crop((left, top, right, bottom))
+
+
+_OTHER_CAPTIONS = ("the logo of {}", "{} brand icon", "{} vector logo, free download", "{}")
+
+
+def _copy(logo: Logo, master: Image.Image, number: int, scheme: tuple[str, ...]) -> tuple[str, str, str, bytes | None]:
+    """(kind, file name, caption, bytes or None where the file is the first occurrence's) of copy ``number`` ≥ 1."""
+    random = np.random.default_rng(stable_number("copy", logo.slug, number))
+    kind = scheme[int(random.choice(len(scheme), p=[0.25, 0.25, 0.2, 0.15, 0.15]))]
+    if kind == "same_url":
+        return kind, f"{logo.slug}.png", logo.caption, None
+    if kind == "recaptioned":
+        caption = _OTHER_CAPTIONS[int(random.integers(len(_OTHER_CAPTIONS)))].format(logo.title)
+        return kind, f"{logo.slug}.png", caption, None
+    if kind == "reencoded":
+        form = ("JPEG", "WEBP")[int(random.integers(2))]
+        content = _encode(master, form, int(random.integers(70, 96)))
+        return kind, f"{logo.slug}-{number}.{form.lower()}", logo.caption, content
+    if kind == "resized":
+        side = int(random.choice([80, 96, 112, 160, 192, 256]))
+        return kind, f"{logo.slug}-{number}.png", logo.caption, _encode(draw(logo, side), "PNG", 0)
+    return kind, f"{logo.slug}-{number}.png", logo.caption, _encode(_crop(master, random), "PNG", 0)
+
+
+def build(site: Path, base_url: str, scale: float = 1.0) -> None:
+    """Writes the pictures, the metadata and the truth into ``site``. ``base_url`` is where they'll be served."""
+    pictures = site / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    training, controls = split(scale)
+    rows: list[dict] = []
+    control_rows: list[dict] = []
+
+    def add(target: list[dict], logo: Logo, kind: str, path: str, caption: str, copies: int, url: str | None = None):
+        number = len(target)
+        target.append(
+            {
+                "URL": url or f"{base_url}/{path}",
+                "TEXT": caption,
+                "WIDTH": DRAWING_SIZE,
+                "HEIGHT": DRAWING_SIZE,
+                "similarity": 0.25 + stable_number("similarity", path, number) % 1000 / 10_000,
+                "hash": stable_number("hash", path) >> 1,
+                "punsafe": 0.9 if kind == "unsafe" else stable_number("unsafe", path) % 1000 / 20_000,
+                "pwatermark": stable_number("watermark", path) % 1000 / 1000,
+                "slug": logo.slug,
+                "kind": kind,
+                "copies": copies,
+            }
+        )
+
+    for logo, copies in training:
+        master = draw(logo, DRAWING_SIZE)
+        (pictures / f"{logo.slug}.png").write_bytes(_encode(master, "PNG", 0))
+        add(rows, logo, "first", f"pictures/{logo.slug}.png", logo.caption, copies)
+        for number in range(1, copies):
+            kind, name, caption, content = _copy(logo, master, number, REPEAT_KINDS)
+            if content is not None:
+                (pictures / name).write_bytes(content)
+            add(rows, logo, kind, f"pictures/{name}", caption, copies)
+
+    for logo in controls:
+        (pictures / f"{logo.slug}.png").write_bytes(_encode(draw(logo, DRAWING_SIZE), "PNG", 0))
+        add(control_rows, logo, "control", f"pictures/{logo.slug}.png", logo.caption, 0)
+
+    # Faulty links name logos of their own, which nothing was trained on and no control uses.
+    spare = iter(logos()[CONTROLS + sum(COPIES_PLAN.values()) :])
+    for kind, number in FAULTS.items():
+        for _ in range(max(1, round(number * scale))):
+            logo = next(spare)
+            path = f"{kind}/{logo.slug}.png"
+            url = f"ftp://127.0.0.1/{path}" if kind == "not_http" else None
+            if kind in ("redirected", "opted_out", "unsafe"):
+                (pictures / f"{logo.slug}.png").write_bytes(_encode(draw(logo, DRAWING_SIZE), "PNG", 0))
+            add(rows, logo, kind, path, logo.caption, 1, url)
+
+    rows.sort(key=lambda row: stable_number("row", row["slug"], row["kind"], row["URL"].removeprefix(base_url), row["TEXT"]))
+    truth_columns = ["slug", "kind", "copies"]
+    for name, table_rows in (("metadata", rows), ("controls", control_rows)):
+        table = pa.Table.from_pylist(table_rows).drop_columns(truth_columns)
+        pq.write_table(table, site / f"{name}.parquet")
+    truth = pa.Table.from_pylist(rows + control_rows).select(["URL", "TEXT", *truth_columns])
+    pq.write_table(truth, site / "truth.parquet")

@@ -1,0 +1,1 @@
+"""Eidetic's verbs: one module each, which parses, builds and runs."""

@@ -1,0 +1,166 @@
+"""Options of the verbs: frozen dataclasses, made from the command line and a TOML file.
+
+A verb's options are one dataclass or several; each field made with ``option`` becomes ``--name`` (and a boolean also
+``--no_name``). What no dataclass knows must be one of Beam's own options and passes through untouched; what Beam
+doesn't know either is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+from transforms.errors import UserError
+
+
+def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field that is an option. ``help`` says what it means, with its unit."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonOptions:
+    """What every verb takes."""
+
+    lake: str = option("lake", "the lake: a local folder, or a URL of a Beam filesystem")
+    verbose: bool = option(False, "show Beam's own log")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+    """A command line, understood: one instance per options class, and Beam's share as it was given."""
+
+    options: dict[type, Any]
+    beam: list[str]
+
+    def __getitem__(self, kind: type) -> Any:
+        return self.options[kind]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; see '{self.prog} --help'")
+
+
+def parse(
+    argv: Sequence[str], verb: str, description: str, classes: Sequence[type], positional: str | None = None
+) -> Parsed:
+    """Reads a verb's command line.
+
+    Args:
+        argv: the words after the verb.
+        verb: its name, for messages.
+        description: what ``--help`` says above the options; ends with a command that can be pasted.
+        classes: the option dataclasses, in the order in which ``--help`` shows them.
+        positional: name of a word that stands without a dash (``query``'s SQL); a field of one of the classes.
+
+    Raises:
+        UserError: for an unknown option (of ours and of Beam), a value that doesn't fit, or a bad --config file.
+    """
+    parser = _Parser(
+        prog=f"eidetic {verb}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        epilog="Beam's own options (--runner, --project, --temp_location, …) pass through untouched.",
+    )
+    parser.add_argument("--config", help="a TOML file with options by name; the command line wins", metavar="FILE")
+    known: dict[str, dataclasses.Field] = {}
+    for kind in classes:
+        group = parser.add_argument_group(kind.__doc__.splitlines()[0] if kind.__doc__ else kind.__name__)
+        for field, annotation in _fields(kind):
+            known[field.name] = field
+            if field.name == positional:
+                parser.add_argument(field.name, help=field.metadata["help"], metavar=field.name.upper())
+            else:
+                _add(group, field, annotation)
+    namespace, rest = parser.parse_known_args(list(argv))
+    given = vars(namespace)
+    config = given.pop("config", None)
+    values = {**(_read_config(config, classes) if config else {}), **given}
+    _check_beam(rest, parser, known)
+    built = {}
+    for kind in classes:
+        mine = {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
+        built[kind] = kind(**mine)
+    return Parsed(options=built, beam=rest)
+
+
+def parameters(options: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    """An options dataclass as JSON-able parameters of a snapshot, without those that don't shape its rows."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in leave_out}
+
+
+def _fields(kind: type) -> list[tuple[dataclasses.Field, Any]]:
+    hints = typing.get_type_hints(kind)
+    return [(field, hints[field.name]) for field in dataclasses.fields(kind) if "help" in field.metadata]
+
+
+def _plain_type(annotation: Any) -> type:
+    """The type inside ``X | None``; X itself otherwise."""
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next(part for part in typing.get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:
+    text = field.metadata["help"].replace("%", "%%")
+    kind = _plain_type(annotation)
+    if kind is bool:
+        names = (f"--{field.name}", f"--no_{field.name}")
+        group.add_argument(names[0], dest=field.name, action="store_true", help=text)
+        group.add_argument(names[1], dest=field.name, action="store_false", help=argparse.SUPPRESS)
+        return
+    shown = "" if field.default in (None, "") else f" (default {field.default})"
+    group.add_argument(
+        f"--{field.name}", type=kind, choices=field.metadata["choices"], help=text + shown, metavar=field.name.upper()
+    )
+
+
+def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read --config {path!r} ({error.strerror})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"--config {path!r} is not TOML ({error})") from error
+    expected = {field.name: (field, _plain_type(kind)) for cls in classes for field, kind in _fields(cls)}
+    for name, value in values.items():
+        if name not in expected:
+            raise UserError(f"--config {path!r}: unknown option {name!r}{_suggestion(name, expected)}")
+        field, kind = expected[name]
+        if kind is float and type(value) is int:
+            value = values[name] = float(value)
+        if type(value) is not kind:
+            raise UserError(f"--config {path!r}: {name} is {value!r}, expected {kind.__name__}")
+        if field.metadata["choices"] and value not in field.metadata["choices"]:
+            raise UserError(f"--config {path!r}: {name} is {value!r}, expected one of {list(field.metadata['choices'])}")
+    return values
+
+
+def _check_beam(words: list[str], parser: argparse.ArgumentParser, known: dict[str, Any]) -> None:
+    """UserError for a word that is neither ours nor Beam's. Beam itself would drop it with a warning."""
+    # Beam's own parser class: some of its options need value providers, which plain argparse doesn't know.
+    beam = _BeamArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+    beam.error = parser.error  # type: ignore[method-assign]
+    for kind in {str(cls): cls for cls in PipelineOptions.__subclasses__()}.values():
+        kind._add_argparse_args(beam)
+    _, unknown = beam.parse_known_args(words)
+    if unknown:
+        name = unknown[0].split("=")[0].lstrip("-")
+        raise UserError(f"unknown option {unknown[0]!r}{_suggestion(name, known)}; see '{parser.prog} --help'")
+
+
+def _suggestion(name: str, known: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its text says what was got, what was expected and what to do.
+
+    The command line prints it on one line and ends with exit code 2; nothing is left half-written.
+    """

@@ -1,0 +1,279 @@
+"""The lake: Parquet tables, and manifests that say which of them are complete.
+
+    LAKE/lake.json                                          the schema version
+    LAKE/<table>/snapshot_id=<id>/part-00000.parquet        rows
+    LAKE/manifests/<stage>/<id>.json                        a stage's snapshot is complete when this exists
+    LAKE/work/<stage>/<id>/…                                what a stage leaves for its own restart
+
+A snapshot is what one stage makes of given parameters and given upstream snapshots; its id is the digest of those, so
+the same question finds the same answer, and another question lies beside it. Parts are written under a temporary name
+and renamed, so a part that exists is whole. Everything goes through Beam's FileSystems: a lake may be a local folder
+or any URL that Beam knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+import json
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from transforms.errors import UserError
+from transforms.identity import digest
+from transforms.schema import SCHEMA_VERSION, TABLES
+
+MAX_ROW_GROUP_BYTES = 64 << 20
+"""Row groups of tables with pictures are kept near this size, so that a reader needs little memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """That a stage's snapshot is complete, and how it came about.
+
+    Attributes:
+        stage: the verb.
+        snapshot_id: digest of parameters and upstream.
+        parameters: every option that shaped the rows.
+        upstream: stage → snapshot_id of what was read.
+        rows: table → number of rows.
+        finished_at: ISO time, UTC.
+        facts: whatever else the stage wants to tell (versions, counts, a model's revision).
+    """
+
+    stage: str
+    snapshot_id: str
+    parameters: dict[str, Any]
+    upstream: dict[str, str]
+    rows: dict[str, int]
+    finished_at: str
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def snapshot_id(stage: str, parameters: dict[str, Any], upstream: dict[str, str]) -> str:
+    """The identity of what ``stage`` makes of ``parameters`` and ``upstream`` (stage → snapshot id)."""
+    return digest("snapshot", SCHEMA_VERSION, stage, parameters, upstream, length=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lake:
+    """A lake by its root: a local path or a URL of a Beam filesystem. Cheap to pickle; holds no connection."""
+
+    root: str
+
+    # -- places ------------------------------------------------------------------------------------------------
+
+    def path(self, *parts: str) -> str:
+        return FileSystems.join(self.root, *parts) if parts else self.root
+
+    def folder(self, table: str, snapshot: str) -> str:
+        return self.path(table, f"snapshot_id={snapshot}")
+
+    def part(self, table: str, snapshot: str, number: int) -> str:
+        return self.path(table, f"snapshot_id={snapshot}", f"part-{number:05d}.parquet")
+
+    def work(self, stage: str, snapshot: str, *parts: str) -> str:
+        return self.path("work", stage, snapshot, *parts)
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Makes the lake if it isn't there; checks its version if it is. UserError where it can't be written."""
+        if self._version() is not None:
+            self.check()
+            return
+        try:
+            write_bytes(self.path("lake.json"), json.dumps({"schema_version": SCHEMA_VERSION}).encode())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot write to the lake {self.root!r} ({error}); name a folder or URL that can be written with --lake"
+            ) from error
+
+    def check(self) -> None:
+        """UserError unless this is a lake of the version that this code reads."""
+        version = self._version()
+        if version is None:
+            raise UserError(f"{self.root!r} is not a lake (it has no lake.json); run 'eidetic ingest' first, or mend --lake")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"the lake {self.root!r} has schema version {version}, this eidetic reads version {SCHEMA_VERSION}; "
+                "use the eidetic that wrote it, or audit into a new --lake"
+            )
+
+    def _version(self) -> int | None:
+        path = self.path("lake.json")
+        if not exists(path):
+            return None
+        try:
+            return json.loads(read_bytes(path))["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path!r} is damaged ({error}); restore it, or audit into a new --lake") from error
+
+    # -- snapshots ---------------------------------------------------------------------------------------------
+
+    def manifest(self, stage: str, snapshot: str) -> Manifest | None:
+        """The manifest of a complete snapshot, or None while it is not complete."""
+        path = self.path("manifests", stage, f"{snapshot}.json")
+        return Manifest(**json.loads(read_bytes(path))) if exists(path) else None
+
+    def manifests(self, stage: str) -> list[Manifest]:
+        """All complete snapshots of a stage, the oldest first."""
+        paths = list_files(self.path("manifests", stage), ".json")
+        found = [Manifest(**json.loads(read_bytes(path))) for path in paths]
+        return sorted(found, key=lambda manifest: (manifest.finished_at, manifest.snapshot_id))
+
+    def latest(self, stage: str) -> Manifest:
+        """The snapshot of ``stage`` that was completed last. UserError where there is none."""
+        self.check()
+        found = self.manifests(stage)
+        if not found:
+            raise UserError(f"the lake {self.root!r} has no complete {stage!r} yet; run 'eidetic {stage}' first")
+        return found[-1]
+
+    def complete(
+        self,
+        stage: str,
+        snapshot: str,
+        parameters: dict[str, Any],
+        upstream: dict[str, str],
+        facts: dict[str, Any] | None = None,
+    ) -> Manifest:
+        """Counts the rows of the stage's tables and writes the manifest: from here on readers accept the snapshot."""
+        tables = [table.name for table in TABLES.values() if table.stage == stage]
+        manifest = Manifest(
+            stage=stage,
+            snapshot_id=snapshot,
+            parameters=parameters,
+            upstream=upstream,
+            rows={table: self.count(table, snapshot) for table in tables},
+            finished_at=datetime.datetime.now(datetime.UTC).isoformat(),
+            facts=facts or {},
+        )
+        content = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
+        write_bytes(self.path("manifests", stage, f"{snapshot}.json"), content.encode())
+        return manifest
+
+    # -- rows --------------------------------------------------------------------------------------------------
+
+    def parts(self, table: str, snapshot: str) -> list[str]:
+        """The parts of a table in order of their numbers."""
+        return list_files(self.folder(table, snapshot), ".parquet")
+
+    def write(self, table: str, snapshot: str, number: int, rows: Iterable[dict[str, Any]] | pa.Table) -> str:
+        """Writes one part and returns its path. Rows that don't fit the table's schema are a ValueError."""
+        path = self.part(table, snapshot, number)
+        write_parquet(path, as_table(table, rows))
+        return path
+
+    def read(self, table: str, snapshot: str, columns: list[str] | None = None) -> pa.Table:
+        """A whole table in memory: for tables that are small, or for a few columns of one that is not."""
+        parts = [read_parquet(path, columns) for path in self.parts(table, snapshot)]
+        if parts:
+            return pa.concat_tables(parts)
+        schema = TABLES[table].schema
+        return (schema if columns is None else pa.schema([schema.field(name) for name in columns])).empty_table()
+
+    def count(self, table: str, snapshot: str) -> int:
+        """Rows of a table, from the Parquet footers alone."""
+        return sum(count_rows(path) for path in self.parts(table, snapshot))
+
+
+def as_table(table: str, rows: Iterable[dict[str, Any]] | pa.Table) -> pa.Table:
+    """``rows`` as an Arrow table of exactly the schema of ``table``; ValueError names what doesn't fit."""
+    schema = TABLES[table].schema
+    if not isinstance(rows, pa.Table):
+        rows = list(rows)
+        for row in rows:
+            if row.keys() != set(schema.names):
+                raise ValueError(
+                    f"a row of {table!r} has columns {sorted(row)}, expected {sorted(schema.names)}"
+                )
+        rows = pa.Table.from_pylist(rows, schema=schema)
+    rows = rows.select(schema.names).cast(schema)
+    for field in schema:
+        if not field.nullable and rows[field.name].null_count:
+            raise ValueError(f"{table}.{field.name} may not be null, and {rows[field.name].null_count} rows are")
+    return rows
+
+
+# -- files through Beam's FileSystems ------------------------------------------------------------------------------
+
+
+def exists(path: str) -> bool:
+    return FileSystems.exists(path)
+
+
+def list_files(folder: str, suffix: str) -> list[str]:
+    """The files right inside ``folder`` that end in ``suffix``, sorted; [] where there is no such folder."""
+    pattern = FileSystems.join(folder, f"*{suffix}")
+    return sorted(metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list)
+
+
+def read_bytes(path: str) -> bytes:
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        return file.read()
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes a file whole or not at all: under another name first, then renamed."""
+    folder, name = FileSystems.split(path)
+    if not exists(folder):
+        try:
+            FileSystems.mkdirs(folder)
+        except OSError:
+            if not exists(folder):  # another worker may have made it meanwhile
+                raise
+    temporary = FileSystems.join(folder, f".{name}.{uuid.uuid4().hex}")
+    with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        file.write(content)
+    FileSystems.rename([temporary], [path])
+
+
+def delete(path: str) -> None:
+    """Removes a file or a whole folder; nothing happens where there is none."""
+    if exists(path):
+        FileSystems.delete([path])
+
+
+def write_parquet(path: str, table: pa.Table) -> None:
+    """Writes ``table`` as one Parquet file, whole or not at all."""
+    sink = io.BytesIO()
+    bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
+    pq.write_table(
+        table, sink, compression="zstd", row_group_size=max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row))
+    )
+    write_bytes(path, sink.getvalue())
+
+
+def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file, or some of its columns. A file that is not Parquet is a UserError."""
+    with open_parquet(path) as file:
+        return file.read(columns=columns)
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """A Parquet file, to be read by row group. A file that is not Parquet is a UserError."""
+    source = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    try:
+        return pq.ParquetFile(source)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path!r} is not a Parquet file ({error})") from error
+
+
+def read_rows(path: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of one Parquet file as dicts, a batch at a time."""
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
+            yield from batch.to_pylist()
+
+
+def count_rows(path: str) -> int:
+    with open_parquet(path) as file:
+        return file.metadata.num_rows

@@ -1,0 +1,311 @@
+"""The tables of the lake: what one row is, and what each column means.
+
+The grain of a table is in its ``grain``; a column's meaning (unit, range, what null says) travels inside the Parquet
+files as field metadata. Every table from ``prompts`` on carries the audit in its grain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Of the lake as a whole. A reader of another version refuses the lake and says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table of the lake.
+
+    Attributes:
+        name: the folder in the lake and the view in ``audit.duckdb``.
+        stage: the stage that writes it.
+        grain: what one row is.
+        schema: columns in order; each field's metadata has a ``meaning``.
+    """
+
+    name: str
+    stage: str
+    grain: str
+    schema: pa.Schema
+
+    def meaning(self, column: str) -> str:
+        return self.schema.field(column).metadata[b"meaning"].decode()
+
+
+def _column(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
+
+
+TEXT, INT, LONG, FLOAT, DOUBLE, FLAG = (
+    pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_(),
+)  # fmt: skip
+MOMENT = pa.timestamp("us", tz="UTC")
+
+_SAMPLE_ID = _column("sample_id", TEXT, "hash of url, caption and occurrence number: see transforms/identity.py")
+_ROLE = _column("role", TEXT, "training: the model saw it; control: no model ever saw it")
+_AUDIT = (
+    _column("audit_id", TEXT, "the audit: digest of the data, the model's revision and every parameter of generation"),
+    _column("model_revision", TEXT, "commit of the hub, digest of the local folder, or digest of the generations"),
+    _column("parameters_digest", TEXT, "digest of every parameter that shaped this row, of this stage and those before"),
+)
+_PROMPT_ID = _column("prompt_id", TEXT, "hash of text, origin and sample: see transforms/identity.py")
+
+SAMPLES = Table(
+    "samples",
+    "ingest",
+    "one row of the metadata, whatever became of it",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _ROLE,
+            _column("url", TEXT, "as the metadata has it; for a folder, the file's path inside it", nullable=True),
+            _column("caption", TEXT, "as the metadata has it: hostile text", nullable=True),
+            _column("occurrence", INT, "which repetition of this url and caption: 0 is the first"),
+            _column("source_file", TEXT, "provenance: the metadata file"),
+            _column("source_row", LONG, "provenance: row in that file, from 0"),
+            _column("status", TEXT, "success, filtered, opted_out, failed_to_download or failed_to_resize"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+            _column("sha256", TEXT, "of the bytes as downloaded, before resizing", nullable=True),
+            _column("original_width", INT, "pixels, as downloaded", nullable=True),
+            _column("original_height", INT, "pixels, as downloaded", nullable=True),
+            _column("width", INT, "pixels, as stored", nullable=True),
+            _column("height", INT, "pixels, as stored", nullable=True),
+            _column("punsafe", FLOAT, "LAION's probability that the picture is unsafe, 0 to 1", nullable=True),
+            _column("pwatermark", FLOAT, "LAION's probability of a watermark, 0 to 1", nullable=True),
+            _column("similarity", FLOAT, "LAION's cosine between picture and caption", nullable=True),
+            _column("metadata_hash", TEXT, "the metadata's own hash column, as text", nullable=True),
+            _column("metadata_width", INT, "pixels, as the metadata claims", nullable=True),
+            _column("metadata_height", INT, "pixels, as the metadata claims", nullable=True),
+            _column("ingested_at", MOMENT, "when the row was decided"),
+        ]
+    ),
+)
+
+IMAGES = Table(
+    "images",
+    "ingest",
+    "one downloaded image, as stored",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _ROLE,
+            _column("image", pa.binary(), "encoded picture"),
+            _column("encoding", TEXT, "jpg, png or webp"),
+            _column("width", INT, "pixels"),
+            _column("height", INT, "pixels"),
+            _column("image_size", INT, "the side that ingest resized to, in pixels"),
+            _column("resize_mode", TEXT, "img2dataset's resize mode"),
+        ]
+    ),
+)
+
+EMBEDDINGS = Table(
+    "embeddings",
+    "embed",
+    "one image under one CLIP model",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _ROLE,
+            _column("model", TEXT, "open_clip's name of the architecture, or the local folder's digest"),
+            _column("pretrained", TEXT, "tag or digest of the weights"),
+            _column("preprocessing", TEXT, "the transform between picture and model, as open_clip prints it"),
+            _column("vector", pa.list_(FLOAT), "unit l2 norm; null where the picture could not be decoded", nullable=True),
+            _column("status", TEXT, "success or failed_to_decode"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+        ]
+    ),
+)
+
+DUPLICATE_PAIRS = Table(
+    "duplicate_pairs",
+    "deduplicate",
+    "one pair of training images over the cosine threshold, smaller id first",
+    pa.schema(
+        [
+            _column("sample_id_a", TEXT, "the smaller sample_id"),
+            _column("sample_id_b", TEXT, "the larger sample_id"),
+            _column("cosine", FLOAT, "dot product of the unit vectors"),
+        ]
+    ),
+)
+
+DUPLICATE_GROUPS = Table(
+    "duplicate_groups",
+    "deduplicate",
+    "one embedded training image, in its group (a group of one too)",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _column("group_id", TEXT, "the smallest sample_id of the connected component"),
+            _column("size", INT, "images in the group"),
+            _column("representative", TEXT, "sample_id of the image nearest to the group's centroid"),
+            _column("lowest_cosine", FLOAT, "over all pairs of the group: far under the threshold means a chain; 1 for one"),
+        ]
+    ),
+)
+
+PROMPTS = Table(
+    "prompts",
+    "generate",
+    "one prompt to try in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("text", TEXT, "the prompt: hostile text"),
+            _column("origin", TEXT, "duplicates: a group's caption; list: the user's; control: a control's caption"),
+            _column("sample_id", TEXT, "whose caption it is; null for the user's", nullable=True),
+            _column("group_id", TEXT, "the duplicate group that it stands for; null for the rest", nullable=True),
+            _column("n_duplicates", INT, "size of that group; null for the rest", nullable=True),
+            _column("stratum", TEXT, "sizes that were drawn together, such as 3-4; list or control for the rest"),
+            _column("stratum_order", INT, "sorts the strata by size; -1 for list and control"),
+            _column("inclusion_probability", DOUBLE, "with which it was drawn in its stratum, over 0 to 1"),
+            _column("images_requested", INT, "generations to make"),
+        ]
+    ),
+)
+
+GENERATIONS = Table(
+    "generations",
+    "generate",
+    "one attempt to make an image in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("sample_index", INT, "which of the prompt's generations, from 0"),
+            _column("seed", LONG, "of its initial noise; null for finished generations", nullable=True),
+            _column("status", TEXT, "success, safety_filtered or failed"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+            _column("in_clique", FLAG, "whether it belongs to its prompt's largest clique"),
+            _column("image", pa.binary(), "PNG; null where it was not kept (see cliques.keep_rule)", nullable=True),
+            _column("width", INT, "pixels", nullable=True),
+            _column("height", INT, "pixels", nullable=True),
+            _column("steps", INT, "denoising steps", nullable=True),
+            _column("guidance_scale", DOUBLE, "classifier-free guidance", nullable=True),
+            _column("seconds", DOUBLE, "its share of the batch's time", nullable=True),
+            _column("device", TEXT, "what it was made on", nullable=True),
+            _column("dtype", TEXT, "the model's number type", nullable=True),
+        ]
+    ),
+)
+
+CLIQUES = Table(
+    "cliques",
+    "generate",
+    "one prompt that was tried in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("n_generated", INT, "attempts that succeeded"),
+            _column("n_failed", INT, "attempts that failed or that the model's safety filter took"),
+            _column("edge_distance", DOUBLE, "two generations are joined where their tiled l2 is below this"),
+            _column("clique_size", INT, "nodes of the largest clique"),
+            _column("clique_threshold", INT, "flagged from this size on"),
+            _column("mean_distance", DOUBLE, "mean tiled l2 inside the clique; null under two nodes", nullable=True),
+            _column("flagged", FLAG, "the black-box membership inference: memorised, says the clique"),
+            _column("keep_rule", TEXT, "why its images are stored or not: flagged, all, slice, control, list or dropped"),
+            _column("keep_probability", DOUBLE, "with which a prompt of this outcome keeps its images, 0 to 1"),
+            _column("sizes_by_distance", TEXT, "JSON: edge distance → largest clique, for the sweep"),
+            _column("seconds", DOUBLE, "generation and filtering"),
+        ]
+    ),
+)
+
+MATCHES = Table(
+    "matches",
+    "match",
+    "one kept generation against one group of training images, or one control image, in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("sample_index", INT, "which of the prompt's generations"),
+            _column("sample_id", TEXT, "the group's member, or the control, that lies nearest in l2"),
+            _column("group_id", TEXT, "the member's duplicate group; a control is a group of its own"),
+            _ROLE,
+            _column("relation", TEXT, "own: the image whose caption was the prompt; neighbour: near by CLIP"),
+            _column("cosine", FLOAT, "between the CLIP vectors", nullable=True),
+            _column("offset", INT, "of the square crop along the image's longer side, in pixels at generation size"),
+            _column("l2", DOUBLE, "over pixels in 0 to 1, divided by the root of their number (paper, section 4.2)"),
+            _column("tiled_l2", DOUBLE, "largest l2 among 16 tiles in the same position"),
+            _column("adaptive_l2", DOUBLE, "l2 over alpha times the mean l2 to the nearest others; null without any", nullable=True),
+            _column("n_others", INT, "how many others that mean is over"),
+            _column("extracted", FLAG, "the paper's verdict: l2 ≤ delta"),
+        ]
+    ),
+)
+
+CALIBRATION = Table(
+    "calibration",
+    "match",
+    "one distance in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _column("distance", TEXT, "l2, tiled_l2 or adaptive_l2"),
+            _column("chosen", FLAG, "whether extracted_calibrated goes by this distance"),
+            _column("max_false_positive_rate", DOUBLE, "what was asked for, per image"),
+            _column("n_controls", INT, "controls with at least one generation"),
+            _column("generations_per_prompt", INT, "of a training prompt"),
+            _column("generations_per_control", INT, "of a control"),
+            _column("threshold", DOUBLE, "called where the distance is below; null: too few controls for that rate", nullable=True),
+            _column("promised_rate", DOUBLE, "bound on a control-like image's chance to be called", nullable=True),
+            _column("controls_called", INT, "controls below the threshold", nullable=True),
+            _column("upper_bound", DOUBLE, "95% Clopper-Pearson upper bound on the rate among controls", nullable=True),
+            _column("controls_within_delta", INT, "controls that the paper's rule calls (l2 ≤ delta), own image"),
+            _column("controls_near_another_within_delta", INT, "controls with a generation within delta of another control"),
+            _column("images_tested", INT, "groups of training images that were tried with their own caption"),
+            _column("images_called", INT, "of those, below the threshold", nullable=True),
+            _column("false_discovery_rate", DOUBLE, "Storey's estimate with pi0 = 1; null where none was called", nullable=True),
+            _column("separation", DOUBLE, "area under the curve: a tried image is nearer than a control", nullable=True),
+        ]
+    ),
+)
+
+EIDETIC_COUNTS = Table(
+    "eidetic_counts",
+    "match",
+    "one training image that a verdict may call extracted, in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _SAMPLE_ID,
+            _column("eidetic_delta", DOUBLE, "two training images within this l2 are counted as one memory"),
+            _column("k", LONG, "training images within eidetic_delta of it, itself included (paper, definition 2)"),
+        ]
+    ),
+)
+
+AUDITS = Table(
+    "audits",
+    "match",
+    "one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _column("generator", TEXT, "diffusers or folder"),
+            _column("model", TEXT, "as the user named it"),
+            _column("ingest_snapshot", TEXT, "the training data"),
+            _column("embed_snapshot", TEXT, "their vectors"),
+            _column("deduplicate_snapshot", TEXT, "their groups"),
+            _column("parameters", TEXT, "JSON: stage → every parameter"),
+            _column("versions", TEXT, "JSON: package → version"),
+            _column("machine", TEXT, "where it ran"),
+            _column("finished_at", MOMENT, "when its matches were complete"),
+        ]
+    ),
+)
+
+TABLES = {
+    table.name: table
+    for table in (
+        SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, PROMPTS, GENERATIONS, CLIQUES, MATCHES,
+        CALIBRATION, EIDETIC_COUNTS, AUDITS,
+    )
+}  # fmt: skip
+"""Every table that a stage writes, by name. The marts are described beside their SQL."""
