@@ -1,0 +1,56 @@
+"""The ``eidetic`` command: finds the verb, runs it, and turns a user's mistakes into one line and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from pipelines.stage import TemplateWritten
+from transforms.errors import UserError
+
+VERBS = {
+    "ingest": "metadata → samples, images",
+    "embed": "images → embeddings",
+    "deduplicate": "embeddings → duplicate_pairs, duplicate_groups",
+    "generate": "groups → prompts, generations, cliques",
+    "match": "generations → matches, calibration, eidetic_counts, audits",
+    "measure": "all tables → marts, audit.duckdb, report",
+    "audit": "all of the above, in order",
+    "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
+    "demo": "serves the embedded corpus on loopback and audits the embedded model",
+}
+
+
+def run_verb(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Runs a verb's ``main``. 0: fine; 2: the user can mend it, and the one line on stderr says how; 130: interrupted."""
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        print(f"eidetic: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except TemplateWritten as written:
+        print(f"the template is at {written}; nothing was run")
+        return 0
+    except KeyboardInterrupt:
+        print("eidetic: interrupted; what is complete is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print("usage: eidetic <verb> [options] [Beam options]\n\nverbs:")
+        for verb, text in VERBS.items():
+            print(f"  {verb:<12} {text}")
+        print("\n'eidetic <verb> --help' says what a verb reads and writes, with a command that can be pasted.")
+        return 0
+    if words[0] not in VERBS:
+        print(f"eidetic: unknown verb {words[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"pipelines.{words[0]}")
+    return run_verb(module.main, words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -205,6 +205,7 @@ CLIQUES = Table(
             _column("n_failed", INT, "attempts that failed or that the model's safety filter took"),
             _column("edge_distance", DOUBLE, "two generations are joined where their tiled l2 is below this"),
             _column("clique_size", INT, "nodes of the largest clique"),
+            _column("clique_exact", FLAG, "false: the search was cut short, there may be a larger one"),
             _column("clique_threshold", INT, "flagged from this size on"),
             _column("mean_distance", DOUBLE, "mean tiled l2 inside the clique; null under two nodes", nullable=True),
             _column("flagged", FLAG, "the black-box membership inference: memorised, says the clique"),

@@ -1,0 +1,1 @@
+"""Numbers only: numpy, torch, faiss, networkx. No Beam, no files, nothing of the lake."""

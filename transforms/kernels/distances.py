@@ -1,0 +1,162 @@
+"""The distances of the paper, and the alignment that has to come before them.
+
+Pictures are (H, W, 3); ``uint8`` arrays mean 0 to 255 and are scaled to [0, 1] here, floating ones are in [0, 1] already.
+Distances are dimensionless, in [0, 1].
+
+Source: Carlini et al. 2023, "Extracting Training Data from Diffusion Models": l2 and its scaling in section 4.2, tiles in
+section 4.2.2, the adaptive distance in section 5.1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+TILES = 4
+"""Tiles along each side: 16 in all, 128 × 128 pixels each for the paper's 512 × 512."""
+
+
+def _scaled(pictures: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1]; ValueError unless the last dimension holds three colours."""
+    if pictures.ndim < 3 or pictures.shape[-1] != 3:
+        raise ValueError(f"pictures have shape {pictures.shape}, expected (…, height, width, 3)")
+    return pictures.astype(np.float32) / np.float32(255) if pictures.dtype == np.uint8 else pictures.astype(np.float32)
+
+
+def l2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Root of the mean squared difference over height, width and colours.
+
+    Args:
+        a, b: (…, H, W, 3), broadcast against each other.
+
+    Returns:
+        (…) float64 in [0, 1].
+    """
+    difference = _scaled(a) - _scaled(b)
+    return np.sqrt(np.mean(np.square(difference, dtype=np.float64), axis=(-3, -2, -1)))
+
+
+def _tiled(pictures: np.ndarray) -> np.ndarray:
+    """(…, H, W, 3) → (…, 16, H/4, W/4, 3). ValueError unless both sides divide by four."""
+    *leading, height, width, colours = pictures.shape
+    if height % TILES or width % TILES:
+        raise ValueError(f"pictures of {height} × {width} pixels can't be cut into {TILES} × {TILES} equal tiles")
+    cut = pictures.reshape(*leading, TILES, height // TILES, TILES, width // TILES, colours)
+    cut = np.moveaxis(cut, -4, -3)
+    return cut.reshape(*leading, TILES * TILES, height // TILES, width // TILES, colours)
+
+
+def tiled_l2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The largest l2 among the 16 tiles in the same position (paper, section 4.2.2).
+
+    The maximum keeps two pictures apart that share nothing but a background.
+
+    Args:
+        a, b: (…, H, W, 3) with H and W divisible by four, broadcast against each other.
+
+    Returns:
+        (…) float64 in [0, 1].
+    """
+    return l2(_tiled(_scaled(a)), _tiled(_scaled(b))).max(axis=-1)
+
+
+def pairwise_tiled_l2(pictures: torch.Tensor) -> torch.Tensor:
+    """Tiled l2 between all pairs of one prompt's generations, on the device where they are.
+
+    Args:
+        pictures: (n, 3, H, W) in [0, 1], any floating type, H and W divisible by four.
+
+    Returns:
+        (n, n) float32, symmetric, zeros on the diagonal.
+    """
+    import torch
+
+    n, colours, height, width = pictures.shape
+    if height % TILES or width % TILES:
+        raise ValueError(f"pictures of {height} × {width} pixels can't be cut into {TILES} × {TILES} equal tiles")
+    tile_height, tile_width = height // TILES, width // TILES
+    tiles = pictures.float().reshape(n, colours, TILES, tile_height, TILES, tile_width)
+    tiles = tiles.permute(2, 4, 0, 1, 3, 5).reshape(TILES * TILES, n, -1)
+    # Differences, not the expansion over dot products: that one loses near-zero distances to cancellation.
+    distances = torch.cdist(tiles, tiles, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.amax(dim=0) / (colours * tile_height * tile_width) ** 0.5
+
+
+def adaptive_l2(distance: float, others: np.ndarray, alpha: float = 0.5) -> float:
+    """l2(x̂, x) / (alpha · mean of l2(x̂, y) over the nearest others y) (paper, section 5.1).
+
+    Below 1 means that x is nearer than a share ``alpha`` of what is usual around x̂: a plain sky is near to many skies,
+    and so to none in particular.
+
+    Args:
+        distance: l2 between the generation and the candidate.
+        others: (m,) l2 between the generation and its nearest other training images; the paper takes 50.
+        alpha: 0.5 in the paper.
+
+    Returns:
+        ≥ 0; NaN where there are no others; infinity where the others are all at distance 0 and the candidate is not.
+    """
+    if len(others) == 0:
+        return float("nan")
+    scale = alpha * float(np.mean(others, dtype=np.float64))
+    if scale == 0.0:
+        return 0.0 if distance == 0.0 else float("inf")
+    return float(distance) / scale
+
+
+def resize_shorter_side(picture: np.ndarray, side: int) -> np.ndarray:
+    """The picture with its shorter side at ``side`` pixels, its shape kept; (H, W, 3) uint8 → uint8.
+
+    Antialiased bilinear (Pillow): the common resize of text-to-image training code.
+    """
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    if min(height, width) == side:
+        return picture
+    scale = side / min(height, width)
+    size = (max(side, round(width * scale)), max(side, round(height * scale)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+
+
+def best_crop(generation: np.ndarray, picture: np.ndarray) -> tuple[int, np.ndarray]:
+    """Where a square generation lies in a training image that is not square.
+
+    The image is resized so that its shorter side is the generation's side; every square crop along the longer side is
+    tried at once: the squared distance is |x̂|² + |crop|² − 2 x̂·crop, whose last term is a correlation.
+
+    Args:
+        generation: (S, S, 3) uint8.
+        picture: (H, W, 3) uint8, any size.
+
+    Returns:
+        (offset in pixels of the nearest crop along the longer side, that crop: (S, S, 3) uint8).
+    """
+    side = generation.shape[0]
+    if generation.shape[:2] != (side, side):
+        raise ValueError(f"a generation has shape {generation.shape}, expected a square one")
+    resized = resize_shorter_side(picture, side)
+    along_height = resized.shape[0] > resized.shape[1]
+    # Laid so that the longer side is the last axis: (side · 3, length).
+    image = _lines(resized, along_height)
+    model = _lines(generation, along_height)
+    length = image.shape[1]
+    if length == side:
+        return 0, resized
+    spectrum = np.fft.rfft(image, 2 * length) * np.conj(np.fft.rfft(model, 2 * length))
+    correlation = np.fft.irfft(spectrum.sum(axis=0), 2 * length)[: length - side + 1]
+    energy = np.concatenate([[0.0], np.cumsum((image**2).sum(axis=0))])
+    offset = int(np.argmin(energy[side:] - energy[:-side] - 2 * correlation))
+    if along_height:
+        return offset, resized[offset : offset + side]
+    return offset, resized[:, offset : offset + side]
+
+
+def _lines(picture: np.ndarray, along_height: bool) -> np.ndarray:
+    """(H, W, 3) → (lines, length) float64 in [0, 1], the length along the chosen side."""
+    turned = picture if along_height else picture.transpose(1, 0, 2)
+    return turned.reshape(turned.shape[0], -1).T.astype(np.float64) / 255

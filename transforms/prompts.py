@@ -1,0 +1,151 @@
+"""The prompts of an audit: drawn from the groups, brought by the user, and the captions of the controls.
+
+Which groups are drawn is ``sql/tables/prompts.sql``'s matter; here the three kinds become rows of one table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from transforms.errors import UserError
+from transforms.identity import prompt_id
+from transforms.lake import Lake, Manifest, read_bytes, read_parquet
+
+CAPTION_COLUMNS = ("caption", "prompt", "text", "TEXT")
+"""Where a user's list may keep its prompts, the first that is there wins."""
+
+
+def read_prompt_list(path: str) -> list[str]:
+    """A user's own prompts, in their order, each once.
+
+    Args:
+        path: a text file (one prompt a line), JSONL or Parquet with one of ``CAPTION_COLUMNS``.
+
+    Raises:
+        UserError: if it can't be read, or holds no prompt.
+    """
+    try:
+        if path.endswith(".parquet"):
+            prompts = _caption_column(read_parquet(path), path)
+        elif path.endswith((".jsonl", ".json")):
+            lines = [json.loads(line) for line in read_bytes(path).decode().splitlines() if line.strip()]
+            prompts = _caption_column(pa.Table.from_pylist(lines), path)
+        else:
+            prompts = read_bytes(path).decode().splitlines()
+    except (OSError, ValueError, AttributeError, pa.ArrowException) as error:
+        raise UserError(
+            f"cannot read prompts from {path!r} ({error}); expected text with a prompt a line, JSONL, or Parquet"
+        ) from error
+    kept = list(dict.fromkeys(prompt.strip() for prompt in prompts if prompt and prompt.strip()))
+    if not kept:
+        raise UserError(f"{path!r} holds no prompt")
+    return kept
+
+
+def _caption_column(table: pa.Table, path: str) -> list[str]:
+    for name in CAPTION_COLUMNS:
+        if name in table.column_names:
+            return table[name].to_pylist()
+    raise UserError(f"{path!r} has columns {table.column_names}, expected one of {list(CAPTION_COLUMNS)}")
+
+
+def drawn_prompts(
+    lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int
+) -> list[dict[str, Any]]:
+    """Captions of the groups' representatives, by strata of group size: rows without the audit's columns."""
+    from transforms.sampling import draw_prompts
+
+    drawn = draw_prompts(
+        lake.read("duplicate_groups", deduplicate.snapshot_id),
+        _captions(lake, deduplicate),
+        max_prompts=max_prompts,
+        images_per_prompt=images_per_prompt,
+        seed=base_seed,
+    )
+    return [
+        {**row, "prompt_id": prompt_id(row["text"], "duplicates", row["sample_id"]), "origin": "duplicates",
+         "images_requested": images_per_prompt}
+        for row in drawn.to_pylist()
+    ]  # fmt: skip
+
+
+def listed_prompts(
+    lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]
+) -> list[dict[str, Any]]:
+    """The user's prompts. One that is a training caption stands for the largest group that has it.
+
+    Args:
+        lake: where the groups are.
+        deduplicate: their snapshot.
+        texts: the prompts.
+        images: how many generations to make of a prompt.
+    """
+    groups = {row["sample_id"]: row for row in lake.read("duplicate_groups", deduplicate.snapshot_id).to_pylist()}
+    largest: dict[str, dict[str, Any]] = {}
+    wanted = set(texts)
+    for sample in _captions(lake, deduplicate).to_pylist():
+        group = groups.get(sample["sample_id"])
+        caption = (sample["caption"] or "").strip()
+        if group is None or caption not in wanted:
+            continue
+        best = largest.get(caption)
+        if best is None or (group["size"], best["group_id"]) > (best["size"], group["group_id"]):
+            largest[caption] = group
+    return [
+        {
+            "prompt_id": prompt_id(text, "list", None),
+            "text": text,
+            "origin": "list",
+            "sample_id": largest[text]["representative"] if text in largest else None,
+            "group_id": largest[text]["group_id"] if text in largest else None,
+            "n_duplicates": largest[text]["size"] if text in largest else None,
+            "stratum": "list",
+            "stratum_order": -1,
+            "inclusion_probability": 1.0,
+            "images_requested": images(text),
+        }
+        for text in texts
+    ]
+
+
+def control_prompts(lake: Lake, embed: Manifest, images: Callable[[str], int]) -> list[dict[str, Any]]:
+    """The captions of the controls that were downloaded and embedded; none where there are no controls."""
+    embedded = _with_status(lake.read("embeddings", embed.snapshot_id, ["sample_id", "role", "status"]), "control")
+    samples = lake.read("samples", embed.upstream["ingest"], ["sample_id", "role", "caption", "status"])
+    rows = []
+    for sample in _with_status(samples, "control").to_pylist():
+        text = (sample["caption"] or "").strip()
+        rows.append((sample["sample_id"], text))
+    present = set(embedded["sample_id"].to_pylist())
+    return [
+        {
+            "prompt_id": prompt_id(text, "control", sample),
+            "text": text,
+            "origin": "control",
+            "sample_id": sample,
+            "group_id": None,
+            "n_duplicates": None,
+            "stratum": "control",
+            "stratum_order": -1,
+            "inclusion_probability": 1.0,
+            "images_requested": images(text),
+        }
+        for sample, text in sorted(rows)
+        if text and sample in present and images(text)
+    ]
+
+
+def _captions(lake: Lake, deduplicate: Manifest) -> pa.Table:
+    embed = lake.manifest("embed", deduplicate.upstream["embed"])
+    assert embed is not None, "a complete snapshot's upstream is complete"
+    return lake.read("samples", embed.upstream["ingest"], ["sample_id", "caption"])
+
+
+def _with_status(table: pa.Table, role: str) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return table.filter(pc.and_(pc.equal(table["role"], role), pc.equal(table["status"], "success")))
