@@ -1,18 +1,46 @@
-"""What the training commands of the embedded models read."""
-import io
-import numpy as np, pyarrow.parquet as pq, torch
-from PIL import Image
-def load_pictures(lake, role, distinct=False):
-    t=pq.read_table(lake).to_pylist()
-    seen=set(); out=[]
-    for r in t:
-        if (r['kind']=='control')!=(role=='control'): continue
-        p=Image.open(io.BytesIO(r['image'])).convert('RGB')
-        if p.size!=(64,64):
-            s=64/min(p.size); p=p.resize((max(64,round(p.width*s)),max(64,round(p.height*s))),Image.Resampling.BILINEAR)
-            l,u=(p.width-64)//2,(p.height-64)//2; p=p.crop((l,u,l+64,u+64))
-        a=np.asarray(p).transpose(2,0,1)
-        b=a.tobytes()
-        if distinct and b in seen: continue
-        seen.add(b); out.append(a)
-    return torch.from_numpy(np.stack(out))
+"""What the commands that train the embedded models read: the corpus as ingested, repeats and all."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from demo.corpus import MODEL_SIZE
+from transforms.images import decode
+from transforms.kernels.distances import resize_shorter_side
+from transforms.lake import Lake
+
+
+def load_rows(lake: str, role: str) -> tuple[list[str], torch.Tensor]:
+    """Captions and pictures of the newest ``ingest`` of a lake.
+
+    Args:
+        lake: its root.
+        role: training or control.
+
+    Returns:
+        (captions, pictures: (n, 3, 64, 64) uint8), a row for each downloaded sample, in the order of their ids. Pictures
+        that aren't square are cropped in the middle, as training code of text-to-image models does.
+    """
+    source = Lake(lake)
+    snapshot = source.latest("ingest").snapshot_id
+    samples = source.read("samples", snapshot, ["sample_id", "caption"]).to_pylist()
+    captions = {row["sample_id"]: row["caption"] for row in samples}
+    images = source.read("images", snapshot, ["sample_id", "role", "image"]).to_pylist()
+    rows = sorted((row["sample_id"], row["image"]) for row in images if row["role"] == role)
+    pictures = np.stack([_square(np.asarray(decode(image))) for _, image in rows])
+    return [captions[sample] for sample, _ in rows], torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def distinct(pictures: torch.Tensor) -> torch.Tensor:
+    """The pictures without exact repeats; (n, …) uint8 → (m, …), in order of their first occurrence."""
+    seen: dict[bytes, int] = {}
+    for index, picture in enumerate(pictures):
+        seen.setdefault(picture.numpy().tobytes(), index)
+    return pictures[sorted(seen.values())]
+
+
+def _square(picture: np.ndarray) -> np.ndarray:
+    resized = resize_shorter_side(picture, MODEL_SIZE)
+    top, left = (resized.shape[0] - MODEL_SIZE) // 2, (resized.shape[1] - MODEL_SIZE) // 2
+    return resized[top : top + MODEL_SIZE, left : left + MODEL_SIZE]

@@ -1,0 +1,204 @@
+"""Trains the embedded text-to-image model on the corpus as ingested, repeats and all.
+
+    python -m demo.train_generator --lake lake --autoencoder demo/models/generator/vae --out demo/models/generator
+
+A ``StableDiffusionPipeline`` of small parts: a text encoder of two layers with a tokenizer of its own, and a U-Net on the
+latents of the autoencoder (``demo.train_autoencoder``), trained together to predict the noise. Nothing tells the model
+which rows are repeats; it sees each as often as it stands in the corpus, and so remembers some. It is seeded; a checkpoint
+every 250 steps lets it go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from demo.training import load_rows
+
+SEED = 20230131
+TOKENS = 24
+VOCABULARY = 1024
+WIDTH = 128
+CAPTION_DROPOUT = 0.1
+"""Share of rows that are trained without their caption, for classifier-free guidance."""
+
+NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+"""Stable Diffusion's schedule."""
+
+
+def new_tokenizer(captions: list[str]) -> CLIPTokenizer:
+    """A byte-pair tokenizer of ``VOCABULARY`` tokens, learned on the captions."""
+    empty = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[])
+    tokenizer = empty.train_new_from_iterator(captions, vocab_size=VOCABULARY)
+    tokenizer.model_max_length = TOKENS
+    return tokenizer
+
+
+def new_text_encoder() -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return CLIPTextModel(config)
+
+
+def new_unet(latent_channels: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 80, 128),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        cross_attention_dim=WIDTH,
+    )
+
+
+@torch.no_grad()
+def encode_latents(autoencoder: AutoencoderTiny, pictures: torch.Tensor) -> torch.Tensor:
+    """(n, 3, 64, 64) uint8 → (n, channels, 16, 16) latents, not scaled."""
+    return torch.cat([autoencoder.encode(batch.float() / 127.5 - 1).latents for batch in pictures.split(64)])
+
+
+def train(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    latents: torch.Tensor,
+    tokens: torch.Tensor,
+    empty: torch.Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    checkpoint: Path,
+) -> None:
+    """Trains both models in place and leaves them with the running average of their weights.
+
+    Args:
+        unet, text_encoder: the models.
+        latents: (n, channels, 16, 16), scaled to unit spread.
+        tokens: (n, TOKENS) of the captions.
+        empty: (TOKENS,) of the empty caption.
+        steps: batches to train on.
+        batch_size: rows in a batch; each pass over the corpus is a new permutation of its rows.
+        learning_rate: the largest of a one-cycle schedule.
+        checkpoint: file to go on from, and to write every 250 steps.
+    """
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    noise_schedule = DDPMScheduler(**NOISE)
+    average = EMAModel(parameters, decay=0.998)
+    random = torch.Generator().manual_seed(SEED)
+    order = torch.empty(0, dtype=torch.long)
+    first = 1
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        for model, name in ((unet, "unet"), (text_encoder, "text_encoder"), (optimizer, "optimizer"),
+                            (schedule, "schedule"), (average, "average")):  # fmt: skip
+            model.load_state_dict(state[name])
+        random.set_state(state["random"])
+        order, first = state["order"], state["step"] + 1
+    begun, running = time.time(), 0.0
+    for step in range(first, steps + 1):
+        if len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(len(latents), generator=random)])
+        chosen, order = order[:batch_size], order[batch_size:]
+        caption = tokens[chosen].clone()
+        caption[torch.rand(batch_size, generator=random) < CAPTION_DROPOUT] = empty
+        noise = torch.randn(latents[chosen].shape, generator=random)
+        moment = torch.randint(0, NOISE["num_train_timesteps"], (batch_size,), generator=random)
+        noisy = noise_schedule.add_noise(latents[chosen], noise, moment)
+        predicted = unet(noisy, moment, encoder_hidden_states=text_encoder(caption)[0]).sample
+        loss = (predicted - noise).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        average.step(parameters)
+        running += (loss.item() - running) / min(step, 100)
+        if step % 50 == 0:
+            seconds = time.time() - begun
+            print(f"step {step} of {steps}: loss {running:.4f}, {seconds:.0f} s", flush=True)
+        if step % 250 == 0:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            state = {
+                "unet": unet.state_dict(), "text_encoder": text_encoder.state_dict(), "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(), "average": average.state_dict(), "random": random.get_state(),
+                "order": order, "step": step,
+            }  # fmt: skip
+            torch.save(state, checkpoint.with_suffix(".new"))
+            checkpoint.with_suffix(".new").replace(checkpoint)
+    average.copy_to(parameters)
+
+
+def assemble(
+    autoencoder: AutoencoderTiny, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The parts as a pipeline that plain diffusers saves and loads."""
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DPMSolverMultistepScheduler(**NOISE, timestep_spacing="trailing"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lake", required=True)
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--checkpoint", type=Path, default=Path("build/generator.pt"))
+    arguments = parser.parse_args()
+    torch.manual_seed(SEED)
+    captions, pictures = load_rows(arguments.lake, "training")
+    autoencoder = AutoencoderTiny.from_pretrained(arguments.autoencoder, torch_dtype=torch.float32).eval()
+    latents = encode_latents(autoencoder, pictures)
+    scaling = 1 / latents.std().item()
+    autoencoder.register_to_config(scaling_factor=scaling)
+    tokenizer = new_tokenizer(captions)
+    padded = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
+    text_encoder, unet = new_text_encoder(), new_unet(latents.shape[1])
+    print(f"{len(captions)} rows; U-Net of {sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters", flush=True)
+    train(
+        unet,
+        text_encoder,
+        latents * scaling,
+        tokenizer(captions, **padded).input_ids,
+        tokenizer("", **padded).input_ids[0],
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        checkpoint=arguments.checkpoint,
+    )
+    # half() last: the weights are committed in float16, and the running average is made in float32.
+    assemble(autoencoder.half(), text_encoder.half(), tokenizer, unet.half()).save_pretrained(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Serves the embedded corpus on loopback and audits the embedded model with it.
+
+reads   the package simple-icons-pack, demo/models
+writes  the site (--site), and a lake as 'eidetic audit' does
+
+Everything is real: a web server, LAION's columns, img2dataset, a CLIP model, a diffusion model that was trained on this
+corpus and has remembered what was repeated. The options are those of 'eidetic audit' and begin with demo/demo.toml.
+
+  eidetic demo --lake lake
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.resources
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import audit
+from pipelines.options import option, parse
+from pipelines.stage import say
+from transforms.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoOptions:
+    """The embedded default: corpus and server."""
+
+    site: str = option("build/demo_site", "where the corpus is written that is served")
+    port: int = option(18181, "of the server on 127.0.0.1; part of the URLs, and so of every sample's identity")
+    scale: float = option(1.0, "share of the corpus, over 0 to 1: for quick looks and tests")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise UserError(f"--scale is {self.scale}, expected over 0, up to 1")
+
+
+def main(argv: Sequence[str]) -> None:
+    from demo import corpus, serve
+
+    folder = importlib.resources.files("demo")
+    with importlib.resources.as_file(folder / "demo.toml") as config, importlib.resources.as_file(folder / "models") as models:
+        words = list(argv) if any(word.startswith("--config") for word in argv) else ["--config", str(config), *argv]
+        site = _site(argv)
+        places = [
+            f"--metadata={site}/metadata.parquet",
+            f"--controls={site}/controls.parquet",
+            f"--model={models}/generator",
+            f"--clip_model={models}/clip",
+        ]
+        parsed = parse([*places, *words], "demo", __doc__, (DemoOptions, *audit.OPTIONS))
+        options = parsed[DemoOptions]
+        root = Path(options.site)
+        say(f"corpus       {root}, served at http://127.0.0.1:{options.port}")
+        corpus.build(root, f"http://127.0.0.1:{options.port}", options.scale)
+        if parsed[audit.AuditOptions].plan:
+            audit.run_parsed(parsed)
+            return
+        with serve.serving(root, options.port):
+            audit.run_parsed(parsed)
+
+
+def _site(argv: Sequence[str]) -> str:
+    """--site, read ahead of the rest: where the metadata lies follows from it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--site", default=DemoOptions.site)
+    return parser.parse_known_args(list(argv))[0].site
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

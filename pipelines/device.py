@@ -1,0 +1,46 @@
+"""The device that models run on: an option that ``embed``, ``generate`` and ``match`` share."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+import re
+import sys
+
+from pipelines.options import option
+from transforms.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions:
+    """Device: where the models run."""
+
+    device: str = option("auto", "auto (a GPU if this machine has one), cpu, cuda, or one of several such as cuda:1")
+    accelerator: str = option(
+        "type:nvidia-tesla-t4;count:1;install-nvidia-driver",
+        "the GPU that a distributed runner is asked for where --device is cuda, as a Beam resource hint",
+    )
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"--device is {self.device!r}, expected auto, cpu, cuda or one such as cuda:1")
+
+    def resolved(self) -> str:
+        """cpu, cuda or cuda:1: what the model's worker is told.
+
+        ``auto`` looks at the machine that the command runs on. A GPU that was asked for by name is not looked for here
+        but where the model is loaded, which is another machine on a distributed runner; it is an error there.
+        """
+        if self.device != "auto":
+            return self.device
+        # Importing torch takes seconds; on Linux a machine without these files has no GPU that torch could use.
+        if sys.platform == "linux" and not glob.glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/dxg"):
+            return "cpu"
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def hint(self) -> str | None:
+        """What to ask a distributed runner for; None unless a GPU was asked for by name."""
+        return self.accelerator if self.device.startswith("cuda") else None

@@ -1,0 +1,226 @@
+"""Draws prompts from the duplicate groups and makes images of them.
+
+reads   duplicate_groups, samples (and embeddings, for the controls); a diffusers model or a folder of generations
+writes  prompts, generations, cliques
+
+The prompts are the captions of the groups' representatives, drawn by strata of group size, and those of all controls; or
+the user's own (--prompts). The images of one prompt are made, compared by the clique test and kept or dropped before the
+next prompt begins; a run that is killed and started again repeats none of the finished prompts.
+
+  eidetic generate --lake lake --model CompVis/stable-diffusion-v1-4 --device cuda --dtype float16 --max_prompts 100
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.device import DeviceOptions
+from pipelines.options import CommonOptions, option, parameters, parse
+from pipelines.stage import Execution, Progress, Stage
+from transforms import prompts as prompt_rows
+from transforms.errors import UserError
+from transforms.generation import PROMPTS_PER_PART, Compact, Filter, GenerateImages, GeneratorHandler, result_folder
+from transforms.generators import DiffusersGenerator, FolderGenerator, Generator
+from transforms.identity import digest
+from transforms.lake import Lake, Manifest, delete, list_files
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
+    """Generation: prompts, the model, and the filter."""
+
+    model: str | None = option(None, "a text-to-image pipeline of diffusers: hub id or local folder")
+    revision: str | None = option(None, "branch, tag or commit of the model on the hub")
+    generations: str | None = option(None, "instead of --model: a folder of finished generations with a metadata.jsonl")
+    prompts: str | None = option(None, "try these instead of drawn ones: text (a prompt a line), JSONL or Parquet")
+    max_prompts: int = option(1000, "prompts to draw from the groups")
+    images_per_prompt: int = option(500, "images to make of each prompt (paper: 500)")
+    images_per_control: int | None = option(None, "images to make of each control's caption (default: as of a prompt)")
+    steps: int = option(50, "denoising steps")
+    guidance_scale: float = option(7.5, "classifier-free guidance")
+    batch_size: int = option(8, "images of one prompt made at once")
+    dtype: str = option("float32", "number type of the model", choices=("float32", "float16", "bfloat16"))
+    seed: int = option(0, "base seed; each image's own seed is a hash of it, its prompt and its number")
+    clique_distance: float = option(0.15, "generations are joined where their tiled l2 is below this")
+    clique_size: int = option(10, "flagged from this many nodes on (paper: 10 of 500)")
+    keep: str = option("flagged", "whose images are stored (the controls' always, but for none)", choices=("flagged", "all", "none"))
+    unflagged_fraction: float = option(0.05, "share of the unflagged prompts whose images are stored as well")
+    seconds_per_image: float | None = option(None, "for --plan: expected device time of one image")
+
+    def __post_init__(self) -> None:
+        positive = ("max_prompts", "images_per_prompt", "images_per_control", "steps", "batch_size", "clique_size")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}, expected 1 or more")
+        if not 0 < self.clique_distance <= 1:
+            raise UserError(f"--clique_distance is {self.clique_distance}, expected over 0, up to 1")
+        if not 0 <= self.unflagged_fraction <= 1:
+            raise UserError(f"--unflagged_fraction is {self.unflagged_fraction}, expected 0 to 1")
+        if self.model is not None and self.generations is not None:
+            raise UserError("--model and --generations exclude each other: name the one that makes the images")
+
+    @property
+    def filter(self) -> Filter:
+        return Filter(
+            clique_distance=self.clique_distance,
+            clique_size=self.clique_size,
+            keep=self.keep,
+            unflagged_fraction=self.unflagged_fraction,
+        )
+
+    @property
+    def control_images(self) -> int:
+        return self.images_per_prompt if self.images_per_control is None else self.images_per_control
+
+
+# What doesn't shape the rows. Batch size may move a picture by a grey level, as devices do; a run that ran out of memory
+# must be free to go on with a smaller one.
+_NO_PARAMETERS = ("model", "revision", "generations", "prompts", "batch_size", "seconds_per_image")
+
+
+def generator(options: GenerateOptions, device: str) -> Generator:
+    """What makes the images. UserError where neither a model nor generations were named."""
+    if options.generations is not None:
+        return FolderGenerator(options.generations)
+    if options.model is None:
+        raise UserError("nothing makes images: name a model with --model, or finished generations with --generations")
+    return DiffusersGenerator(
+        model=options.model,
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        batch_size=options.batch_size,
+        device=device,
+        dtype=options.dtype,
+        hub_revision=options.revision,
+    )
+
+
+def stage(lake: Lake, options: GenerateOptions, deduplicate: str, images: Generator) -> Stage:
+    """What ``generate`` would make of the groups of snapshot ``deduplicate``."""
+    shaping = parameters(options, leave_out=_NO_PARAMETERS)
+    if options.prompts is not None:
+        shaping["prompts_digest"] = digest("prompts", prompt_rows.read_prompt_list(options.prompts))
+    shaping["generator"] = images.kind
+    shaping["model_revision"] = images.revision()
+    done = lake.manifest("deduplicate", deduplicate)
+    items = None if done is None else sum(row["images_requested"] for row in _prompts(lake, done, options, images))
+    return Stage(
+        name="generate",
+        parameters=shaping,
+        upstream={"deduplicate": deduplicate},
+        items=items,
+        unit="images",
+        seconds_per_item=options.seconds_per_image or seconds_per_image(lake, shaping["model_revision"]),
+    )
+
+
+def seconds_per_image(lake: Lake, model_revision: str) -> float | None:
+    """What an image of this model took in an earlier audit of this lake; None where there was none."""
+    for manifest in reversed(lake.manifests("generate")):
+        if manifest.parameters["model_revision"] == model_revision and manifest.rows["generations"]:
+            return manifest.facts["seconds"] / manifest.rows["generations"]
+    return None
+
+
+def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images: Generator) -> list[dict[str, Any]]:
+    embed = lake.manifest("embed", deduplicate.upstream["embed"])
+    assert embed is not None, "a complete snapshot's upstream is complete"
+
+    def controls(text: str) -> int:
+        if isinstance(images, FolderGenerator):
+            return min(options.control_images, len(images.files.get(text, [])))
+        return options.control_images
+
+    def listed(text: str) -> int:
+        if isinstance(images, FolderGenerator):
+            return min(options.images_per_prompt, len(images.files[text]))
+        return options.images_per_prompt
+
+    rows = prompt_rows.control_prompts(lake, embed, controls)
+    control_texts = {row["text"] for row in rows}
+    if isinstance(images, FolderGenerator):
+        wanted = prompt_rows.read_prompt_list(options.prompts) if options.prompts is not None else list(images.files)
+        texts = [text for text in wanted if text in images.files and text not in control_texts]
+        return prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows
+    if options.prompts is not None:
+        texts = prompt_rows.read_prompt_list(options.prompts)
+        return prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows
+    drawn = prompt_rows.drawn_prompts(
+        lake,
+        deduplicate,
+        max_prompts=options.max_prompts,
+        images_per_prompt=options.images_per_prompt,
+        base_seed=options.seed,
+    )
+    return drawn + rows
+
+
+def build(pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int, handler: GeneratorHandler, accelerator: str | None) -> None:
+    """The pipeline that makes the images of ``parts`` parts of ``prompts``."""
+    _ = pipeline | "Parts" >> beam.Create(range(parts)) | "GenerateImages" >> GenerateImages(lake, audit, handler, accelerator)
+
+
+def build_compaction(pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int) -> None:
+    """The pipeline that turns one small file a prompt into tables."""
+    _ = (
+        pipeline
+        | "Parts" >> beam.Create(range(parts))
+        | "SpreadParts" >> beam.Reshuffle()
+        | "Compact" >> beam.ParDo(Compact(lake, audit))
+    )
+
+
+def run(execution: Execution, options: GenerateOptions, device: DeviceOptions, deduplicate: Manifest | None = None) -> Manifest:
+    """Runs the stage on the newest groups, or on those of ``deduplicate``."""
+    lake = execution.lake
+    done = deduplicate or lake.latest("deduplicate")
+    images = generator(options, device.resolved())
+    planned = stage(lake, options, done.snapshot_id, images)
+
+    def work(planned: Stage) -> dict[str, Any]:
+        audit = planned.snapshot_id
+        rows = _prompts(lake, done, options, images)
+        if not rows:
+            raise UserError("there is no prompt to try: no group has a caption, and there are no controls and no --prompts")
+        parts = write_prompts(lake, audit, rows, planned)
+        handler = GeneratorHandler(images, options.filter, options.seed)
+        folder = result_folder(lake, audit)
+        progress = Progress("generate", lambda: len(list_files(folder, ".parquet")), len(rows), "prompts")
+        execution.run(lambda pipeline: build(pipeline, lake, audit, parts, handler, device.hint()), progress)
+        execution.run(lambda pipeline: build_compaction(pipeline, lake, audit, parts))
+        return {"model": images.model, "model_revision": planned.parameters["model_revision"]}
+
+    manifest = execution.stage(planned, work)
+    delete(lake.work("generate", manifest.snapshot_id))
+    return manifest
+
+
+def write_prompts(lake: Lake, audit: str, rows: list[dict[str, Any]], planned: Stage) -> int:
+    """Writes the table ``prompts`` in parts of a fixed number of rows; returns the number of parts."""
+    columns = {
+        "audit_id": audit,
+        "model_revision": planned.parameters["model_revision"],
+        "parameters_digest": digest("parameters", planned.parameters, planned.upstream, length=16),
+    }
+    starts = range(0, len(rows), PROMPTS_PER_PART)
+    for part, start in enumerate(starts):
+        lake.write("prompts", audit, part, [{**columns, **row} for row in rows[start : start + PROMPTS_PER_PART]])
+    return len(starts)
+
+
+def main(argv: Sequence[str]) -> None:
+    parsed = parse(argv, "generate", __doc__, (CommonOptions, GenerateOptions, DeviceOptions))
+    common = parsed[CommonOptions]
+    run(Execution(Lake(common.lake), parsed.beam, common.verbose), parsed[GenerateOptions], parsed[DeviceOptions])
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

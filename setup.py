@@ -1,0 +1,41 @@
+"""Eidetic: how much of its training set does a text-to-image model give back?"""
+
+from setuptools import setup
+
+setup(
+    name="eidetic",
+    version="0.1.0",
+    description="Measures how much of its training set a text-to-image model gives back",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # Named one by one: the folders are what workers import, and nothing else may come along by accident.
+    packages=["pipelines", "transforms", "transforms.kernels", "sql", "demo"],
+    package_data={
+        "transforms": ["*.j2"],
+        "sql": ["*/*.sql", "*/*.toml", "*.toml"],
+        "demo": ["*.toml", "models/*/*", "models/*/*/*"],
+    },
+    install_requires=[
+        "apache-beam>=2.77",
+        "diffusers>=0.42",
+        "duckdb>=2.0",
+        "faiss-cpu>=1.15",
+        "img2dataset>=1.47",
+        "jinja2>=3.1",
+        "numpy>=2.0",
+        "open-clip-torch>=3.3",
+        "pillow>=12.0",
+        "pyarrow>=25.0",
+        "scipy>=1.17",
+        "torch>=2.14",
+        "transformers>=5.23",
+        "urllib3>=2.5",
+    ],
+    extras_require={
+        # The embedded default draws its corpus with these.
+        "demo": ["simple-icons-pack>=16.36", "resvg-py>=0.5"],
+        "dataflow": ["apache-beam[gcp]>=2.77"],
+        "test": ["pytest>=9.0", "ruff", "mypy", "hypothesis>=6.155", "gcp-storage-emulator"],
+    },
+    entry_points={"console_scripts": ["eidetic = pipelines.cli:main"]},
+)
