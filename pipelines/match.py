@@ -29,7 +29,7 @@ from pipelines.options import CommonOptions, option, parameters, parse
 from pipelines.stage import Execution, Progress, Stage, machine, versions
 from transforms.errors import UserError
 from transforms.identity import digest
-from transforms.lake import Lake, Manifest, count_rows, delete, write_parquet
+from transforms.lake import Lake, Manifest, count_rows, delete, part_number, write_parquet
 
 DISTANCES = ("l2", "tiled_l2", "adaptive_l2")
 
@@ -121,8 +121,6 @@ class Job:
 
     def match(self, execution: Execution, device: DeviceOptions) -> None:
         """Writes ``matches``."""
-        from transforms.generation import part_number
-
         parts = self.lake.parts("generations", self.snapshots.generate)
         numbers = {part_number(path): path for path in parts}
         rows = {number: count_rows(path) for number, path in numbers.items()}
@@ -225,7 +223,6 @@ def build(pipeline: beam.Pipeline, job: Job, numbers: list[int], device: DeviceO
 
 def build_counts(pipeline: beam.Pipeline, job: Job, targets: str) -> None:
     """The pipeline that writes ``eidetic_counts``."""
-    from transforms.generation import part_number
     from transforms.matching import CountMemories
 
     numbers = [part_number(path) for path in job.lake.parts("images", job.snapshots.ingest)]

@@ -64,7 +64,7 @@ class ClipModel:
     def identity(self) -> tuple[str, str]:
         """(model, pretrained) as the lake's rows have them: names for the hub's, digests of content for local ones.
 
-        A folder or file that was moved is the same model. UserError where one is not there or not in open_clip's format.
+        A folder or file that was moved is the same model. UserError where it's not there or not in open_clip's format.
         """
         if self.folder is not None:
             _check_folder(self.folder)
@@ -76,7 +76,7 @@ class ClipModel:
             with open(self.pretrained, "rb") as file:
                 return self.name, f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:40]}"
         if os.sep in self.pretrained or self.pretrained.endswith(WEIGHTS):
-            raise UserError(f"there is no file {self.pretrained!r}; name the weights with --clip_pretrained, by tag or file")
+            raise UserError(f"there is no file {self.pretrained!r}; mend --clip_pretrained: a tag, or a file with weights")
         return self.name, self.pretrained
 
     def load(self) -> OpenClipEncoder:
@@ -112,7 +112,7 @@ class OpenClipEncoder:
 
         if clip.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(
-                f"--device {clip.device} was asked for and there is no GPU here; name --device cpu, or use another machine"
+                f"--device {clip.device} was asked for and there is no GPU here; say --device cpu, or use another machine"
             )
         self.clip = clip
         self._model, self._preprocess = _load(clip)
@@ -160,17 +160,17 @@ def _load(clip: ClipModel) -> tuple[Any, Any]:
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(f"--clip_model {clip.name!r} is neither a folder nor one of open_clip's models{hint}")
         if not clip.pretrained:
-            raise UserError(f"--clip_model {clip.name!r} needs weights: name them with --clip_pretrained, by tag or file")
+            raise UserError(f"--clip_model {clip.name!r} needs weights: --clip_pretrained names them, by tag or file")
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
             name, clip.pretrained if clip.folder is None else None, device=clip.device
         )
-    # open_clip and the hub below it raise nearly anything: no network, a tag that isn't there, weights of another shape.
+    # open_clip and the hub below it raise nearly anything: no network, no such tag, weights of another shape.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"open_clip cannot load {clip.name!r} with weights {clip.pretrained!r} ({reason}); without a network, name a "
-            "local folder with --clip_model or a local file with --clip_pretrained"
+            f"open_clip cannot load {clip.name!r} with weights {clip.pretrained!r} ({reason}); without a network, "
+            "name a local folder with --clip_model or a local file with --clip_pretrained"
         ) from error
     return model.eval(), preprocess
 
@@ -293,8 +293,9 @@ class WriteEmbeddings(beam.DoFn):
         self.lake, self.embed_snapshot = lake, embed_snapshot
 
     def process(self, result: PredictionResult) -> Iterator[int]:
-        self.lake.write("embeddings", self.embed_snapshot, result.example, result.inference)
-        yield result.example
+        number: int = result.example  # type: ignore[assignment]  # Beam's type says nothing
+        self.lake.write("embeddings", self.embed_snapshot, number, result.inference)
+        yield number
 
 
 @dataclasses.dataclass

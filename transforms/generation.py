@@ -28,6 +28,7 @@ from transforms.lake import (
     as_table,
     list_files,
     open_parquet,
+    part_number,
     read_rows,
     write_parquet,
 )
@@ -258,8 +259,30 @@ class WriteResult(beam.DoFn):
 
 
 @dataclasses.dataclass
+class _MakeAndWrite(beam.PTransform):
+    """Model and writer in one, so that a hint holds for both: else the pictures would cross between two workers."""
+
+    lake: Lake
+    audit: str
+    handler: GeneratorHandler
+
+    def expand(self, prompts: beam.PCollection) -> beam.PCollection:
+        return (
+            prompts
+            | "Generate" >> RunInference(self.handler)
+            | "WriteResult" >> beam.ParDo(WriteResult(self.lake, self.audit))
+        )
+
+
+@dataclasses.dataclass
 class GenerateImages(beam.PTransform):
-    """Parts of ``prompts`` (numbers) → ids of the prompts that were tried now. Prompts with a result are left alone."""
+    """Parts of ``prompts`` (numbers) → ids of the prompts that were tried now. Prompts with a result are left alone.
+
+    Attributes:
+        lake, audit: where prompts and results are.
+        handler: the model.
+        accelerator: a Beam resource hint for the steps with the model, or None.
+    """
 
     lake: Lake
     audit: str
@@ -267,15 +290,14 @@ class GenerateImages(beam.PTransform):
     accelerator: str | None = None
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
-        inference = RunInference(self.handler)
+        make: beam.PTransform = _MakeAndWrite(self.lake, self.audit, self.handler)
         if self.accelerator:
-            inference = inference.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
+            make = make.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
         return (
             parts
             | "ReadPrompts" >> beam.ParDo(ReadPrompts(self.lake, self.audit))
             | "SpreadPrompts" >> beam.Reshuffle()
-            | "Generate" >> inference
-            | "WriteResult" >> beam.ParDo(WriteResult(self.lake, self.audit))
+            | "MakeAndWrite" >> make
         )
 
 
@@ -310,8 +332,3 @@ class Compact(beam.DoFn):
     def _flush(self, pending: list[pa.Table], number: int) -> None:
         if pending:
             self.lake.write("generations", self.audit, number, pa.concat_tables(pending))
-
-
-def part_number(path: str) -> int:
-    """12 for …/part-00012.parquet."""
-    return int(path.rsplit("-", 1)[1].removesuffix(".parquet"))

@@ -196,10 +196,11 @@ def as_table(table: str, rows: Iterable[dict[str, Any]] | pa.Table) -> pa.Table:
                     f"a row of {table!r} has columns {sorted(row)}, expected {sorted(schema.names)}"
                 )
         rows = pa.Table.from_pylist(rows, schema=schema)
-    rows = rows.select(schema.names).cast(schema)
+    rows = rows.select(schema.names)
     for field in schema:
         if not field.nullable and rows[field.name].null_count:
             raise ValueError(f"{table}.{field.name} may not be null, and {rows[field.name].null_count} rows are")
+    rows = rows.cast(schema)
     return rows
 
 
@@ -277,3 +278,8 @@ def read_rows(path: str, columns: list[str] | None = None) -> Iterator[dict[str,
 def count_rows(path: str) -> int:
     with open_parquet(path) as file:
         return file.metadata.num_rows
+
+
+def part_number(path: str) -> int:
+    """12 for …/part-00012.parquet."""
+    return int(path.rsplit("-", 1)[1].removesuffix(".parquet"))

@@ -14,12 +14,11 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from transforms.embedding import OpenClipEncoder
-from transforms.generation import part_number
+from transforms.embedding import ClipModel, OpenClipEncoder
 from transforms.images import ImageStore, decode
 from transforms.kernels.distances import adaptive_l2, best_crop, l2, resize_shorter_side, tiled_l2
 from transforms.kernels.neighbours import Nearest
-from transforms.lake import Lake, read_parquet, read_rows
+from transforms.lake import Lake, part_number, read_parquet, read_rows
 
 MAX_MEMBERS = 256
 """So many members of one group are compared at most, the nearest by CLIP: a group can hold 100,000 flags."""
@@ -223,19 +222,20 @@ class MatchPart(beam.DoFn):
         lake: Lake,
         snapshots: Snapshots,
         snapshot: str,
-        encoder: OpenClipEncoder,
+        clip: ClipModel,
         measure: Measure,
         parameters_digest: str,
     ):
         self.lake, self.snapshots, self.snapshot = lake, snapshots, snapshot
-        self.encoder, self.measure, self.parameters_digest = encoder, measure, parameters_digest
+        self.clip, self.measure, self.parameters_digest = clip, measure, parameters_digest
+        self._encoder: OpenClipEncoder | None = None
         self._matcher: Matcher | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_matcher": None}
+        return {**self.__dict__, "_encoder": None, "_matcher": None}
 
     def setup(self) -> None:
-        self.encoder.load()
+        self._encoder = self.clip.load()
         populations = {role: read_population(self.lake, self.snapshots, role) for role in ("training", "control")}
         store = ImageStore(self.lake, self.snapshots.ingest, self.snapshots.embed)
         self._matcher = Matcher(populations, store, self.measure)
@@ -243,13 +243,13 @@ class MatchPart(beam.DoFn):
         self._prompts = {prompt["prompt_id"]: prompt for prompt in prompts}
 
     def process(self, number: int) -> Iterator[int]:
-        assert self._matcher is not None, "setup ran"
+        assert self._matcher is not None and self._encoder is not None, "setup ran"
         if number not in {part_number(path) for path in self.lake.parts("matches", self.snapshot)}:
             path = self.lake.part("generations", self.snapshots.generate, number)
             rows = []
             for batch in _prompt_by_prompt(path):
                 pictures = [decode(generation["image"]) for generation in batch]
-                vectors = self.encoder.encode(pictures)
+                vectors = self._encoder.encode(pictures)
                 for generation, picture, vector in zip(batch, pictures, vectors, strict=True):
                     prompt = self._prompts[generation["prompt_id"]]
                     identity = {

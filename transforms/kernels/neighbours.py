@@ -54,7 +54,7 @@ def pairs_above(
         for first in range(0, len(queries), tile_rows):
             block = np.ascontiguousarray(queries[first : first + tile_rows])
             limits, _, columns = index.range_search(block, threshold - CANDIDATE_MARGIN)
-            i = first + np.repeat(np.arange(len(block)), np.diff(limits.astype(np.int64)))
+            i = first + np.repeat(np.arange(len(block)), (limits[1:] - limits[:-1]).astype(np.int64))
             j = start + columns
             if same_block:
                 i, j = i[i < j], j[i < j]
@@ -173,6 +173,8 @@ class Nearest:
             (m, k) int64 rows of the set, and (m, k) float64 cosines.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if not np.isfinite(queries).all():
+            raise ValueError("a query is not finite: it has no nearest neighbour")
         n, m = len(self.vectors), len(queries)
         k = min(k, n)
         if k == 0 or m == 0:

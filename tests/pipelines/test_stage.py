@@ -1,0 +1,62 @@
+"""A stage runs once, shows progress from what is durable, and passes a user's mistake on from inside a runner."""
+
+import apache_beam as beam
+import pytest
+
+from pipelines.stage import Execution, Progress, Stage, raise_user_error
+from transforms.errors import UserError
+from transforms.lake import Lake
+
+
+class Refuse(beam.DoFn):
+    def process(self, element):
+        raise UserError(f"got {element}, expected less; mend it")
+
+
+def execution(tmp_path, *words):
+    return Execution(Lake(str(tmp_path / "lake")), list(words))
+
+
+def test_a_complete_stage_is_skipped(tmp_path):
+    runs = []
+    stage = Stage("deduplicate", {"a": 1}, {"embed": "e"}, 1, "pairs")
+    first = execution(tmp_path).stage(stage, lambda planned: runs.append(planned.snapshot_id))
+    again = execution(tmp_path).stage(stage, lambda planned: runs.append(planned.snapshot_id))
+    assert runs == [stage.snapshot_id]
+    assert first == again
+    other = Stage("deduplicate", {"a": 2}, {"embed": "e"}, 1, "pairs")
+    execution(tmp_path).stage(other, lambda planned: runs.append(planned.snapshot_id))
+    assert len(runs) == 2
+
+
+def test_a_stage_that_fails_is_not_complete(tmp_path):
+    def work(planned):
+        raise RuntimeError("halfway")
+
+    stage = Stage("deduplicate", {}, {}, 1, "pairs")
+    with pytest.raises(RuntimeError, match="halfway"):
+        execution(tmp_path).stage(stage, work)
+    assert Lake(str(tmp_path / "lake")).manifest("deduplicate", stage.snapshot_id) is None
+
+
+def test_a_users_mistake_comes_out_of_the_runner_as_one_line(tmp_path):
+    with pytest.raises(UserError) as caught:
+        execution(tmp_path).run(lambda pipeline: pipeline | beam.Create([7]) | "Refuse" >> beam.ParDo(Refuse()))
+    assert str(caught.value) == "got 7, expected less; mend it"
+
+
+def test_a_mistake_inside_a_remote_traceback():
+    text = (
+        "Traceback (most recent call last):\n  File x\n"
+        "transforms.errors.UserError: got 7, expected less [while running 'Refuse']\n\nmore"
+    )
+    with pytest.raises(UserError, match=r"^got 7, expected less$"):
+        raise_user_error(RuntimeError(text))
+    raise_user_error(RuntimeError("something else"))  # stays what it is
+
+
+def test_the_progress_line():
+    progress = Progress("generate", lambda: 20, 100, "prompts", silent=True)
+    progress._first = 20
+    assert progress.line(60, 10.0) == "generate     60 of 100 prompts (60%), 4.0/s, 10 s left"
+    assert progress.line(20, 10.0).endswith("time left unknown")
