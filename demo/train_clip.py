@@ -22,6 +22,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,10 +162,9 @@ def nearest_classes(model: torch.nn.Module, pictures: torch.Tensor, k: int) -> n
         (c, k) the k nearest other classes of each class, the nearest first.
     """
     training = model.training
-    model.eval()
+    encode: Any = model.eval().encode_image
     with torch.inference_mode():
-        batches = [batch.float() / 127.5 - 1 for batch in pictures.split(256)]
-        vectors = torch.cat([model.encode_image(batch, normalize=True) for batch in batches])
+        vectors = torch.cat([encode(batch.float() / 127.5 - 1, normalize=True) for batch in pictures.split(256)])
     model.train(training)
     cosine = vectors @ vectors.T
     cosine.fill_diagonal_(-2)

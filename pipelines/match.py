@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.device import DeviceOptions
-from pipelines.embed import EmbedOptions, encoder
+from pipelines.embed import encoder
 from pipelines.options import CommonOptions, option, parameters, parse
 from pipelines.stage import Execution, Progress, Stage, machine, versions
 from transforms.errors import UserError

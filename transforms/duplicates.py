@@ -91,11 +91,9 @@ class CheckPart(beam.DoFn):
         table = table.append_column("row", pa.array(np.arange(table.num_rows)))
         table = table.filter((pc.field("role") == "training") & (pc.field("status") == "success"))
         lengths = pc.list_value_length(table["vector"]).fill_null(0).to_numpy()
-        sums = np.zeros(table.num_rows)
         values = table["vector"].combine_chunks().flatten().to_numpy().astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.add.at(sums, np.repeat(np.arange(table.num_rows), lengths), values**2)
-            norms = np.sqrt(sums)
+        rows = np.repeat(np.arange(table.num_rows), lengths)
+        norms = np.sqrt(np.bincount(rows, weights=values**2, minlength=table.num_rows))
         bad = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))
         if len(bad):
             named = ", ".join(
@@ -217,7 +215,7 @@ class WriteGroups(beam.DoFn):
 
         numbers = [part_number(path) for path in self.lake.parts("embeddings", self.embed_snapshot)]
         ids = self._ids(numbers)
-        # Sorted, so that a group's label, and whom ties favour, depend on ids and not on the order of the parts.
+        # Sorted, so that a group's name, and whom ties favour, depend on ids and not on the order of the parts.
         ids.sort()
         pairs = [self._pairs(number, ids) for number in sorted(grouped[1])]
         labels = connected_components(len(ids), np.concatenate([np.empty((0, 2), np.int64), *pairs]))

@@ -76,7 +76,7 @@ class ClipModel:
             with open(self.pretrained, "rb") as file:
                 return self.name, f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:40]}"
         if os.sep in self.pretrained or self.pretrained.endswith(WEIGHTS):
-            raise UserError(f"there is no file {self.pretrained!r}; mend --clip_pretrained: a tag, or a file with weights")
+            raise UserError(f"there is no file {self.pretrained!r}; mend --clip_pretrained: a tag or a file of weights")
         return self.name, self.pretrained
 
     def load(self) -> OpenClipEncoder:
@@ -112,7 +112,7 @@ class OpenClipEncoder:
 
         if clip.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(
-                f"--device {clip.device} was asked for and there is no GPU here; say --device cpu, or use another machine"
+                f"--device {clip.device} was asked for and there is no GPU here; name --device cpu or another machine"
             )
         self.clip = clip
         self._model, self._preprocess = _load(clip)

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from transforms.lake import Lake, open_parquet, read_parquet
 
@@ -38,6 +38,9 @@ def decode(content: bytes) -> Image.Image:
             raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MAX_PIXELS:,}")
         picture.load()
         return _as_rgb(picture)
+    except UnidentifiedImageError as error:
+        # Pillow's own text has an address in memory, and a reason that differs from run to run is no fact.
+        raise ValueError("cannot decode the picture: it has no format that Pillow knows") from error
     # Pillow's plugins raise these, and more kinds than one would think, for bytes that are no picture.
     except (OSError, SyntaxError, TypeError, ValueError, EOFError, IndexError, OverflowError) as error:
         raise ValueError(f"cannot decode the picture: {error}") from error

@@ -1,0 +1,177 @@
+"""Downloads the training images, and the controls, into the lake.
+
+reads   metadata: LAION-style Parquet (URL, TEXT, and punsafe, pwatermark, … where present), or a folder of pictures
+writes  samples: one row per row of metadata, with its status and reason; images: the pictures that were had
+
+The download is img2dataset's, within limits on bytes, pixels and total time; addresses inside private networks are refused,
+and pictures whose server opts out (X-Robots-Tag) are left alone. Pictures are resized as --resize_mode says: what is thrown
+away can't be had again. Controls are pictures that the model never saw; with them, verdicts can be calibrated.
+
+  eidetic ingest --lake lake --metadata relaion2B-en/ --controls held_out.parquet --image_size 512
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.options import CommonOptions, option, parse
+from pipelines.stage import Execution, Progress, Stage
+from transforms.download import Limits
+from transforms.errors import UserError
+from transforms.ingestion import Ingest, IngestBucket, Population, Storage
+from transforms.lake import Lake, Manifest, count_rows, delete
+from transforms.sources import Source, source
+
+QUALITY = {"jpg": 95, "webp": 95, "png": 6}
+
+
+@dataclasses.dataclass(frozen=True)
+class IngestOptions:
+    """Ingest: what to download, and how it is stored."""
+
+    metadata: str | None = option(None, "the training set: Parquet file, folder or glob; for --source folder, the folder")
+    source: str = option("laion", "what the metadata is", choices=("laion", "folder"))
+    controls: str | None = option(None, "pictures that the model never saw, in the same form as --metadata")
+    image_size: int = option(512, "side that pictures are resized to, in pixels")
+    resize_mode: str = option(
+        "keep_ratio", "img2dataset's", choices=("no", "keep_ratio", "center_crop", "border", "keep_ratio_largest")
+    )
+    upscale: bool = option(False, "enlarge smaller pictures as well")
+    encode_format: str = option("jpg", "how pictures are stored", choices=("jpg", "png", "webp"))
+    encode_quality: int | None = option(None, "0 to 100, for png the compression from 0 to 9 (default 95, for png 6)")
+    punsafe_max: float = option(0.1, "rows whose punsafe is over this are not downloaded")
+    allow_private_hosts: bool = option(False, "let loopback and private addresses pass")
+    timeout: float = option(10.0, "seconds for one URL in all")
+    max_bytes: int = option(32 << 20, "bytes of one file")
+    max_pixels: int = option(50_000_000, "pixels of one picture, before resizing")
+    retries: int = option(0, "further tries of a failed download")
+    threads: int = option(32, "downloads at once, in each worker")
+    user_agent_token: str = option("eidetic", "who asks: part of the User-Agent, and looked for in X-Robots-Tag")
+    honour_opt_outs: bool = option(True, "leave pictures alone whose server opts out by X-Robots-Tag")
+    rows_per_part: int = option(10_000, "rows in one part of the tables, about")
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "max_bytes", "max_pixels", "threads", "rows_per_part"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}, expected 1 or more")
+        if self.timeout <= 0:
+            raise UserError(f"--timeout is {self.timeout}, expected over 0")
+        if self.retries < 0:
+            raise UserError(f"--retries is {self.retries}, expected 0 or more")
+        most = 9 if self.encode_format == "png" else 100
+        if self.encode_quality is not None and not 0 <= self.encode_quality <= most:
+            raise UserError(f"--encode_quality is {self.encode_quality}, expected 0 to {most} for {self.encode_format}")
+
+    @property
+    def storage(self) -> Storage:
+        quality = QUALITY[self.encode_format] if self.encode_quality is None else self.encode_quality
+        return Storage(self.image_size, self.resize_mode, self.upscale, self.encode_format, quality)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            seconds=self.timeout,
+            max_bytes=self.max_bytes,
+            max_pixels=self.max_pixels,
+            allow_private_hosts=self.allow_private_hosts,
+            user_agent_token=self.user_agent_token,
+            opt_out_directives=Limits.opt_out_directives if self.honour_opt_outs else (),
+        )
+
+    def sources(self) -> dict[str, Source]:
+        """Role → where its samples come from."""
+        if self.metadata is None:
+            raise UserError("no training set: name it with --metadata (a Parquet file, folder or glob)")
+        paths = {"training": self.metadata, "control": self.controls}
+        return {role: source(self.source, path) for role, path in paths.items() if path is not None}
+
+
+def stage(lake: Lake, options: IngestOptions) -> Stage:
+    """What ``ingest`` would make of the metadata."""
+    sources = options.sources()
+    parameters = {
+        **dataclasses.asdict(options.storage),
+        **dataclasses.asdict(options.limits),
+        "source": options.source,
+        "punsafe_max": options.punsafe_max,
+        # The number of parts follows from it, and a restarted run must find its parts.
+        "rows_per_part": options.rows_per_part,
+        "metadata": {role: one.fingerprint() for role, one in sources.items()},
+    }
+    return Stage(
+        name="ingest", parameters=parameters, upstream={}, items=sum(one.rows() for one in sources.values()), unit="rows"
+    )
+
+
+def populations(options: IngestOptions) -> list[Population]:
+    """Training samples first, then controls, with the buckets that their numbers of rows ask for."""
+    found: list[Population] = []
+    for role, one in options.sources().items():
+        first = found[-1].first_bucket + found[-1].buckets if found else 0
+        found.append(Population(role, one, first, max(1, math.ceil(one.rows() / options.rows_per_part))))
+    return found
+
+
+def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOptions) -> None:
+    """The pipeline that writes ``samples`` and ``images``."""
+    found = populations(options)
+    partitions = [
+        (one, number, partition) for one in found for number, partition in enumerate(one.source.partitions())
+    ]
+    bucket = IngestBucket(
+        lake,
+        snapshot,
+        found,
+        options.storage,
+        options.limits,
+        options.punsafe_max,
+        options.threads,
+        options.retries,
+    )
+    _ = pipeline | "Partitions" >> beam.Create(partitions, reshuffle=True) | "Ingest" >> Ingest(lake, snapshot, bucket)
+
+
+def run(execution: Execution, options: IngestOptions) -> Manifest:
+    """Runs the stage."""
+    lake = execution.lake
+    planned = stage(lake, options)
+
+    def work(planned: Stage) -> dict[str, Any]:
+        counted: dict[str, int] = {}
+
+        def durable() -> int:
+            for path in lake.parts("samples", planned.snapshot_id):
+                if path not in counted:
+                    counted[path] = count_rows(path)
+            return sum(counted.values())
+
+        progress = Progress("ingest", durable, planned.items or 0, "rows")
+        execution.run(lambda pipeline: build(pipeline, lake, planned.snapshot_id, options), progress)
+        if durable() != planned.items:
+            raise RuntimeError(f"{planned.items} rows of metadata became {durable()} samples")
+        table = lake.read("samples", planned.snapshot_id, ["role", "status"])
+        tally = collections.Counter(zip(table["role"].to_pylist(), table["status"].to_pylist(), strict=True))
+        return {"status": {f"{role}/{status}": number for (role, status), number in sorted(tally.items())}}
+
+    manifest = execution.stage(planned, work)
+    delete(lake.work("ingest", manifest.snapshot_id))
+    return manifest
+
+
+def main(argv: Sequence[str]) -> None:
+    parsed = parse(argv, "ingest", __doc__, (CommonOptions, IngestOptions))
+    common = parsed[CommonOptions]
+    run(Execution(Lake(common.lake), parsed.beam, common.verbose), parsed[IngestOptions])
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

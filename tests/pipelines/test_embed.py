@@ -1,0 +1,145 @@
+"""The verb embed: its snapshot, its restart, its errors."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from pipelines import embed
+from pipelines.cli import run_verb
+from pipelines.device import DeviceOptions
+from pipelines.embed import EmbedOptions
+from pipelines.stage import Execution
+from tests.planted import planted_pictures, write_images, write_tiny_clip
+from transforms.embedding import ClipModel
+from transforms.errors import UserError
+from transforms.lake import Lake
+
+CPU = DeviceOptions(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return write_tiny_clip(tmp_path_factory.mktemp("clip") / "tiny")
+
+
+@pytest.fixture
+def lake(tmp_path):
+    made = Lake(str(tmp_path / "lake"))
+    write_images(made, [planted_pictures(4), [*planted_pictures(2, "control", first=4), ("broken", "training", b"")]])
+    return made
+
+
+def run(lake, clip_folder, **options):
+    return embed.run(Execution(lake, []), EmbedOptions(clip_model=clip_folder, clip_batch_size=3, **options), CPU)
+
+
+def test_every_image_has_a_row_and_the_manifest_says_what_became_of_them(lake, clip_folder):
+    manifest = run(lake, clip_folder)
+    assert manifest.rows == {"embeddings": 7}
+    assert manifest.upstream == {"ingest": lake.latest("ingest").snapshot_id}
+    assert manifest.facts["status"] == {"success": 6, "failed_to_decode": 1}
+    assert (manifest.facts["device"], manifest.facts["clip_model"]) == ("cpu", clip_folder)
+
+
+def test_a_complete_stage_loads_no_model(lake, clip_folder, monkeypatch):
+    first = run(lake, clip_folder)
+    monkeypatch.setattr(ClipModel, "load", lambda self: pytest.fail("loaded again"))
+    assert run(lake, clip_folder) == first
+
+
+def test_a_killed_run_keeps_its_finished_parts(lake, clip_folder):
+    manifest = run(lake, clip_folder)
+    whole = lake.read("embeddings", manifest.snapshot_id)
+    os.remove(lake.path("manifests", "embed", f"{manifest.snapshot_id}.json"))
+    kept, lost = lake.parts("embeddings", manifest.snapshot_id)
+    os.remove(lost)
+    written = os.stat(kept).st_mtime_ns
+    assert run(lake, clip_folder).snapshot_id == manifest.snapshot_id
+    assert os.stat(kept).st_mtime_ns == written
+    assert lake.read("embeddings", manifest.snapshot_id).equals(whole)
+
+
+def test_the_snapshot_is_named_by_what_shapes_the_rows(lake, clip_folder, tmp_path):
+    ingest = lake.latest("ingest")
+
+    def named(folder, device=CPU, ingest=ingest, **options):
+        return embed.stage(lake, EmbedOptions(clip_model=folder, **options), device, ingest).snapshot_id
+
+    usual = named(clip_folder)
+    moved = str(tmp_path / "moved")
+    shutil.copytree(clip_folder, moved)
+    assert named(moved) == named(clip_folder, clip_batch_size=7) == named(clip_folder, DeviceOptions("cuda")) == usual
+    assert named(clip_folder, ingest=ingest.snapshot_id) == usual
+    assert named(write_tiny_clip(tmp_path / "other", seed=1)) != usual
+    assert named(clip_folder, ingest="another") != usual
+    assert named("ViT-B-32") != named("ViT-B-32", clip_pretrained="openai")
+
+
+def test_the_plan_counts_images_and_learns_what_they_cost(lake, clip_folder):
+    options = EmbedOptions(clip_model=clip_folder)
+    ingest = lake.latest("ingest")
+    planned = embed.stage(lake, options, CPU, ingest)
+    assert (planned.items, planned.unit, planned.seconds_per_item) == (7, "images", None)
+    assert embed.stage(lake, options, CPU, "not there yet").items is None
+    manifest = run(lake, clip_folder)
+    planned = embed.stage(lake, options, CPU, ingest.snapshot_id)
+    assert planned.seconds_per_item == pytest.approx(manifest.facts["seconds"] / 7)
+
+
+def test_match_gets_the_model_that_made_the_vectors(lake, tmp_path):
+    folder = write_tiny_clip(tmp_path / "clip")
+    manifest = run(lake, folder)
+    clip = embed.encoder(manifest, CPU)
+    assert clip == ClipModel(folder, EmbedOptions().clip_pretrained, "cpu", 3)
+    write_tiny_clip(tmp_path / "clip", seed=1)
+    with pytest.raises(UserError, match="is not the one that 'eidetic embed' ran with"):
+        embed.encoder(manifest, CPU)
+
+
+def test_without_images_nothing_is_loaded(tmp_path, clip_folder, monkeypatch):
+    monkeypatch.setattr(ClipModel, "load", lambda self: pytest.fail("loaded"))
+    lake = Lake(str(tmp_path / "lake"))
+    write_images(lake, [])
+    assert run(lake, clip_folder).rows == {"embeddings": 0}
+
+
+def test_the_command_line(lake, clip_folder, capsys):
+    words = [f"--lake={lake.root}", f"--clip_model={clip_folder}", "--device=cpu", "--clip_batch_size=2"]
+    assert run_verb(embed.main, words) == 0
+    assert lake.latest("embed").rows == {"embeddings": 7}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--clip_model=ViT-B-33", "--device=cpu"], "did you mean 'ViT-B-32'"),
+        (["--clip_model=local-dir:/nowhere"], "there is no folder '/nowhere'"),
+        (["--clip_batch_size=0"], "--clip_batch_size is 0, expected 1 or more"),
+        (["--clip_model="], "--clip_model is empty"),
+        (["--device=tpu"], "--device is 'tpu', expected auto, cpu, cuda"),
+        (["--clip_modle=x"], "did you mean 'clip_model'"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing_behind(lake, capsys, words, message):
+    assert run_verb(embed.main, [f"--lake={lake.root}", *words]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("eidetic: ") and message in said
+    assert lake.manifests("embed") == [] and not os.path.exists(lake.path("embeddings"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_an_error_and_auto_takes_the_cpu(lake, clip_folder, capsys):
+    words = [f"--lake={lake.root}", f"--clip_model={clip_folder}"]
+    assert run_verb(embed.main, [*words, "--device=cuda"]) == 2
+    assert "--device cuda was asked for and there is no GPU here" in capsys.readouterr().err
+    assert run_verb(embed.main, [*words, "--device=auto"]) == 0
+    assert lake.latest("embed").facts["device"] == "cpu"
+
+
+def test_a_gpu_is_asked_of_the_runner_only_by_name():
+    assert DeviceOptions().hint() is None and DeviceOptions("cpu").hint() is None
+    assert DeviceOptions("cuda").hint() == DeviceOptions().accelerator
+    assert DeviceOptions("cuda:1", accelerator="type:nvidia-l4;count:1").hint() == "type:nvidia-l4;count:1"
+    assert DeviceOptions("cuda:1").resolved() == "cuda:1"

@@ -1,0 +1,108 @@
+"""What several tests plant: a tiny open_clip model, and lakes with pictures or vectors in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from transforms.images import encode_png
+from transforms.lake import Lake, Manifest, snapshot_id
+
+TINY_CLIP = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 8, "heads": 1, "layers": 1},
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "shortest"},
+}
+
+
+def write_tiny_clip(folder: Path, seed: int = 0) -> str:
+    """A random open_clip model in open_clip's own format; returns the folder."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps(TINY_CLIP))
+    torch.manual_seed(seed)
+    model = open_clip.model.CLIP(**TINY_CLIP["model_cfg"])
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return str(folder)
+
+
+def picture(seed: int, width: int = 40, height: int = 32) -> np.ndarray:
+    """(height, width, 3) uint8: coarse random patches, so that pictures differ in more than noise."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+    return coarse[rows][:, columns]
+
+
+def write_images(lake: Lake, parts: list[list[tuple[str, str, bytes]]]) -> Manifest:
+    """A complete ingest whose ``images`` hold these (sample_id, role, encoded picture), part by part."""
+    lake.create()
+    snapshot = snapshot_id("ingest", {"planted": True}, {})
+    for number, part in enumerate(parts):
+        rows = [
+            {
+                "sample_id": sample,
+                "role": role,
+                "image": content,
+                "encoding": "png",
+                "width": 40,
+                "height": 32,
+                "image_size": 32,
+                "resize_mode": "keep_ratio",
+            }
+            for sample, role, content in part
+        ]
+        lake.write("images", snapshot, number, rows)
+    return lake.complete("ingest", snapshot, {"planted": True}, {})
+
+
+def planted_pictures(count: int, role: str = "training", first: int = 0) -> list[tuple[str, str, bytes]]:
+    """(sample_id, role, PNG) of ``count`` different pictures; their ids don't sort in their order."""
+    numbers = range(first, first + count)
+    return [(f"{(7919 * number) % 10007:05d}", role, encode_png(picture(number))) for number in numbers]
+
+
+def embedding_rows(ids: list[str], vectors: np.ndarray, **columns: str) -> list[dict]:
+    """Rows of ``embeddings``; ``columns`` replace what they say by default."""
+    shared = {
+        "role": "training",
+        "model": "planted",
+        "pretrained": "none",
+        "preprocessing": "none",
+        "status": "success",
+        "reason": None,
+        **columns,
+    }
+    pairs = zip(ids, vectors.tolist(), strict=True)
+    return [{"sample_id": sample, "vector": vector, **shared} for sample, vector in pairs]
+
+
+def write_embeddings(lake: Lake, parts: list[list[dict] | pa.Table]) -> Manifest:
+    """A complete embed with these parts."""
+    lake.create()
+    snapshot = snapshot_id("embed", {"planted": True}, {"ingest": "none"})
+    for number, rows in enumerate(parts):
+        lake.write("embeddings", snapshot, number, rows)
+    return lake.complete("embed", snapshot, {"planted": True}, {"ingest": "none"})
+
+
+def clusters(
+    sizes: list[int], dimensions: int = 32, noise: float = 0.02, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors (n, d) float32 around random centres, and the number of its centre for each, in random order."""
+    random = np.random.default_rng(seed)
+    label = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    centres = random.normal(size=(len(sizes), dimensions))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    vectors = centres[label] + noise * random.normal(size=(len(label), dimensions))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32), label

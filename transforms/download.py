@@ -1,0 +1,239 @@
+"""Fetches one picture from a stranger's server, within limits that the server can't stretch.
+
+img2dataset opens a URL and reads it all, whatever it is, wherever it leads and however long it takes. This takes the place
+of that one function (``img2dataset.downloader.download_image``): only http and https, no address inside a private network
+(looked up and checked at every redirect, and the checked address is the one that is connected to), and limits on bytes,
+pixels and total time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+CHUNK = 1 << 16
+REDIRECTS = (301, 302, 303, 307, 308)
+OPTED_OUT = "opted out by X-Robots-Tag"
+NOT_PICTURES = ("text/", "application/json", "application/javascript", "video/", "audio/")
+
+
+class FetchError(Exception):
+    """A picture can't be had; the text says why. An expected fault of data: it becomes a row with a status."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one URL may cost.
+
+    Attributes:
+        seconds: in all, from look-up to last byte, redirects included.
+        max_bytes: of the file.
+        max_pixels: of the picture, read from its header before it is decoded.
+        max_redirects: hops.
+        allow_private_hosts: whether loopback and private addresses may be connected to.
+        user_agent_token: who asks, in the User-Agent and for X-Robots-Tag.
+        opt_out_directives: X-Robots-Tag directives that are honoured; empty for none.
+    """
+
+    seconds: float = 10.0
+    max_bytes: int = 32 << 20
+    max_pixels: int = 50_000_000
+    max_redirects: int = 5
+    allow_private_hosts: bool = False
+    user_agent_token: str = "eidetic"
+    opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet's: not loopback, private, link-local, multicast or reserved."""
+    found = ipaddress.ip_address(address.split("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
+    return (mapped or found).is_global and not (mapped or found).is_multicast
+
+
+def look_up(host: str, port: int) -> list[tuple]:
+    """The addresses of a host: what ``socket.getaddrinfo`` says. A function of its own, so that tests can plant answers."""
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _connect(host: str, port: int, limits: Limits, deadline: float) -> socket.socket:
+    """A connection to an address of ``host`` that may be connected to. The address that was checked is the one used."""
+    try:
+        found = look_up(host, port)
+    except (OSError, UnicodeError) as error:
+        raise FetchError(f"the host can't be looked up: {getattr(error, 'strerror', None) or error}") from error
+    allowed = [entry for entry in found if limits.allow_private_hosts or is_public(entry[4][0])]
+    if not allowed:
+        raise FetchError("the host is inside a private network (--allow_private_hosts lets it pass)")
+    problem: OSError | None = None
+    for family, kind, protocol, _, address in allowed:
+        try:
+            connection = socket.socket(family, kind, protocol)
+            connection.settimeout(_left(deadline))
+            connection.connect(address)
+            return connection
+        except OSError as error:
+            connection.close()
+            problem = error
+    raise FetchError(f"can't connect: {getattr(problem, 'strerror', None) or problem}") from problem
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise FetchError("took longer than allowed")
+    return left
+
+
+def _connection(scheme: str, host: str, port: int, limits: Limits, deadline: float) -> HTTPConnection:
+    base: type[HTTPConnection] = HTTPSConnection if scheme == "https" else HTTPConnection
+
+    class Checked(base):  # type: ignore[misc, valid-type]
+        def _new_conn(self) -> socket.socket:
+            return _connect(host, port, limits, deadline)
+
+    options: dict[str, Any] = {"timeout": _left(deadline)}
+    if scheme == "https":
+        options["ssl_context"] = urllib3.util.ssl_.create_urllib3_context()
+        options["ssl_context"].load_default_certs()
+    return Checked(host, port, **options)
+
+
+def fetch_http(url: str, limits: Limits) -> bytes:
+    """The file behind a URL.
+
+    Args:
+        url: as the metadata has it.
+        limits: what it may cost.
+
+    Returns:
+        its bytes, as sent.
+
+    Raises:
+        FetchError: with the reason, for whatever keeps it from being had within the limits.
+    """
+    from img2dataset.downloader import is_disallowed
+
+    deadline = time.monotonic() + limits.seconds
+    for _ in range(limits.max_redirects + 1):
+        with _open(url, limits, deadline) as response:
+            if response.status in REDIRECTS and response.headers.get("Location"):
+                url = urljoin(url, response.headers["Location"])
+                continue
+            if response.status != 200:
+                raise FetchError(f"HTTP {response.status}")
+            if limits.opt_out_directives and is_disallowed(
+                response.headers, limits.user_agent_token.lower(), set(limits.opt_out_directives)
+            ):
+                raise FetchError(OPTED_OUT)
+            kind = response.headers.get("Content-Type", "").lower()
+            if kind.startswith(NOT_PICTURES):
+                raise FetchError(f"not an image: {kind.split(';')[0]}")
+            return _read(response, limits, deadline)
+    raise FetchError(f"more than {limits.max_redirects} redirects")
+
+
+@contextlib.contextmanager
+def _open(url: str, limits: Limits, deadline: float) -> Any:
+    """The response to a GET; cut off at the deadline, wherever it is, by a timer that closes the socket."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise FetchError(f"not a URL: {error}") from error
+    if parts.scheme not in ("http", "https"):
+        raise FetchError(f"only http and https are fetched, not {parts.scheme or 'a bare path'!r}")
+    if not parts.hostname:
+        raise FetchError("not a URL: it names no host")
+    connection = _connection(parts.scheme, parts.hostname, port, limits, deadline)
+    expired = threading.Event()
+
+    def cut() -> None:
+        expired.set()
+        with contextlib.suppress(OSError, AttributeError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(_left(deadline), cut)
+    timer.daemon = True
+    timer.start()
+    agent = f"Mozilla/5.0 (compatible; {limits.user_agent_token}; +https://github.com/rom1504/img2dataset)"
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    # What a URL may not hold (spaces, other alphabets) is sent as browsers send it.
+    path = urllib3.util.parse_url(f"http://h{path}").request_uri
+    try:
+        headers = {"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+        connection.request("GET", path, headers=headers, preload_content=False)
+        yield connection.getresponse()
+    except FetchError:
+        if expired.is_set():
+            raise FetchError("took longer than allowed") from None
+        raise
+    except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+        if expired.is_set() or isinstance(error, TimeoutError):
+            raise FetchError("took longer than allowed") from error
+        raise FetchError(f"broken connection: {error}") from error
+    except Exception as error:  # http.client's own errors have no common base with the rest
+        if expired.is_set():
+            raise FetchError("took longer than allowed") from error
+        raise FetchError(f"broken answer: {type(error).__name__}: {error}") from error
+    finally:
+        timer.cancel()
+        connection.close()
+
+
+def _read(response: Any, limits: Limits, deadline: float) -> bytes:
+    buffer = io.BytesIO()
+    expected = response.headers.get("Content-Length")
+    if expected and expected.isdigit() and int(expected) > limits.max_bytes:
+        raise FetchError(f"more than {limits.max_bytes} bytes")
+    while True:
+        _left(deadline)
+        chunk = response.read1(CHUNK) if hasattr(response, "read1") else response.read(CHUNK)
+        if not chunk:
+            break
+        buffer.write(chunk)
+        if buffer.tell() > limits.max_bytes:
+            raise FetchError(f"more than {limits.max_bytes} bytes")
+    _left(deadline)
+    if expected and expected.isdigit() and buffer.tell() < int(expected):
+        raise FetchError(f"the file ended after {buffer.tell()} of {expected} bytes")
+    return buffer.getvalue()
+
+
+def check_pixels(content: bytes, max_pixels: int) -> None:
+    """FetchError for a picture with more pixels than allowed, by its header. What is no picture is left to the decoder."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            width, height = picture.size
+    except Exception:  # Pillow raises nearly anything here; img2dataset's decoder says what is wrong
+        return
+    if width * height > max_pixels:
+        raise FetchError(f"{width} × {height} pixels, more than {max_pixels} in all")
+
+
+def as_download_image(fetch: Callable[[str, Limits], bytes], limits: Limits) -> Callable[..., tuple]:
+    """``fetch`` in the form of ``img2dataset.downloader.download_image``: (key, url) → (key, stream or None, error or None)."""
+
+    def download_image(row: tuple[int, str], *_: Any, **__: Any) -> tuple[int, io.BytesIO | None, str | None]:
+        key, url = row
+        try:
+            content = fetch(url, limits)
+            check_pixels(content, limits.max_pixels)
+            return key, io.BytesIO(content), None
+        except FetchError as error:
+            return key, None, str(error) or "unknown"
+
+    return download_image

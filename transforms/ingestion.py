@@ -1,0 +1,287 @@
+"""Metadata → samples and images, over Beam: rows are spread to buckets by what they say, and a bucket is a part.
+
+Only paths of files are shuffled. A bucket's rows are sorted by content before they are numbered, so a part holds the same
+samples however the metadata was cut into files. The download itself is img2dataset's: its Downloader, Resizer and writer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms.download import OPTED_OUT, Limits, as_download_image
+from transforms.identity import row_digest, sample_id
+from transforms.lake import Lake, exists, read_parquet, write_parquet
+from transforms.sources import ROW, Source
+
+LOST = "lost inside the downloader"
+
+_downloader_lock = threading.Lock()
+"""img2dataset points the process's stdout and stderr at /dev/null while it resizes, and its download function is a module's:
+one shard at a time in a process. Its threads are inside."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How pictures are stored: img2dataset's Resizer.
+
+    Attributes:
+        image_size: side in pixels.
+        resize_mode: no, keep_ratio, center_crop, border or keep_ratio_largest.
+        upscale: whether smaller pictures are enlarged.
+        encode_format: jpg, png or webp.
+        encode_quality: 0 to 100; for png the compression, 0 to 9.
+    """
+
+    image_size: int
+    resize_mode: str
+    upscale: bool
+    encode_format: str
+    encode_quality: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """The training samples or the controls, and the buckets that are theirs.
+
+    Attributes:
+        role: training or control.
+        source: where its rows come from.
+        first_bucket, buckets: numbers of its buckets, and so of its parts.
+    """
+
+    role: str
+    source: Source
+    first_bucket: int
+    buckets: int
+
+
+class SpreadRows(beam.DoFn):
+    """(population, partition) → (bucket, path of a file with the rows of this partition that fall into it)."""
+
+    def __init__(self, lake: Lake, snapshot: str):
+        self.lake, self.snapshot = lake, snapshot
+
+    def process(self, element: tuple[Population, int, str]) -> Iterator[tuple[int, str]]:
+        population, number, partition = element
+        for batch_number, table in enumerate(population.source.read(partition)):
+            rows = table.append_column("source_file", pa.array([partition] * table.num_rows, pa.string()))
+            digests = [
+                int(row_digest(url, caption), 16) % population.buckets
+                for url, caption in zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)
+            ]
+            for bucket in sorted(set(digests)):
+                chosen = rows.take([index for index, found in enumerate(digests) if found == bucket])
+                name = f"{population.role}-{number:05d}-{batch_number:05d}.parquet"
+                target = population.first_bucket + bucket
+                path = self.lake.work("ingest", self.snapshot, "buckets", f"{target:05d}", name)
+                write_parquet(path, chosen)
+                yield target, path
+
+
+class IngestBucket(beam.DoFn):
+    """(bucket, paths) → the bucket's parts of ``images`` and ``samples``, written; yields the bucket.
+
+    ``samples`` is written last: a bucket that has it is complete, and is left alone.
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        snapshot: str,
+        populations: list[Population],
+        storage: Storage,
+        limits: Limits,
+        punsafe_max: float,
+        threads: int,
+        retries: int,
+    ):
+        self.lake, self.snapshot, self.populations = lake, snapshot, populations
+        self.storage, self.limits, self.punsafe_max = storage, limits, punsafe_max
+        self.threads, self.retries = threads, retries
+
+    def process(self, element: tuple[int, Iterable[str]]) -> Iterator[int]:
+        bucket, paths = element
+        if not exists(self.lake.part("samples", self.snapshot, bucket)):
+            population = next(one for one in self.populations if 0 <= bucket - one.first_bucket < one.buckets)
+            rows = [row for path in paths for row in read_parquet(path).to_pylist()]
+            samples = number_occurrences(rows)
+            outcomes = self._outcomes(samples, population.source)
+            self._write(bucket, population.role, samples, outcomes)
+        yield bucket
+
+    def _outcomes(self, samples: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
+        """What became of each sample: status, reason, and for a success sizes, hash and the encoded picture."""
+        outcomes: list[dict[str, Any]] = [self._before(sample) for sample in samples]
+        wanted = [index for index, outcome in enumerate(outcomes) if outcome["status"] == "wanted"]
+        if wanted:
+            found = self._download([samples[index]["url"] for index in wanted], source)
+            for place, index in enumerate(wanted):
+                # A row that img2dataset loses is printed by it, and no more.
+                outcomes[index] = found.get(place, {"status": "failed_to_download", "reason": LOST})
+        return outcomes
+
+    def _before(self, sample: dict[str, Any]) -> dict[str, Any]:
+        punsafe = sample["punsafe"]
+        if punsafe is not None and punsafe > self.punsafe_max:
+            return {"status": "filtered", "reason": f"punsafe {punsafe:.2f} is over {self.punsafe_max}"}
+        if not sample["url"]:
+            return {"status": "failed_to_download", "reason": "the metadata has no url"}
+        return {"status": "wanted", "reason": None}
+
+    def _download(self, urls: list[str], source: Source) -> dict[int, dict[str, Any]]:
+        """Place in ``urls`` → outcome, by img2dataset's own machinery, in a folder of this machine's."""
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else an import looks for a newer version on the network
+        with _downloader_lock, tempfile.TemporaryDirectory() as folder:
+            from img2dataset import downloader
+            from img2dataset.resizer import Resizer
+            from img2dataset.writer import ParquetSampleWriter
+
+            shard = os.path.join(folder, "shard.feather")
+            table = pa.table({"url": urls, "place": pa.array(range(len(urls)), pa.int64())})
+            with pa.OSFile(shard, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            download = downloader.Downloader(
+                sample_writer_class=ParquetSampleWriter,
+                resizer=Resizer(
+                    image_size=self.storage.image_size,
+                    resize_mode=self.storage.resize_mode,
+                    resize_only_if_bigger=not self.storage.upscale,
+                    encode_quality=self.storage.encode_quality,
+                    encode_format=self.storage.encode_format,
+                ),
+                thread_count=self.threads,
+                save_caption=False,
+                extract_exif=False,
+                output_folder=folder,
+                column_list=["url", "place"],
+                timeout=self.limits.seconds,
+                number_sample_per_shard=max(2, len(urls)),
+                oom_shard_count=5,
+                compute_hash="sha256",
+                verify_hash_type=None,
+                encode_format=self.storage.encode_format,
+                retries=self.retries,
+                user_agent_token=self.limits.user_agent_token,
+                disallowed_header_directives=None,  # ours looks at them, at every redirect
+            )
+            original = downloader.download_image
+            downloader.download_image = as_download_image(source.fetch, self.limits)
+            try:
+                done, _ = download((0, shard))
+            finally:
+                downloader.download_image = original
+            if not done:
+                raise RuntimeError("img2dataset could not process a shard; its traceback is above")
+            rows = pq.read_table(os.path.join(folder, "00000.parquet")).to_pylist()
+        return {row["place"]: _outcome(row, row[self.storage.encode_format]) for row in rows}
+
+    def _write(self, bucket: int, role: str, samples: list[dict[str, Any]], outcomes: list[dict[str, Any]]) -> None:
+        now = datetime.datetime.now(datetime.UTC)
+        images, rows = [], []
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            rows.append(
+                {
+                    **{name: sample[name] for name in (*ROW.names, "sample_id", "occurrence", "source_file")},
+                    **{name: outcome.get(name) for name in _OUTCOME},
+                    "role": role,
+                    "ingested_at": now,
+                }
+            )
+            if outcome["status"] == "success":
+                images.append(
+                    {
+                        "sample_id": sample["sample_id"],
+                        "role": role,
+                        "image": outcome["image"],
+                        "encoding": self.storage.encode_format,
+                        "width": outcome["width"],
+                        "height": outcome["height"],
+                        "image_size": self.storage.image_size,
+                        "resize_mode": self.storage.resize_mode,
+                    }
+                )
+        self.lake.write("images", self.snapshot, bucket, images)
+        self.lake.write("samples", self.snapshot, bucket, rows)
+
+
+_OUTCOME = ("status", "reason", "sha256", "original_width", "original_height", "width", "height")
+
+
+def _outcome(row: dict[str, Any], image: bytes | None) -> dict[str, Any]:
+    """A row of img2dataset's in our words."""
+    status, reason = row["status"], row["error_message"]
+    if status == "failed_to_download" and reason == OPTED_OUT:
+        status = "opted_out"
+    sizes = {name: row[name] for name in ("sha256", "original_width", "original_height", "width", "height")}
+    return {**sizes, "status": status, "reason": reason, "image": image}
+
+
+def number_occurrences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one bucket with ``occurrence`` and ``sample_id``, in an order that follows from their content.
+
+    Where a url and caption repeat, the rest of the row decides which is first, and provenance only between rows that say
+    the same in every column; so a metadata file that is moved or cut otherwise changes no id.
+    """
+    content = [name for name in ROW.names if name != "source_row"]
+
+    def order(row: dict[str, Any]) -> tuple:
+        said = tuple((row[name] is not None, str(row[name])) for name in content)
+        return (*said, os.path.basename(row["source_file"]), row["source_row"])
+
+    numbered = []
+    seen: dict[tuple[str | None, str | None], int] = {}
+    for row in sorted(rows, key=order):
+        key = (row["url"], row["caption"])
+        occurrence = seen.get(key, 0)
+        seen[key] = occurrence + 1
+        numbered.append({**row, "occurrence": occurrence, "sample_id": sample_id(*key, occurrence)})
+    return numbered
+
+
+@dataclasses.dataclass
+class Ingest(beam.PTransform):
+    """(population, number, partition) → numbers of the buckets that are complete.
+
+    Attributes:
+        lake, snapshot: where to write.
+        bucket: what is done with one.
+    """
+
+    lake: Lake
+    snapshot: str
+    bucket: IngestBucket
+
+    def expand(self, partitions: beam.PCollection) -> beam.PCollection:
+        empty = [
+            (number, [])
+            for one in self.bucket.populations
+            for number in range(one.first_bucket, one.first_bucket + one.buckets)
+        ]
+        spread = partitions | "SpreadRows" >> beam.ParDo(SpreadRows(self.lake, self.snapshot))
+        # Every bucket becomes a part, one without rows too: so the parts that there must be are known beforehand.
+        every = partitions.pipeline | "EveryBucket" >> beam.Create(empty)
+        return (
+            (spread | "OnePath" >> beam.Map(_one_path), every)
+            | "Together" >> beam.Flatten()
+            | "GroupByBucket" >> beam.GroupByKey()
+            | "Paths" >> beam.Map(_paths)
+            | "IngestBucket" >> beam.ParDo(self.bucket)
+        )
+
+
+def _one_path(element: tuple[int, str]) -> tuple[int, list[str]]:
+    return element[0], [element[1]]
+
+
+def _paths(element: tuple[int, Iterable[list[str]]]) -> tuple[int, list[str]]:
+    return element[0], sorted(path for paths in element[1] for path in paths)
