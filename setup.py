@@ -11,7 +11,7 @@ setup(
     # Named one by one: the folders are what workers import, and nothing else may come along by accident.
     packages=["pipelines", "transforms", "transforms.kernels", "sql", "demo"],
     package_data={
-        "transforms": ["*.j2"],
+        "transforms": ["*.j2", "*.css"],
         "sql": ["*/*.sql", "*/*.toml", "*.toml"],
         "demo": ["*.toml", "models/*/*", "models/*/*/*"],
     },

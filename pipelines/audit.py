@@ -79,8 +79,8 @@ def run(execution: Execution, parsed: Parsed) -> None:
     grouped = deduplicate.run(execution, parsed[deduplicate.DeduplicateOptions], embedded)
     made = generate.run(execution, parsed[generate.GenerateOptions], device, grouped)
     matched = match.run(execution, parsed[match.MatchOptions], device, made)
-    measure.run(execution, parsed[measure.MeasureOptions], matched)
-    print(measure.summary(execution.lake, made.snapshot_id))
+    measured = measure.run(execution, parsed[measure.MeasureOptions], matched)
+    print(measure.summary(execution.lake, measured))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -240,9 +240,8 @@ def calibration_rows(matches: pa.Table, prompts: pa.Table, options: MatchOptions
         prompts: the audit's table ``prompts``.
         options: the rate that is asked for, and the distance that is chosen.
     """
-    from scipy.stats import beta
-
     from transforms.kernels import calibration
+    from transforms.kernels.rates import clopper_pearson_upper
 
     by_id = {row["prompt_id"]: row for row in prompts.to_pylist()}
     controls = [row for row in by_id.values() if row["origin"] == "control"]
@@ -273,7 +272,7 @@ def calibration_rows(matches: pa.Table, prompts: pa.Table, options: MatchOptions
             discovery = calibration.false_discovery_rate(limit.promised_rate, len(tested), called)
         upper = None
         if limit.controls_called is not None:
-            upper = float(beta.ppf(0.95, limit.controls_called + 1, len(null) - limit.controls_called))
+            upper = clopper_pearson_upper(limit.controls_called, len(null))
         separation = calibration.separation(found, null)
         within = {row["prompt_id"] for row in own if row["role"] == "control" and row["extracted"]}
         near_another = {row["prompt_id"] for row in near if row["extracted"]}

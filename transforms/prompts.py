@@ -63,7 +63,6 @@ def drawn_prompts(
         lake.read("duplicate_groups", deduplicate.snapshot_id),
         _captions(lake, deduplicate),
         max_prompts=max_prompts,
-        images_per_prompt=images_per_prompt,
         seed=base_seed,
     )
     return [

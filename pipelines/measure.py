@@ -1,0 +1,118 @@
+"""Turns the matches into rates: the marts, audit.duckdb, and the report.
+
+reads   every table of one audit
+writes  the marts (verdicts, extraction_rate, extractions, duplication, false_positives, filter_misses), audit.duckdb,
+        reports/<audit>.html and report.html, which is the newest
+
+DuckDB runs the files of sql/ on the machine that the command runs on: there is no Beam pipeline in this stage. The audit's
+own checks (sql/checks) must return nothing, or the stage fails with their names.
+
+  eidetic measure --lake lake
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.options import CommonOptions, option, parameters, parse
+from pipelines.query import as_table
+from pipelines.stage import Execution, Stage
+from transforms import measurement, report
+from transforms.errors import UserError
+from transforms.lake import Lake, Manifest, exists, write_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureOptions:
+    """Measuring: the report."""
+
+    report_limit: int = option(1000, "extractions that the report shows as pictures, the most confident first")
+
+    def __post_init__(self) -> None:
+        if self.report_limit < 0:
+            raise UserError(f"--report_limit is {self.report_limit}, expected 0 or more")
+
+
+def stage(lake: Lake, options: MeasureOptions, match: str) -> Stage:
+    """What ``measure`` would make of the matches of snapshot ``match``."""
+    done = lake.manifest("match", match)
+    return Stage(
+        name="measure",
+        parameters={**parameters(options), "sql": measurement.sql_digest(), "report": report.digest_of_template()},
+        upstream={"match": match},
+        items=None if done is None else done.rows["matches"],
+        unit="matches",
+    )
+
+
+def run(execution: Execution, options: MeasureOptions, match: Manifest | None = None) -> Manifest:
+    """Runs the stage on the newest matches, or on those of ``match``."""
+    lake = execution.lake
+    done = match or lake.latest("match")
+    planned = stage(lake, options, done.snapshot_id)
+
+    def work(planned: Stage) -> dict[str, Any]:
+        rows = measurement.run(lake, done, planned.snapshot_id)
+        page = report.render(lake, done, planned.snapshot_id, options.report_limit)
+        audit = done.upstream["generate"]
+        write_bytes(lake.path("reports", f"{audit}.html"), page)
+        write_bytes(lake.path("report.html"), page)
+        return {"audit_id": audit, "marts": rows}
+
+    before = lake.manifest("measure", planned.snapshot_id)
+    manifest = execution.stage(planned, work)
+    if before is None or not exists(lake.path(measurement.DATABASE)):
+        measurement.build_database(lake)
+    return manifest
+
+
+def summary(lake: Lake, measure: Manifest) -> str:
+    """What the command ends with: the rates, where report and database are, and a query to go on with."""
+    rates = measurement.read_mart(lake, "extraction_rate", measure)
+    names = ["duplicates", "tried", "flagged", "extracted", "rate", "95% interval", "calibrated", "rate", "95% interval"]
+    rows = []
+    for row in rates:
+        calibrated = row["prompts_extracted_calibrated"]
+        known = calibrated is not None
+        rows.append(
+            (
+                row["duplicates"],
+                row["prompts_tried"],
+                row["prompts_flagged"],
+                row["prompts_extracted"],
+                f"{row['rate']:.1%}",
+                f"{row['rate_lower']:.1%} to {row['rate_upper']:.1%}",
+                calibrated if known else "-",
+                f"{row['rate_calibrated']:.1%}" if known else "-",
+                f"{row['rate_calibrated_lower']:.1%} to {row['rate_calibrated_upper']:.1%}" if known else "-",
+            )
+        )
+    extractions = measure.facts["marts"]["extractions"]
+    return "\n".join(
+        [
+            "",
+            as_table(names, rows),
+            "",
+            f"{extractions} training images extracted, by either verdict",
+            f"report    {lake.path('reports', measure.facts['audit_id'] + '.html')}",
+            f"database  {lake.path(measurement.DATABASE)}",
+            "query     eidetic query \"SELECT caption, copies, k, l2, adaptive_l2, extracted_calibrated FROM extractions "
+            f"ORDER BY confidence_rank LIMIT 10\" --lake {lake.root}",
+        ]
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    parsed = parse(argv, "measure", __doc__, (CommonOptions, MeasureOptions))
+    common = parsed[CommonOptions]
+    lake = Lake(common.lake)
+    print(summary(lake, run(Execution(lake, parsed.beam, common.verbose), parsed[MeasureOptions])))
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

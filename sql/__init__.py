@@ -1,0 +1,31 @@
+"""The SQL of Eidetic: one SELECT per file, the file's name is the table's.
+
+    tables/   tables of the lake that SQL fills (prompts)
+    marts/    what users query; columns.toml says what each column means
+    checks/   each returns no rows, or the audit fails with its name
+
+Table names in the files are the lake's; ``transforms/measurement.py`` binds them to the snapshots of one audit. Values are
+bound as parameters ($name).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import tomllib
+from typing import Any
+
+
+def read(kind: str, name: str) -> str:
+    """The text of ``sql/<kind>/<name>.sql``."""
+    return (importlib.resources.files("sql") / kind / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def names(kind: str) -> list[str]:
+    """The names of the files in ``sql/<kind>``, sorted."""
+    folder = importlib.resources.files("sql") / kind
+    return sorted(entry.name.removesuffix(".sql") for entry in folder.iterdir() if entry.name.endswith(".sql"))
+
+
+def columns() -> dict[str, dict[str, Any]]:
+    """Mart → grain and column → {type, meaning}, as ``sql/marts/columns.toml`` declares them."""
+    return tomllib.loads((importlib.resources.files("sql") / "marts" / "columns.toml").read_text(encoding="utf-8"))

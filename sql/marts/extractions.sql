@@ -1,0 +1,67 @@
+-- Grain: one training image (its duplicate group) that either verdict calls extracted, with its best generation.
+-- Source: matches, verdicts, prompts, generations, cliques, samples, duplicate_groups, eidetic_counts.
+-- sample_id is the member of the group that the best generation is nearest to. Best and most confident: the smallest
+-- adaptive l2, or l2 where there are no others to adapt to.
+WITH candidates AS (
+    SELECT
+        matches.*,
+        verdicts.extracted_calibrated AND matches.relation = 'own' AS called_calibrated,
+        CASE WHEN matches.relation = 'own' THEN verdicts.extracted_calibrated END AS verdict_calibrated,
+        coalesce(matches.adaptive_l2, matches.l2) AS confidence_distance
+    FROM matches
+    JOIN verdicts USING (prompt_id)
+    WHERE matches.role = 'training'
+),
+
+per_group AS (
+    SELECT
+        group_id,
+        bool_or(extracted) AS extracted,
+        bool_or(verdict_calibrated) AS extracted_calibrated
+    FROM candidates
+    GROUP BY group_id
+    HAVING bool_or(extracted) OR bool_or(coalesce(called_calibrated, false))
+),
+
+best AS (
+    SELECT * FROM candidates
+    WHERE extracted OR called_calibrated
+    QUALIFY row_number() OVER (
+        PARTITION BY group_id ORDER BY confidence_distance, l2, prompt_id, sample_index
+    ) = 1
+),
+
+final AS (
+    SELECT
+        row_number() OVER (ORDER BY best.confidence_distance, best.l2, best.sample_id) AS confidence_rank,
+        best.sample_id,
+        samples.url,
+        samples.caption,
+        prompts.text AS prompt,
+        duplicate_groups.size AS copies,
+        eidetic_counts.k,
+        best.l2,
+        best.tiled_l2,
+        best.adaptive_l2,
+        per_group.extracted,
+        per_group.extracted_calibrated,
+        best.relation,
+        best.group_id,
+        best.prompt_id,
+        best.sample_index,
+        generations.seed,
+        cliques.clique_size,
+        cliques.mean_distance,
+        cliques.flagged
+    FROM best
+    JOIN per_group USING (group_id)
+    JOIN samples ON samples.sample_id = best.sample_id
+    JOIN duplicate_groups ON duplicate_groups.sample_id = best.sample_id
+    JOIN prompts ON prompts.prompt_id = best.prompt_id
+    JOIN cliques ON cliques.prompt_id = best.prompt_id
+    JOIN generations ON generations.prompt_id = best.prompt_id AND generations.sample_index = best.sample_index
+    LEFT JOIN eidetic_counts ON eidetic_counts.sample_id = best.sample_id
+)
+
+SELECT * FROM final
+ORDER BY confidence_rank

@@ -1,0 +1,28 @@
+"""Draws the prompts of an audit with ``sql/tables/prompts.sql``."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+import sql
+
+
+def draw_prompts(duplicate_groups: pa.Table, samples: pa.Table, *, max_prompts: int, seed: int) -> pa.Table:
+    """The groups whose representative's caption is tried.
+
+    Args:
+        duplicate_groups: sample_id, group_id, size, representative.
+        samples: sample_id, caption.
+        max_prompts: how many at most; ≥ 1.
+        seed: of the draw.
+
+    Returns:
+        text, sample_id, group_id, n_duplicates, stratum, stratum_order, inclusion_probability; the most duplicated first.
+    """
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.register("duplicate_groups", duplicate_groups)
+        connection.register("samples", samples)
+        found = connection.execute(sql.read("tables", "prompts"), {"max_prompts": max_prompts, "seed": seed})
+        return found.to_arrow_table()
