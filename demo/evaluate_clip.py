@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from demo.corpus import REPEAT_KINDS, split
-from transforms.embedding import read_vectors
+from transforms.clip import read_vectors
 from transforms.images import part_number
 from transforms.kernels.neighbours import connected_components
 from transforms.lake import Lake

@@ -25,7 +25,7 @@ import apache_beam as beam
 from pipelines.device import DeviceOptions
 from pipelines.options import CommonOptions, option, parse
 from pipelines.stage import Execution, Progress, Stage
-from transforms.embedding import ClipModel, EmbedImages, OpenClipHandler
+from transforms.clip import ClipModel
 from transforms.errors import UserError
 from transforms.images import part_number
 from transforms.lake import Lake, Manifest
@@ -77,8 +77,8 @@ def seconds_per_image(lake: Lake, parameters: dict[str, Any]) -> float | None:
     return None
 
 
-def build(pipeline: beam.Pipeline, numbers: Sequence[int], transform: EmbedImages) -> None:
-    """The pipeline that embeds the parts of ``images`` with these numbers."""
+def build(pipeline: beam.Pipeline, numbers: Sequence[int], transform: beam.PTransform) -> None:
+    """The pipeline that embeds the parts of ``images`` with these numbers; ``transform`` is an ``EmbedImages``."""
     _ = pipeline | "Parts" >> beam.Create(list(numbers)) | "EmbedImages" >> transform
 
 
@@ -88,6 +88,9 @@ def run(execution: Execution, options: EmbedOptions, device: DeviceOptions, inge
     images = ingest or lake.latest("ingest")
 
     def work(planned: Stage) -> dict[str, Any]:
+        # Here, since Beam's RunInference imports torch, which takes seconds.
+        from transforms.embedding import EmbedImages, OpenClipHandler
+
         numbers = [part_number(path) for path in lake.parts("images", images.snapshot_id)]
         clip = options.model(device.resolved())
         if numbers:

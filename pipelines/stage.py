@@ -121,7 +121,8 @@ class Execution:
 
 
 def _rows(manifest: Manifest) -> str:
-    return ", ".join(f"{table} {rows:,}" for table, rows in manifest.rows.items()) or "nothing to count"
+    tables = manifest.rows or manifest.facts.get("marts", {})
+    return ", ".join(f"{table} {rows:,}" for table, rows in tables.items())
 
 
 def raise_user_error(error: BaseException) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.embedding import read_vectors
+from transforms.clip import read_vectors
 from transforms.errors import UserError
 from transforms.images import part_number
 from transforms.lake import Lake, count_rows, exists, read_parquet

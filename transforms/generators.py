@@ -93,15 +93,18 @@ class DiffusersGenerator:
         import torch
         from diffusers import AutoPipelineForText2Image
         from diffusers.utils import logging
+        from transformers.utils import logging as transformers_logging
 
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"--device {self.device} was asked for and there is no GPU here; name --device cpu, or use another machine")
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        # Long captions are cut to what the text encoder takes, and bars of loading weights say nothing: no need to warn.
+        for library in (logging, transformers_logging):
+            library.set_verbosity_error()
+            library.disable_progress_bar()
         source: dict[str, Any] = {} if os.path.isdir(self.model) else {"revision": self.hub_revision}
         try:
             pipeline = AutoPipelineForText2Image.from_pretrained(
-                self.model, torch_dtype=getattr(torch, self.dtype), **source
+                self.model, dtype=getattr(torch, self.dtype), **source
             )
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -73,7 +73,7 @@ def run(lake: Lake, match: Manifest, snapshot: str) -> dict[str, int]:
         made = {}
         for mart in MARTS:
             connection.execute(f'CREATE TABLE "{mart}" AS {sql.read("marts", mart)}')
-            made[mart] = connection.execute(f'SELECT * FROM "{mart}"').to_arrow_table()
+            made[mart] = connection.table(mart).to_arrow_table()
         check(connection)
     for mart, table in made.items():
         columns = ("audit_id", "model_revision", "parameters_digest")

@@ -24,5 +24,5 @@ def draw_prompts(duplicate_groups: pa.Table, samples: pa.Table, *, max_prompts: 
     with duckdb.connect() as connection:
         connection.register("duplicate_groups", duplicate_groups)
         connection.register("samples", samples)
-        found = connection.execute(sql.read("tables", "prompts"), {"max_prompts": max_prompts, "seed": seed})
-        return found.to_arrow_table()
+        parameters = {"max_prompts": max_prompts, "seed": seed}
+        return connection.sql(sql.read("tables", "prompts"), params=parameters).to_arrow_table()

@@ -1,5 +1,7 @@
 """The embedded CLIP: its format, and how it was trained."""
 
+import datetime
+
 import numpy as np
 import torch
 
@@ -15,7 +17,7 @@ from demo.train_clip import (
 )
 from tests.pipelines.test_deduplicate import MODEL
 from tests.planted import picture, planted_pictures, write_images
-from transforms.embedding import ClipModel
+from transforms.clip import ClipModel
 from transforms.images import decode
 from transforms.lake import Lake
 
@@ -78,7 +80,7 @@ def test_training_reads_a_lake_leaves_controls_out_and_writes_a_model(tmp_path):
                 "source_file": "f",
                 "source_row": 0,
                 "status": "success",
-                "ingested_at": np.datetime64("2026-11-24").astype(object),
+                "ingested_at": datetime.datetime.now(datetime.UTC),
             }
             for sample, role, _ in rows
         ],

@@ -12,7 +12,7 @@ from pipelines.device import DeviceOptions
 from pipelines.embed import EmbedOptions
 from pipelines.stage import Execution
 from tests.planted import planted_pictures, write_images, write_tiny_clip
-from transforms.embedding import ClipModel
+from transforms.clip import ClipModel
 from transforms.errors import UserError
 from transforms.lake import Lake
 

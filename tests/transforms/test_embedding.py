@@ -11,10 +11,10 @@ from PIL import Image
 
 from pipelines.stage import Execution
 from tests.planted import picture, planted_pictures, write_images, write_tiny_clip
-from transforms import embedding
-from transforms.embedding import ClipModel, EmbedImages, OpenClipHandler, read_vectors, unit_norm
+from transforms.clip import ClipModel, OpenClipEncoder, read_vectors, unit_norm
+from transforms.embedding import EmbedImages, OpenClipHandler
 from transforms.errors import UserError
-from transforms.lake import Lake
+from transforms.lake import Lake, read_parquet
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_every_picture_has_its_row_in_the_part_of_its_image(tmp_path, clip_folde
     parts[0].insert(2, ("broken", "training", b"<html>"))
     lake = embed(tmp_path, clip_folder, parts)
     for number, part in enumerate(parts):
-        rows = embedding.read_parquet(lake.part("embeddings", "e", number)).to_pylist()
+        rows = read_parquet(lake.part("embeddings", "e", number)).to_pylist()
         assert [(row["sample_id"], row["role"]) for row in rows] == [(sample, role) for sample, role, _ in part]
         for row, (_, _, content) in zip(rows, part, strict=True):
             assert {row["model"], row["pretrained"]} == set(ClipModel(clip_folder).identity())
@@ -150,7 +150,7 @@ def test_every_picture_has_its_row_in_the_part_of_its_image(tmp_path, clip_folde
 
 
 def test_a_model_that_gives_no_direction_makes_error_rows(tmp_path, clip_folder, monkeypatch):
-    real = embedding.OpenClipEncoder.encode_prepared
+    real = OpenClipEncoder.encode_prepared
 
     def second_is_nothing(self, prepared):
         vectors = real(self, prepared)
@@ -158,7 +158,7 @@ def test_a_model_that_gives_no_direction_makes_error_rows(tmp_path, clip_folder,
             vectors[1] = np.nan
         return vectors
 
-    monkeypatch.setattr(embedding.OpenClipEncoder, "encode_prepared", second_is_nothing)
+    monkeypatch.setattr(OpenClipEncoder, "encode_prepared", second_is_nothing)
     lake = embed(tmp_path, clip_folder, [planted_pictures(3)])
     rows = lake.read("embeddings", "e").to_pylist()
     assert [row["status"] for row in rows] == ["success", "failed_to_embed", "success"]
@@ -170,7 +170,7 @@ def test_parts_that_exist_are_left_alone(tmp_path, clip_folder):
     sentinel = lake.write("embeddings", "e", 0, [])
     parts = [planted_pictures(2), planted_pictures(2, first=2)]
     embed(tmp_path, clip_folder, parts)
-    assert embedding.read_parquet(sentinel).num_rows == 0
+    assert read_parquet(sentinel).num_rows == 0
     assert lake.count("embeddings", "e") == 2
 
 
