@@ -38,7 +38,8 @@ PERMISSIVE_LICENCES = (None, "CC0-1.0")
 """Only icons under CC0, or for which the pack names no licence of their own."""
 
 COPIES_PLAN = {
-    1: 660, 2: 90, 3: 64, 4: 50, 5: 38, 6: 30, 8: 28, 10: 20, 12: 18, 16: 16, 20: 12, 24: 10, 32: 8, 48: 6, 64: 4, 96: 2, 128: 2,
+    1: 660, 2: 90, 3: 64, 4: 50, 5: 38, 6: 30, 8: 28, 10: 20, 12: 18, 16: 16, 20: 12, 24: 10, 32: 8, 48: 6, 64: 4,
+    96: 2, 128: 2,
 }  # fmt: skip
 """Copies of a logo → number of logos. Heavy-tailed; finely spread where memorisation sets in."""
 
@@ -145,7 +146,7 @@ def _crop(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     """Takes 2 to 6% off one or two sides, so that some crops aren't square."""
     left, top, right, bottom = 0, 0, picture.width, picture.height
     for side in random.choice(4, size=int(random.integers(1, 3)), replace=False):
-        cut = int(round(picture.width * random.uniform(0.02, 0.06)))
+        cut = round(picture.width * random.uniform(0.02, 0.06))
         if side == 0:
             left += cut
         elif side == 1:

@@ -51,9 +51,7 @@ def load(lake: Lake, truth: str, scale: float = 1.0) -> dict[str, Population]:
     for row in pq.read_table(truth).to_pylist():
         known.setdefault((urlsplit(row["URL"]).path, row["TEXT"]), []).append((row["slug"], row["kind"]))
     # Rows that repeat the URL and the caption of a first one are alike; which of them is called the first is arbitrary.
-    what = {
-        row["sample_id"]: sorted(known[urlsplit(row["url"]).path, row["caption"]])[row["occurrence"]] for row in samples
-    }
+    what = {row["sample_id"]: sorted(known[urlsplit(row["url"]).path, row["caption"]])[row["occurrence"]] for row in samples}
     wanted = {logo.slug for logo, _ in split(scale)[0]} | {logo.slug for logo in split(scale)[1]}
     numbers = [part_number(path) for path in lake.parts("embeddings", embed.snapshot_id)]
     populations = {}

@@ -171,9 +171,7 @@ def nearest_classes(model: torch.nn.Module, pictures: torch.Tensor, k: int) -> n
     return cosine.topk(min(k, len(vectors) - 1), dim=1).indices.numpy()
 
 
-def draw_batch(
-    classes: list[list[int]], neighbours: np.ndarray, size: int, generator: np.random.Generator
-) -> list[int]:
+def draw_batch(classes: list[list[int]], neighbours: np.ndarray, size: int, generator: np.random.Generator) -> list[int]:
     """One row each of ``size`` different classes: classes drawn at random, each with its ``neighbours`` (c, k)."""
     chosen: dict[int, None] = {}
     for drawn in generator.permutation(len(classes)):
@@ -260,8 +258,7 @@ def save(model: torch.nn.Module, out: Path) -> None:
     from safetensors.torch import save_file
 
     weights = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in model.state_dict().items()
+        name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in model.state_dict().items()
     }
     path = out / "open_clip_model.safetensors"
     save_file(weights, path)

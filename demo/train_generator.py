@@ -1,11 +1,17 @@
 """Trains the embedded text-to-image model on the corpus as ingested, repeats and all.
 
-    python -m demo.train_generator --lake lake --autoencoder demo/models/generator/vae --out demo/models/generator
+    python -m demo.train_generator --lake lake --autoencoder demo/models/generator/vae --out build/generator
+    python -m demo.train_generator --lake lake --fine_tune build/generator --out demo/models/generator --steps 900 \\
+        --learning_rate 4e-4 --offset_noise 0.3 --checkpoint build/fine_tuned.pt
 
 A ``StableDiffusionPipeline`` of small parts: a text encoder of two layers with a tokenizer of its own, and a U-Net on the
 latents of the autoencoder (``demo.train_autoencoder``), trained together to predict the noise. Nothing tells the model
 which rows are repeats; it sees each as often as it stands in the corpus, and so remembers some. It is seeded; a checkpoint
 every 250 steps lets it go on after an interruption.
+
+The second command is needed for the colours. The noisiest step of the schedule still lets a picture's mean colour through, so
+the model learns to read it off the noise instead of the caption, and paints remembered shapes in random colours. Noise with a
+random offset per channel (Guttenberg 2023, "Diffusion with offset noise") hides the mean, and it learns better.
 """
 
 from __future__ import annotations
@@ -86,6 +92,7 @@ def train(
     steps: int,
     batch_size: int,
     learning_rate: float,
+    offset_noise: float,
     checkpoint: Path,
 ) -> None:
     """Trains both models in place and leaves them with the running average of their weights.
@@ -98,6 +105,7 @@ def train(
         steps: batches to train on.
         batch_size: rows in a batch; each pass over the corpus is a new permutation of its rows.
         learning_rate: the largest of a one-cycle schedule.
+        offset_noise: spread of the constant that is added to each channel of the noise.
         checkpoint: file to go on from, and to write every 250 steps.
     """
     parameters = [*unet.parameters(), *text_encoder.parameters()]
@@ -123,6 +131,8 @@ def train(
         caption = tokens[chosen].clone()
         caption[torch.rand(batch_size, generator=random) < CAPTION_DROPOUT] = empty
         noise = torch.randn(latents[chosen].shape, generator=random)
+        if offset_noise:
+            noise += offset_noise * torch.randn((*noise.shape[:2], 1, 1), generator=random)
         moment = torch.randint(0, NOISE["num_train_timesteps"], (batch_size,), generator=random)
         noisy = noise_schedule.add_noise(latents[chosen], noise, moment)
         predicted = unet(noisy, moment, encoder_hidden_states=text_encoder(caption)[0]).sample
@@ -168,32 +178,41 @@ def assemble(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lake", required=True)
-    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--autoencoder", type=Path, help="of demo.train_autoencoder, for a new model")
+    parser.add_argument("--fine_tune", type=Path, help="a pipeline of this command's to go on with, instead")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--offset_noise", type=float, default=0.0)
     parser.add_argument("--checkpoint", type=Path, default=Path("build/generator.pt"))
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
     captions, pictures = load_rows(arguments.lake, "training")
-    autoencoder = AutoencoderTiny.from_pretrained(arguments.autoencoder, torch_dtype=torch.float32).eval()
-    latents = encode_latents(autoencoder, pictures)
-    scaling = 1 / latents.std().item()
-    autoencoder.register_to_config(scaling_factor=scaling)
-    tokenizer = new_tokenizer(captions)
+    if arguments.fine_tune:
+        pipeline = StableDiffusionPipeline.from_pretrained(arguments.fine_tune, dtype=torch.float32)
+        autoencoder, text_encoder, tokenizer, unet = (
+            pipeline.vae, pipeline.text_encoder.train(), pipeline.tokenizer, pipeline.unet.train(),
+        )  # fmt: skip
+        latents = encode_latents(autoencoder, pictures)
+    else:
+        autoencoder = AutoencoderTiny.from_pretrained(arguments.autoencoder, torch_dtype=torch.float32).eval()
+        latents = encode_latents(autoencoder, pictures)
+        autoencoder.register_to_config(scaling_factor=1 / latents.std().item())
+        tokenizer = new_tokenizer(captions)
+        text_encoder, unet = new_text_encoder(), new_unet(latents.shape[1])
     padded = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
-    text_encoder, unet = new_text_encoder(), new_unet(latents.shape[1])
     print(f"{len(captions)} rows; U-Net of {sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters", flush=True)
     train(
         unet,
         text_encoder,
-        latents * scaling,
+        latents * autoencoder.config.scaling_factor,
         tokenizer(captions, **padded).input_ids,
         tokenizer("", **padded).input_ids[0],
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
+        offset_noise=arguments.offset_noise,
         checkpoint=arguments.checkpoint,
     )
     # half() last: the weights are committed in float16, and the running average is made in float32.

@@ -6,7 +6,8 @@ writes  every table of the lake, the marts, audit.duckdb and the report
 Stages that are complete for these options are skipped, so the same command again ends in seconds with the same numbers.
 --plan prints what would run, on how many items, with the estimated device time, and runs nothing.
 
-  eidetic audit --lake lake --metadata relaion2B-en/ --controls held_out/ --model CompVis/stable-diffusion-v1-4 --device cuda --plan
+  eidetic audit --lake lake --metadata relaion2B-en/ --controls held_out.parquet \\
+      --model CompVis/stable-diffusion-v1-4 --device cuda --plan
 """
 
 from __future__ import annotations

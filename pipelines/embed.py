@@ -49,9 +49,7 @@ class EmbedOptions:
 
     def model(self, device: str) -> ClipModel:
         """The model on a device (cpu, cuda, cuda:1); ``load`` gives the encoder."""
-        return ClipModel(
-            name=self.clip_model, pretrained=self.clip_pretrained, device=device, batch_size=self.clip_batch_size
-        )
+        return ClipModel(name=self.clip_model, pretrained=self.clip_pretrained, device=device, batch_size=self.clip_batch_size)
 
 
 def stage(lake: Lake, options: EmbedOptions, device: DeviceOptions, ingest: Manifest | str) -> Stage:

@@ -48,7 +48,9 @@ class GenerateOptions:
     seed: int = option(0, "base seed; each image's own seed is a hash of it, its prompt and its number")
     clique_distance: float = option(0.15, "generations are joined where their tiled l2 is below this")
     clique_size: int = option(10, "flagged from this many nodes on (paper: 10 of 500)")
-    keep: str = option("flagged", "whose images are stored (the controls' always, but for none)", choices=("flagged", "all", "none"))
+    keep: str = option(
+        "flagged", "whose images are stored (the controls' always, but for none)", choices=("flagged", "all", "none")
+    )
     unflagged_fraction: float = option(0.05, "share of the unflagged prompts whose images are stored as well")
     seconds_per_image: float | None = option(None, "for --plan: expected device time of one image")
 
@@ -163,7 +165,8 @@ def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images
 
 def build(pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int, handler: GeneratorHandler, accelerator: str | None) -> None:
     """The pipeline that makes the images of ``parts`` parts of ``prompts``."""
-    _ = pipeline | "Parts" >> beam.Create(range(parts)) | "GenerateImages" >> GenerateImages(lake, audit, handler, accelerator)
+    make = GenerateImages(lake, audit, handler, accelerator)
+    _ = pipeline | "Parts" >> beam.Create(range(parts)) | "GenerateImages" >> make
 
 
 def build_compaction(pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int) -> None:

@@ -167,10 +167,8 @@ class Job:
             best = nearest.get(row["sample_id"])
             if best is None or row["l2"] < best["l2"]:
                 nearest[row["sample_id"]] = row
-        sides = {
-            (row["prompt_id"], row["sample_index"]): row["width"]
-            for row in self.lake.read("generations", self.snapshots.generate, ["prompt_id", "sample_index", "width"]).to_pylist()
-        }
+        generations = self.lake.read("generations", self.snapshots.generate, ["prompt_id", "sample_index", "width"])
+        sides = {(row["prompt_id"], row["sample_index"]): row["width"] for row in generations.to_pylist()}
         store = ImageStore(self.lake, self.snapshots.ingest, self.snapshots.embed)
         rows = []
         for sample, row in sorted(nearest.items()):

@@ -37,7 +37,7 @@ def answer(lake: Lake, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
 
     path = lake.path(measurement.DATABASE)
     if not exists(path):
-        raise UserError(f"the lake {lake.root!r} has no {measurement.DATABASE} yet; run 'eidetic audit' or 'eidetic measure' first")
+        raise UserError(f"the lake {lake.root!r} has no {measurement.DATABASE} yet; run 'eidetic measure' first")
     with tempfile.TemporaryDirectory() as folder:
         if not measurement.is_local(lake):
             copy = os.path.join(folder, measurement.DATABASE)
@@ -57,11 +57,11 @@ def as_table(names: list[str], rows: list[tuple[Any, ...]]) -> str:
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(names)]
     numbers = [all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(names))]
-    lines = [names, ["-" * width for width in widths], *cells]
-    return "\n".join(
-        "  ".join(text.rjust(width) if number else text.ljust(width) for text, width, number in zip(line, widths, numbers, strict=True)).rstrip()
-        for line in lines
-    )
+    lines = []
+    for line in (names, ["-" * width for width in widths], *cells):
+        fields = zip(line, widths, numbers, strict=True)
+        lines.append("  ".join(text.rjust(width) if right else text.ljust(width) for text, width, right in fields).rstrip())
+    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:

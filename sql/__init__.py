@@ -27,5 +27,10 @@ def names(kind: str) -> list[str]:
 
 
 def columns() -> dict[str, dict[str, Any]]:
-    """Mart → grain and column → {type, meaning}, as ``sql/marts/columns.toml`` declares them."""
-    return tomllib.loads((importlib.resources.files("sql") / "marts" / "columns.toml").read_text(encoding="utf-8"))
+    """Mart → {"grain": what one row is, "columns": column → {type, meaning, maybe unit}}, in the order of the columns.
+
+    ``sql/marts/columns.toml`` declares them; the columns that every mart begins with stand there once.
+    """
+    declared = tomllib.loads((importlib.resources.files("sql") / "marts" / "columns.toml").read_text(encoding="utf-8"))
+    shared = declared.pop("every_mart")["columns"]
+    return {mart: {"grain": entry["grain"], "columns": shared | entry["columns"]} for mart, entry in declared.items()}

@@ -95,9 +95,7 @@ def write_embeddings(lake: Lake, parts: list[list[dict] | pa.Table]) -> Manifest
     return lake.complete("embed", snapshot, {"planted": True}, {"ingest": "none"})
 
 
-def clusters(
-    sizes: list[int], dimensions: int = 32, noise: float = 0.02, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def clusters(sizes: list[int], dimensions: int = 32, noise: float = 0.02, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors (n, d) float32 around random centres, and the number of its centre for each, in random order."""
     random = np.random.default_rng(seed)
     label = random.permutation(np.repeat(np.arange(len(sizes)), sizes))

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import io
 import ipaddress
+import queue
 import socket
+import string
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -58,8 +61,23 @@ class Limits:
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the open internet's: not loopback, private, link-local, multicast or reserved."""
     found = ipaddress.ip_address(address.split("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
-    return (mapped or found).is_global and not (mapped or found).is_multicast
+    if isinstance(found, ipaddress.IPv6Address):
+        found = _inner(found) or found
+    return found.is_global and not found.is_multicast and not getattr(found, "is_site_local", False)
+
+
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+_TRANSLATED_LOCALLY = ipaddress.ip_network("64:ff9b:1::/48")
+_COMPATIBLE = ipaddress.ip_network("::/96")
+
+
+def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that one of IPv6 stands for, if it stands for another: mapped, 6to4, translated (NAT64), compatible."""
+    if address in _TRANSLATED_LOCALLY:
+        return ipaddress.IPv6Address("fc00::")  # an operator's own translation: as private as its network
+    if address in _TRANSLATED or address in _COMPATIBLE:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 def look_up(host: str, port: int) -> list[tuple]:
@@ -69,24 +87,49 @@ def look_up(host: str, port: int) -> list[tuple]:
 
 def _connect(host: str, port: int, limits: Limits, deadline: float) -> socket.socket:
     """A connection to an address of ``host`` that may be connected to. The address that was checked is the one used."""
-    try:
-        found = look_up(host, port)
-    except (OSError, UnicodeError) as error:
-        raise FetchError(f"the host can't be looked up: {getattr(error, 'strerror', None) or error}") from error
+    found = _looked_up(host, port, deadline)
     allowed = [entry for entry in found if limits.allow_private_hosts or is_public(entry[4][0])]
     if not allowed:
         raise FetchError("the host is inside a private network (--allow_private_hosts lets it pass)")
     problem: OSError | None = None
     for family, kind, protocol, _, address in allowed:
+        left = _left(deadline)
         try:
             connection = socket.socket(family, kind, protocol)
-            connection.settimeout(_left(deadline))
+        except OSError as error:  # a machine without IPv6, say
+            problem = error
+            continue
+        try:
+            connection.settimeout(left)
             connection.connect(address)
             return connection
         except OSError as error:
             connection.close()
             problem = error
     raise FetchError(f"can't connect: {getattr(problem, 'strerror', None) or problem}") from problem
+
+
+def _looked_up(host: str, port: int, deadline: float) -> list[tuple]:
+    """``look_up`` that ends at the deadline: a name server may be a stranger's too, and ``getaddrinfo`` has no timeout."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(look_up(host, port))
+        except Exception as error:  # travels to the thread that waits
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_left(deadline))
+    except queue.Empty:
+        raise FetchError("took longer than allowed") from None
+    if isinstance(answer, (OSError, UnicodeError)):
+        reason = getattr(answer, "strerror", None) or answer
+        raise FetchError(f"the host can't be looked up: {reason}") from answer
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _left(deadline: float) -> float:
@@ -128,15 +171,18 @@ def fetch_http(url: str, limits: Limits) -> bytes:
     deadline = time.monotonic() + limits.seconds
     for _ in range(limits.max_redirects + 1):
         with _open(url, limits, deadline) as response:
-            if response.status in REDIRECTS and response.headers.get("Location"):
-                url = urljoin(url, response.headers["Location"])
-                continue
-            if response.status != 200:
+            redirected = response.status in REDIRECTS and bool(response.headers.get("Location"))
+            if response.status != 200 and not redirected:
                 raise FetchError(f"HTTP {response.status}")
             if limits.opt_out_directives and is_disallowed(
                 response.headers, limits.user_agent_token.lower(), set(limits.opt_out_directives)
             ):
                 raise FetchError(OPTED_OUT)
+            if redirected:
+                # Headers come as Latin-1: bytes that are not ASCII are sent on as they came.
+                location = quote(response.headers["Location"], encoding="latin-1", safe=string.punctuation)
+                url = urljoin(url, location)
+                continue
             kind = response.headers.get("Content-Type", "").lower()
             if kind.startswith(NOT_PICTURES):
                 raise FetchError(f"not an image: {kind.split(';')[0]}")
@@ -156,22 +202,30 @@ def _open(url: str, limits: Limits, deadline: float) -> Any:
         raise FetchError(f"only http and https are fetched, not {parts.scheme or 'a bare path'!r}")
     if not parts.hostname:
         raise FetchError("not a URL: it names no host")
-    connection = _connection(parts.scheme, parts.hostname, port, limits, deadline)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection = _connection(parts.scheme, parts.hostname, port, limits, deadline)
+        # What a URL may not hold (spaces, other alphabets) is sent as browsers send it.
+        path = urllib3.util.parse_url(f"http://h{path}").request_uri
+    except (http.client.InvalidURL, urllib3.exceptions.HTTPError, ValueError) as error:
+        raise FetchError(f"not a URL: {error}") from error
     expired = threading.Event()
+    opened: list[socket.socket] = []
 
     def cut() -> None:
         expired.set()
-        with contextlib.suppress(OSError, AttributeError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
+        # The connection forgets its socket when the server says that it will close; the response still reads from it.
+        for sock in [*opened, connection.sock]:
+            with contextlib.suppress(OSError, AttributeError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(_left(deadline), cut)
     timer.daemon = True
     timer.start()
     agent = f"Mozilla/5.0 (compatible; {limits.user_agent_token}; +https://github.com/rom1504/img2dataset)"
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    # What a URL may not hold (spaces, other alphabets) is sent as browsers send it.
-    path = urllib3.util.parse_url(f"http://h{path}").request_uri
     try:
+        connection.connect()
+        opened.append(connection.sock)
         headers = {"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
         connection.request("GET", path, headers=headers, preload_content=False)
         yield connection.getresponse()
@@ -206,7 +260,8 @@ def _read(response: Any, limits: Limits, deadline: float) -> bytes:
         if buffer.tell() > limits.max_bytes:
             raise FetchError(f"more than {limits.max_bytes} bytes")
     _left(deadline)
-    if expected and expected.isdigit() and buffer.tell() < int(expected):
+    packed = response.headers.get("Content-Encoding", "identity") != "identity"  # then the length is not the file's
+    if expected and expected.isdigit() and buffer.tell() < int(expected) and not packed:
         raise FetchError(f"the file ended after {buffer.tell()} of {expected} bytes")
     return buffer.getvalue()
 
@@ -215,9 +270,14 @@ def check_pixels(content: bytes, max_pixels: int) -> None:
     """FetchError for a picture with more pixels than allowed, by its header. What is no picture is left to the decoder."""
     from PIL import Image
 
+    # The decoder (OpenCV) reads these, Pillow does not; a few bytes of it can stand for gigabytes.
+    if content.startswith((b"#?RADIANCE", b"#?RGBE")):
+        raise FetchError("a Radiance picture: how many pixels it has isn't known before it is decoded")
     try:
         with Image.open(io.BytesIO(content)) as picture:
             width, height = picture.size
+    except Image.DecompressionBombError as error:
+        raise FetchError(f"more than {max_pixels} pixels: {error}") from error
     except Exception:  # Pillow raises nearly anything here; img2dataset's decoder says what is wrong
         return
     if width * height > max_pixels:

@@ -96,7 +96,9 @@ class DiffusersGenerator:
         from transformers.utils import logging as transformers_logging
 
         if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device {self.device} was asked for and there is no GPU here; name --device cpu, or use another machine")
+            raise UserError(
+                f"--device {self.device} was asked for and there is no GPU here; name --device cpu, or use another machine"
+            )
         # Long captions are cut to what the text encoder takes, and bars of loading weights say nothing: no need to warn.
         for library in (logging, transformers_logging):
             library.set_verbosity_error()

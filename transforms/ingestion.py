@@ -262,7 +262,7 @@ class Ingest(beam.PTransform):
     bucket: IngestBucket
 
     def expand(self, partitions: beam.PCollection) -> beam.PCollection:
-        empty = [
+        empty: list[tuple[int, list[str]]] = [
             (number, [])
             for one in self.bucket.populations
             for number in range(one.first_bucket, one.first_bucket + one.buckets)

@@ -17,7 +17,7 @@ import sql
 from transforms.errors import UserError
 from transforms.identity import digest
 from transforms.kernels.rates import clopper_pearson_upper, wilson_interval
-from transforms.lake import Lake, Manifest, list_files, open_parquet, read_parquet, write_bytes, write_parquet
+from transforms.lake import Lake, Manifest, open_parquet, read_parquet, write_bytes, write_parquet
 from transforms.schema import TABLES
 
 if TYPE_CHECKING:
@@ -192,4 +192,4 @@ def build_database(lake: Lake) -> str:
 
 def read_mart(lake: Lake, mart: str, measure: Manifest) -> list[dict[str, Any]]:
     """The rows of one audit's mart."""
-    return [row for path in list_files(lake.folder(mart, measure.snapshot_id), ".parquet") for row in read_parquet(path).to_pylist()]
+    return [row for path in lake.parts(mart, measure.snapshot_id) for row in read_parquet(path).to_pylist()]

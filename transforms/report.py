@@ -12,6 +12,7 @@ import hashlib
 import importlib.resources
 import io
 import json
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ import numpy as np
 from transforms import measurement
 from transforms.identity import digest
 from transforms.images import ImageStore, decode
-from transforms.kernels.distances import resize_shorter_side
 from transforms.lake import Lake, Manifest, read_parquet, read_rows
 
 THUMBNAIL = 128
@@ -42,9 +42,13 @@ def template_text() -> str:
     return (importlib.resources.files("transforms") / "report.html.j2").read_text(encoding="utf-8")
 
 
+def style_text() -> str:
+    return (importlib.resources.files("transforms") / "report.css").read_text(encoding="utf-8")
+
+
 def digest_of_template() -> str:
-    """Another template makes another report."""
-    return digest("template", template_text())
+    """Another template or style makes another report."""
+    return digest("template", template_text(), style_text())
 
 
 def render(lake: Lake, match: Manifest, measure: str, limit: int) -> bytes:
@@ -67,7 +71,7 @@ def render(lake: Lake, match: Manifest, measure: str, limit: int) -> bytes:
     audit = lake.read("audits", match.snapshot_id).to_pylist()[0]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(clean=clean, percent=percent, number=number)
-    style = (importlib.resources.files("transforms") / "report.css").read_text(encoding="utf-8")
+    style = style_text()
     page = environment.from_string(template_text()).render(
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
@@ -86,19 +90,29 @@ def render(lake: Lake, match: Manifest, measure: str, limit: int) -> bytes:
 
 
 def headline(verdicts: list[dict[str, Any]], extractions: int) -> dict[str, Any]:
-    """The first sentence's numbers: what was tried and what came back."""
-    calibrated = [row for row in verdicts if row["extracted_calibrated"]]
+    """The first sentence's numbers: what was tried and what came back.
+
+    A prompt without a calibrated verdict is no trial of it; ``calibrated`` is None where no prompt has one, and then
+    ``tried`` counts for the paper's rule.
+    """
+    tested = [row["extracted_calibrated"] for row in verdicts if row["extracted_calibrated"] is not None]
     return {
-        "tried": len(verdicts),
+        "tried": len(tested) if tested else len(verdicts),
         "extracted": sum(row["extracted"] for row in verdicts),
-        "calibrated": len(calibrated) if any(row["extracted_calibrated"] is not None for row in verdicts) else None,
+        "calibrated": sum(tested) if tested else None,
         "images": extractions,
     }
 
 
 def clean(text: str | None) -> str:
-    """Text without control characters, which could hide what stands there; null as nothing."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text or "")
+    """Text whose control characters, which could hide or turn around what stands there, show as \ufffd; null as nothing.
+
+    Spaces of every width stay, and so do the two joiners (U+200C, U+200D): Persian and emoji are written with them.
+    """
+    return "".join(
+        letter if letter in "\n\t\u200c\u200d" or unicodedata.category(letter)[0] != "C" else "\ufffd"
+        for letter in text or ""
+    )
 
 
 def percent(value: float | None) -> str:
@@ -130,13 +144,13 @@ def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> lis
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """(H, W, 3) uint8 → a WebP picture of at most ``THUMBNAIL`` pixels as a data URI."""
+    """(H, W, 3) uint8 → a WebP picture whose longer side has at most ``THUMBNAIL`` pixels, as a data URI."""
     from PIL import Image
 
-    if min(picture.shape[:2]) > THUMBNAIL:
-        picture = resize_shorter_side(picture, THUMBNAIL)
+    thumbnail = Image.fromarray(picture)
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", quality=85)
+    thumbnail.save(buffer, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -142,7 +142,7 @@ DUPLICATE_GROUPS = Table(
             _column("group_id", TEXT, "the smallest sample_id of the connected component"),
             _column("size", INT, "images in the group"),
             _column("representative", TEXT, "sample_id of the image nearest to the group's centroid"),
-            _column("lowest_cosine", FLOAT, "over all pairs of the group: far under the threshold means a chain; 1 for one"),
+            _column("lowest_cosine", FLOAT, "over all pairs of the group: far under the threshold is a chain; 1 for one"),
         ]
     ),
 )
@@ -234,7 +234,7 @@ MATCHES = Table(
             _column("offset", INT, "of the square crop along the image's longer side, in pixels at generation size"),
             _column("l2", DOUBLE, "over pixels in 0 to 1, divided by the root of their number (paper, section 4.2)"),
             _column("tiled_l2", DOUBLE, "largest l2 among 16 tiles in the same position"),
-            _column("adaptive_l2", DOUBLE, "l2 over alpha times the mean l2 to the nearest others; null without any", nullable=True),
+            _column("adaptive_l2", DOUBLE, "l2 over alpha times the mean l2 to the others; null without any", nullable=True),
             _column("n_others", INT, "how many others that mean is over"),
             _column("extracted", FLAG, "the paper's verdict: l2 ≤ delta"),
         ]
@@ -254,7 +254,7 @@ CALIBRATION = Table(
             _column("n_controls", INT, "controls with at least one generation"),
             _column("generations_per_prompt", INT, "of a training prompt"),
             _column("generations_per_control", INT, "of a control"),
-            _column("threshold", DOUBLE, "called where the distance is below; null: too few controls for that rate", nullable=True),
+            _column("threshold", DOUBLE, "called where the distance is below; null: too few controls", nullable=True),
             _column("promised_rate", DOUBLE, "bound on a control-like image's chance to be called", nullable=True),
             _column("controls_called", INT, "controls below the threshold", nullable=True),
             _column("upper_bound", DOUBLE, "95% Clopper-Pearson upper bound on the rate among controls", nullable=True),
@@ -262,8 +262,8 @@ CALIBRATION = Table(
             _column("controls_near_another_within_delta", INT, "controls with a generation within delta of another control"),
             _column("images_tested", INT, "groups of training images that were tried with their own caption"),
             _column("images_called", INT, "of those, below the threshold", nullable=True),
-            _column("false_discovery_rate", DOUBLE, "Storey's estimate with pi0 = 1; null where none was called", nullable=True),
-            _column("separation", DOUBLE, "area under the curve: a tried image is nearer than a control", nullable=True),
+            _column("false_discovery_rate", DOUBLE, "Storey's estimate, pi0 = 1; null where none was called", nullable=True),
+            _column("separation", DOUBLE, "area under the curve, tried images with kept generations against controls", nullable=True),
         ]
     ),
 )

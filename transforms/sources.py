@@ -252,4 +252,4 @@ def _sidecar(picture: str) -> str | None:
 
 def source(kind: str, path: str) -> Source:
     """The source of a kind: laion or folder."""
-    return {"laion": LaionSource, "folder": FolderSource}[kind](path)
+    return LaionSource(path) if kind == "laion" else FolderSource(path)

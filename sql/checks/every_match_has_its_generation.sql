@@ -1,4 +1,4 @@
 -- A match of a generation that does not exist, or whose image was not kept.
 SELECT matches.prompt_id, matches.sample_index
 FROM matches LEFT JOIN generations USING (prompt_id, sample_index)
-WHERE generations.status IS DISTINCT FROM 'success'
+WHERE generations.status IS DISTINCT FROM 'success' OR generations.kept IS DISTINCT FROM true

@@ -1,5 +1,6 @@
 -- Grain: one stratum of duplicates (list: prompts that the user brought).
--- Source: verdicts, matches. Denominator: prompts_tried.
+-- Source: verdicts, matches. Denominators: prompts_tried; for the calibrated verdict prompts_calibrated, since a prompt that
+-- the user brought and that is nobody's caption has no image of its own to be tested against.
 -- Intervals: Wilson, 95%. A training image is counted once, however often it is repeated: its duplicate group.
 WITH hit AS (
     SELECT
@@ -21,6 +22,7 @@ tried AS (
         min(inclusion_probability) AS inclusion_probability,
         count(*) FILTER (flagged) AS prompts_flagged,
         count(*) FILTER (extracted) AS prompts_extracted,
+        count(extracted_calibrated) AS prompts_calibrated,
         CASE WHEN count(extracted_calibrated) = 0 THEN NULL ELSE count(*) FILTER (extracted_calibrated) END
             AS prompts_extracted_calibrated
     FROM verdicts
@@ -35,9 +37,9 @@ final AS (
         tried.prompts_extracted / tried.prompts_tried AS rate,
         wilson_lower(tried.prompts_extracted, tried.prompts_tried) AS rate_lower,
         wilson_upper(tried.prompts_extracted, tried.prompts_tried) AS rate_upper,
-        tried.prompts_extracted_calibrated / tried.prompts_tried AS rate_calibrated,
-        wilson_lower(tried.prompts_extracted_calibrated, tried.prompts_tried) AS rate_calibrated_lower,
-        wilson_upper(tried.prompts_extracted_calibrated, tried.prompts_tried) AS rate_calibrated_upper
+        tried.prompts_extracted_calibrated / nullif(tried.prompts_calibrated, 0) AS rate_calibrated,
+        wilson_lower(tried.prompts_extracted_calibrated, tried.prompts_calibrated) AS rate_calibrated_lower,
+        wilson_upper(tried.prompts_extracted_calibrated, tried.prompts_calibrated) AS rate_calibrated_upper
     FROM tried
     LEFT JOIN hit ON hit.stratum = tried.stratum
 )

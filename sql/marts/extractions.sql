@@ -1,15 +1,25 @@
 -- Grain: one training image (its duplicate group) that either verdict calls extracted, with its best generation.
--- Source: matches, verdicts, prompts, generations, cliques, samples, duplicate_groups, eidetic_counts.
+-- Source: matches, verdicts, calibration, prompts, generations, cliques, samples, duplicate_groups, eidetic_counts.
 -- sample_id is the member of the group that the best generation is nearest to. Best and most confident: the smallest
 -- adaptive l2, or l2 where there are no others to adapt to.
-WITH candidates AS (
+WITH chosen AS (
+    SELECT distance, threshold FROM calibration WHERE chosen
+),
+
+candidates AS (
     SELECT
         matches.*,
-        verdicts.extracted_calibrated AND matches.relation = 'own' AS called_calibrated,
+        -- This generation by itself, not its prompt: another one of the prompt may be the one that was called.
+        verdicts.extracted_calibrated AND matches.relation = 'own' AND chosen.threshold > CASE chosen.distance
+            WHEN 'l2' THEN matches.l2
+            WHEN 'tiled_l2' THEN matches.tiled_l2
+            ELSE matches.adaptive_l2
+        END AS called_calibrated,
         CASE WHEN matches.relation = 'own' THEN verdicts.extracted_calibrated END AS verdict_calibrated,
         coalesce(matches.adaptive_l2, matches.l2) AS confidence_distance
     FROM matches
     JOIN verdicts USING (prompt_id)
+    CROSS JOIN chosen
     WHERE matches.role = 'training'
 ),
 

@@ -8,12 +8,16 @@ WITH RECURSIVE candidates AS (
         duplicate_groups.group_id,
         duplicate_groups.representative AS sample_id,
         duplicate_groups.size AS n_duplicates,
-        trim(samples.caption) AS text,
+        strip.text,
         CAST(ceil(log2(duplicate_groups.size)) AS INTEGER) AS stratum_order
     FROM duplicate_groups
     JOIN samples ON samples.sample_id = duplicate_groups.representative
+    -- trim() knows the space alone; a caption of tabs or of no-break spaces is blank too.
+    CROSS JOIN LATERAL (
+        SELECT regexp_replace(samples.caption, '^[\s\p{Z}]+|[\s\p{Z}]+$', '', 'g') AS text
+    ) AS strip
     WHERE duplicate_groups.sample_id = duplicate_groups.representative
-      AND trim(coalesce(samples.caption, '')) <> ''
+      AND coalesce(strip.text, '') <> ''
 ),
 
 strata AS (

@@ -125,9 +125,7 @@ def embed(tmp_path, clip_folder, parts, batch_size=3):
     ingest = write_images(lake, parts)
     handler = OpenClipHandler(ClipModel(clip_folder, batch_size=batch_size), lake, ingest.snapshot_id)
     numbers = list(range(len(parts)))
-    Execution(lake, []).run(
-        lambda pipeline: pipeline | beam.Create(numbers) | "EmbedImages" >> EmbedImages(handler, "e")
-    )
+    Execution(lake, []).run(lambda pipeline: pipeline | beam.Create(numbers) | "EmbedImages" >> EmbedImages(handler, "e"))
     return lake
 
 

@@ -13,8 +13,9 @@ import numpy as np
 CANDIDATE_MARGIN = 1e-5
 """By how much a float32 dot product of unit vectors may be off, with room to spare."""
 
-TIE = 1e-9
-"""Cosines in float64 that differ by less are equal: sums of the same numbers in another order."""
+TIE = 1e-6
+"""Members whose cosines to their centroid differ by less are equally near: float32 vectors know their own norm no better.
+So of the two members of a pair the first is chosen, and not the one whose norm was rounded up."""
 
 
 class Pairs(NamedTuple):
@@ -92,10 +93,7 @@ def connected_components(n: int, pairs: np.ndarray) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components as components
 
     pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    # As int8 the number of a pair that is named 256 times would wrap to 0, which means no edge.
-    graph.sum_duplicates()
-    graph.data[:] = 1
+    graph = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     _, labels = components(graph, directed=False)
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)

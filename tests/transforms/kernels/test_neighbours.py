@@ -23,10 +23,7 @@ def unit(*rows):
 def brute_pairs(a, b, threshold, same):
     cosine = a.astype(np.float64) @ b.astype(np.float64).T
     return {
-        (i, j): cosine[i, j]
-        for i in range(len(a))
-        for j in range(len(b))
-        if cosine[i, j] > threshold and (not same or i < j)
+        (i, j): cosine[i, j] for i in range(len(a)) for j in range(len(b)) if cosine[i, j] > threshold and (not same or i < j)
     }
 
 
@@ -80,15 +77,15 @@ def test_pairs_at_the_threshold_are_not_over_it():
 
 
 def test_the_threshold_is_held_in_float64():
-    """In float32 these two cosines are within rounding of each other; blocks of other sizes would decide otherwise."""
+    """float32 would decide these by its rounding, and blocks of other sizes would round otherwise."""
     random = np.random.default_rng(3)
-    a = unit(*random.normal(size=(60, 512)))
+    a = unit(*random.normal(size=(40, 512)))
     b = unit(*(a + 0.02 * random.normal(size=a.shape)))
-    exact = np.einsum("nd,nd->n", a.astype(np.float64), b.astype(np.float64))
-    threshold = float(np.sort(exact)[30])
-    found = as_dict(pairs_above(a, b, threshold, False))
-    assert found.keys() == {(int(i), int(i)) for i in np.flatnonzero(exact > threshold)}
-    assert len(found) == 29
+    exact = cosines(a, b, np.arange(40), np.arange(40))
+    for cosine in exact:
+        for threshold in (cosine, np.nextafter(cosine, -1)):
+            found = as_dict(pairs_above(a, b, float(threshold), False))
+            assert found.keys() == {(int(i), int(i)) for i in np.flatnonzero(exact > threshold)}
 
 
 def test_pairs_do_not_depend_on_the_order_of_rows():
@@ -181,6 +178,14 @@ def test_of_equal_members_the_first_represents():
     assert group_statistics(same, np.array([1, 0, 1, 0, 0, 1, 1, 1, 1])).representative.tolist() == [1, 0]
 
 
+def test_of_a_pair_the_first_represents_whatever_its_rounding():
+    random = np.random.default_rng(5)
+    one = random.normal(size=(50, 64))
+    vectors = unit(*np.concatenate([one, one + 0.1 * random.normal(size=one.shape)]))
+    found = group_statistics(vectors, np.tile(np.arange(50), 2))
+    assert found.representative.tolist() == list(range(50))
+
+
 def test_labels_with_a_gap_are_refused():
     with pytest.raises(ValueError, match="label 1 has no row"):
         group_statistics(unit([1, 0], [0, 1]), np.array([0, 2]))
@@ -206,6 +211,15 @@ def test_equal_neighbours_come_in_the_order_of_the_set():
     assert rows.tolist() == [[1, 2, 3]]
     rows, _ = Nearest(vectors).search(near[None], 61)
     assert rows.tolist() == [[*range(1, 61), 0]]
+
+
+def test_neighbours_closer_than_float32_can_tell_are_in_order():
+    random = np.random.default_rng(4)
+    query = unit(random.normal(size=256))
+    vectors = unit(*(query + 2e-4 * random.normal(size=(300, 256))))
+    exact = vectors.astype(np.float64) @ query[0].astype(np.float64)
+    rows, _ = Nearest(vectors).search(query, 5)
+    assert rows.tolist() == [np.argsort(-exact, kind="stable")[:5].tolist()]
 
 
 def test_fewer_than_asked_for():

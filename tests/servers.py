@@ -1,0 +1,58 @@
+"""Processes that tests start beside themselves: on a free port, waited for, and always ended with all their children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kills a process that leads a group of its own, with everything that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def running(words: Sequence[str], log: Path, folder: Path = ROOT, **environment: str) -> Iterator[subprocess.Popen]:
+    """``python words`` in a process group of its own while the block runs; what it says goes to the file ``log``."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def wait_for_port(process: subprocess.Popen, port: int, log: Path, seconds: float = 90) -> None:
+    """Returns when ``process`` listens; an AssertionError with its log where it ends or takes too long."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        assert process.poll() is None, f"the server has ended: {log.read_text()}"
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"the server does not listen: {log.read_text()}")
