@@ -16,6 +16,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Every benchmark, and the table in docs/benchmarks.md made from their results.
+bench: install
+	for file in benchmarks/*.py; do \
+	  case $$file in */__init__.py|*/results.py) ;; \
+	  *) $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1 ;; esac; \
+	done
+
 install: $(VENV)/installed
 
 # torch first: the rest then finds it, and pip need not weigh another build of it.

@@ -24,7 +24,7 @@ MEMORISED = 0.1
 SHOWN = (1, 4, 16, 64, 128)
 """Copies of which generated and trained logos are shown."""
 
-SINGLES = 150
+SINGLES = 60
 """Logos with one copy that are asked for; there are too many to ask for all."""
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--list", type=Path)
     parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--guidance_scale", type=float, default=3.0)
     arguments = parser.parse_args()
     generator = DiffusersGenerator(

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import http.server
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,7 +86,8 @@ def serving(site: Path, port: int) -> Iterator[None]:
         for _ in range(150):
             if server.poll() is not None:
                 raise UserError(f"cannot serve on 127.0.0.1:{port}: the port is taken; name another one with --port")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/alive", timeout=1):
+            # Whoever holds the port may answer as well, before our own process has found it taken.
+            if _alive(port) == str(site).encode():
                 break
             time.sleep(0.1)
         else:
@@ -95,6 +96,18 @@ def serving(site: Path, port: int) -> Iterator[None]:
     finally:
         server.terminate()
         server.wait()
+
+
+def _alive(port: int) -> bytes | None:
+    """What the server says that it serves; asked without any proxy that the environment names."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+    try:
+        connection.request("GET", "/alive")
+        return connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ def running(words: Sequence[str], log: Path, folder: Path = ROOT, **environment:
             env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,
         )
     try:
         yield process

@@ -125,7 +125,7 @@ def start_audit(lake, inputs, beam_words=()):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
+        process_group=0,
     )
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import http.client
 import io
 import ipaddress
+import os
 import queue
 import socket
 import string
@@ -166,6 +167,7 @@ def fetch_http(url: str, limits: Limits) -> bytes:
     Raises:
         FetchError: with the reason, for whatever keeps it from being had within the limits.
     """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version on the network
     from img2dataset.downloader import is_disallowed
 
     deadline = time.monotonic() + limits.seconds

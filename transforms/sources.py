@@ -26,6 +26,9 @@ from transforms.lake import list_files, open_parquet, read_bytes
 BATCH_ROWS = 10_000
 """Rows of metadata that are held at once."""
 
+READ_WHOLE = 64 << 20
+"""Metadata files of up to as many bytes are recognised by all that they hold, larger ones by their footers."""
+
 ROW = pa.schema(
     [
         ("url", pa.string()),
@@ -84,26 +87,35 @@ class LaionSource:
     path: str
 
     def partitions(self) -> list[str]:
-        if any(sign in self.path for sign in "*?["):
-            files = sorted(found.path for found in FileSystems.match([self.path])[0].metadata_list)
-        elif FileSystems.exists(self.path) and list_files(self.path, ".parquet"):
-            files = list_files(self.path, ".parquet")
-        else:
-            files = [self.path] if FileSystems.exists(self.path) and not os.path.isdir(self.path) else []
+        try:
+            files = self._files()
+        except ValueError as error:  # a kind of URL that Beam doesn't know
+            raise UserError(f"cannot read {self.path!r} ({str(error).splitlines()[0]}); mend --metadata") from error
         if not files:
             raise UserError(f"no metadata at {self.path!r}; expected a Parquet file, a folder with some, or a glob")
         total = 0
         for file in files:
             with open_parquet(file) as parquet:
-                _columns(file, parquet.schema_arrow.names)
+                schema = parquet.schema_arrow
+                for ours, theirs in _columns(file, schema.names).items():
+                    # Whether a type can be converted at all is known before anything is written.
+                    _cast(pa.nulls(0, schema.field(schema.get_all_field_indices(theirs)[0]).type), ROW.field(ours), file)
                 total += parquet.metadata.num_rows
         if total == 0:
             raise UserError(f"the metadata at {self.path!r} has no rows; expected one row for each training sample")
         return files
 
+    def _files(self) -> list[str]:
+        if any(sign in self.path for sign in "*?["):
+            return sorted(found.path for found in FileSystems.match([self.path])[0].metadata_list)
+        if not FileSystems.exists(self.path):
+            return []
+        return list_files(self.path, ".parquet") or ([] if os.path.isdir(self.path) else [self.path])
+
     def fingerprint(self) -> str:
-        # A Parquet footer names every column chunk's place, size and statistics: it changes when the content does, and
-        # is read in no time. Folders are left out: moved metadata are the same metadata.
+        # A Parquet footer names every column chunk's place, size and statistics, and is read in no time; a change that
+        # leaves all of these as they were is missed in large files alone. Folders are left out: moved metadata are the
+        # same metadata.
         return digest("laion", sorted(_footer(file) for file in self.partitions()))
 
     def rows(self) -> int:
@@ -150,9 +162,20 @@ def _columns(file: str, names: list[str]) -> dict[str, str]:
 
 def _cast(values: pa.Array, field: pa.Field, file: str) -> pa.Array:
     try:
-        return pc.cast(values, field.type, safe=False)
+        cast = pc.cast(values, field.type, safe=False)
+        return _readable(cast) if pa.types.is_string(field.type) else cast
     except pa.ArrowException as error:
         raise UserError(f"{file!r}: column for {field.name} is {values.type}, expected {field.type} ({error})") from error
+
+
+def _readable(values: pa.Array) -> pa.Array:
+    """``values`` with U+FFFD for what is not UTF-8: Parquet does not promise that text is."""
+    try:
+        values.validate(full=True)
+        return values
+    except pa.ArrowInvalid:
+        raw = values.cast(pa.binary()).to_pylist()
+        return pa.array([None if one is None else one.decode("utf-8", "replace") for one in raw], pa.string())
 
 
 def _footer(file: str) -> list[str | int]:
@@ -161,7 +184,7 @@ def _footer(file: str) -> list[str | int]:
         size = source.tell()
         source.seek(max(0, size - 8))
         length = int.from_bytes(source.read(4), "little")
-        source.seek(max(0, size - 8 - length))
+        source.seek(max(0, size - 8 - length) if size > READ_WHOLE else 0)
         return [os.path.basename(file), size, hashlib.sha256(source.read()).hexdigest()]
 
 
@@ -215,21 +238,26 @@ class FolderSource:
             for name in names:
                 if name.lower().endswith(PICTURES):
                     path = os.path.join(folder, name)
-                    found.append((os.path.relpath(path, self.path), _sidecar(path)))
+                    found.append((_sayable(os.path.relpath(path, self.path)), _sidecar(path)))
         return sorted(found)
 
     def _listed(self, listing: str) -> Iterator[tuple[str, str | None]]:
-        for number, line in enumerate(read_bytes(listing).decode("utf-8", "replace").splitlines(), start=1):
+        for number, line in enumerate(read_bytes(listing).decode("utf-8-sig", "replace").split("\n"), start=1):
             if line.strip():
                 try:
                     row = json.loads(line)
-                    yield row["file_name"], row.get("text", row.get("caption"))
+                    name, caption = row["file_name"], row.get("text", row.get("caption"))
+                    if not isinstance(name, str) or not isinstance(caption, str | None):
+                        raise TypeError("file_name and text are not text")
+                    yield _sayable(name), None if caption is None else _sayable(caption)
                 except (ValueError, KeyError, AttributeError, TypeError) as error:
                     raise UserError(
                         f"{listing!r}, line {number}: {line[:80]!r}; expected a JSON object with file_name and text"
                     ) from error
 
     def fetch(self, url: str, limits: Limits) -> bytes:
+        if "\0" in url:
+            raise FetchError("not a path: it holds a null character")
         path = os.path.realpath(os.path.join(self.path, url))
         if not path.startswith(os.path.realpath(self.path) + os.sep):
             raise FetchError("the path leads out of the folder")
@@ -238,8 +266,13 @@ class FolderSource:
                 raise FetchError(f"more than {limits.max_bytes} bytes")
             with open(path, "rb") as file:
                 return file.read()
-        except OSError as error:
-            raise FetchError(error.strerror or str(error)) from error
+        except (OSError, ValueError) as error:
+            raise FetchError(getattr(error, "strerror", None) or str(error)) from error
+
+
+def _sayable(text: str) -> str:
+    """``text`` without lone surrogates, which JSON and names of files can hold and no table can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _sidecar(picture: str) -> str | None:

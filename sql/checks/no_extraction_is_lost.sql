@@ -1,6 +1,10 @@
--- A training image that was extracted and has no row in extractions, or two: a table that it is joined with lacks it.
-SELECT matches.group_id
-FROM (SELECT DISTINCT group_id FROM matches WHERE extracted AND role = 'training') AS matches
+-- A training image that a verdict calls and that has no row in extractions, or two: a table that it is joined with lacks it.
+SELECT called.group_id
+FROM (
+    SELECT group_id FROM matches WHERE extracted AND role = 'training'
+    UNION
+    SELECT group_id FROM verdicts WHERE extracted_calibrated
+) AS called
 LEFT JOIN extractions USING (group_id)
-GROUP BY matches.group_id
+GROUP BY called.group_id
 HAVING count(extractions.group_id) <> 1

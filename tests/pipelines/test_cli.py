@@ -1,0 +1,176 @@
+"""Mistakes on the command line: exit code 2, one line that says what to do, and nothing half-written."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import cli
+from tests.models import save_random_pipeline
+from tests.planted import clusters, embedding_rows, write_embeddings
+from tests.servers import ROOT
+from transforms.lake import Lake
+
+STAGES = [verb for verb in cli.VERBS if verb not in ("query", "demo")]
+
+
+def complaint(capfd, *words):
+    """The one line on stderr of a command that ends with exit code 2."""
+    assert cli.main(list(words)) == 2
+    captured = capfd.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("eidetic: "), captured.err
+    assert captured.out == ""
+    return lines[0]
+
+
+@pytest.fixture
+def no_files(tmp_path, monkeypatch):
+    """A new working folder; at the end of the test nothing may lie in it."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert list(folder.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["measur"], "unknown verb 'measur'; expected one of ingest, embed"),
+        (["--lake=lake"], "unknown verb '--lake=lake'"),
+        (["audit", "--max_promts=3"], "unknown option '--max_promts=3' (did you mean 'max_prompts'?)"),
+        (["ingest", "--metadata=x.parquet", "--nonsense"], "unknown option '--nonsense'"),
+        (["generate", "--clique_size=-1"], "--clique_size is -1, expected 1 or more"),
+        (["audit", "--clique_size=-1"], "--clique_size is -1, expected 1 or more"),
+        (["generate", "--model=a", "--generations=b"], "--model and --generations exclude each other"),
+        (["match", "--delta=2"], "--delta is 2.0, expected between 0 and 1"),
+        (["ingest"], "name it with --metadata"),
+        (["ingest", "--metadata=not_there.parquet"], "not_there.parquet"),
+        (["ingest", "--metadata=not_there.parquet", "--plain"], "unknown option '--plain'"),
+        (["embed"], "run 'eidetic ingest' first"),
+        (["measure"], "run 'eidetic ingest' first"),
+        (["query", "SELECT 1"], "run 'eidetic audit' or 'eidetic measure' first"),
+        (["query"], "the following arguments are required: SQL"),
+        (["audit", "--config=not_there.toml"], "cannot read --config 'not_there.toml'"),
+    ],
+)
+def test_mistakes(words, message, no_files, capfd):
+    assert message in complaint(capfd, *words)
+
+
+def parquet(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_metadata_that_is_not_laions(tmp_path, no_files, capfd):
+    (tmp_path / "text.parquet").write_text("not Parquet at all")
+    (tmp_path / "empty").mkdir()
+    wrong = parquet(tmp_path / "wrong.parquet", picture=["a"], words=["b"])
+    for path, message in (
+        (tmp_path / "text.parquet", "Parquet"),
+        (tmp_path / "empty", "empty"),
+        (wrong, "picture"),
+        (parquet(tmp_path / "no_rows.parquet", URL=pa.array([], pa.string()), TEXT=pa.array([], pa.string())), "no_rows"),
+    ):
+        assert message in complaint(capfd, "ingest", f"--metadata={path}")
+
+
+@pytest.fixture
+def lake(tmp_path):
+    """A lake that is complete up to the vectors."""
+    made = Lake(str(tmp_path / "lake"))
+    vectors, _ = clusters([1, 3])
+    write_embeddings(made, [embedding_rows(list("abcd"), np.asarray(vectors))])
+    assert cli.main(["deduplicate", f"--lake={made.root}"]) == 0
+    return made
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fault", ["unnamed", "missing", "no index", "no folder"])
+def test_a_model_without_an_autoencoder(fault, lake, tmp_path, capfd):
+    folder = tmp_path / "model"
+    save_random_pipeline(str(folder))
+    if fault == "unnamed":
+        index = json.loads((folder / "model_index.json").read_text())
+        del index["vae"]
+        (folder / "model_index.json").write_text(json.dumps(index))
+        message = "names no autoencoder (vae)"
+    elif fault == "missing":
+        (folder / "vae").rename(tmp_path / "vae")
+        message = "lacks its part(s) vae"
+    elif fault == "no index":
+        (folder / "model_index.json").unlink()
+        message = "has no model_index.json"
+    else:
+        (folder / "model_index.json").unlink()
+        folder, message = tmp_path / "model" / "unet", "has no model_index.json"
+    before = files(lake.root)
+    capfd.readouterr()
+    assert message in complaint(capfd, "generate", f"--lake={lake.root}", f"--model={folder}", "--device=cpu")
+    assert files(lake.root) == before
+
+
+def test_a_lake_that_cannot_be_written(tmp_path, no_files, capfd):
+    # A file where a folder must be: root, too, cannot write into that, whatever the permissions say.
+    (tmp_path / "file").write_text("I am in the way")
+    metadata = parquet(tmp_path / "metadata.parquet", URL=["http://127.0.0.1:9/a.png"], TEXT=["a"])
+    line = complaint(capfd, "ingest", f"--metadata={metadata}", f"--lake={tmp_path}/file/lake")
+    assert "cannot write to the lake" in line and "--lake" in line
+    assert (tmp_path / "file").read_text() == "I am in the way"
+
+
+def test_a_lake_of_another_version(lake, capfd):
+    (Path(lake.root) / "lake.json").write_text('{"schema_version": 99}')
+    before = files(lake.root)
+    capfd.readouterr()
+    assert "has schema version 99" in complaint(capfd, "deduplicate", f"--lake={lake.root}")
+    assert files(lake.root) == before
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_says_what_is_read_and_written_with_a_command_to_paste(verb, capsys, no_files):
+    with pytest.raises(SystemExit) as left:
+        cli.main([verb, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert "\nreads " in text and "\nwrites " in text
+    commands = [line.strip() for line in text.splitlines() if line.startswith(f"  eidetic {verb}")]
+    assert commands
+    for command in commands:
+        # What can be pasted is understood: it fails, if at all, for want of the things that it names.
+        words = shlex.split(command)
+        options = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert options <= {word.strip(",") for word in text.split()}, options
+
+
+def test_the_overview(capsys):
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb} " in text for verb in cli.VERBS)
+
+
+def test_a_verb_is_a_module_that_runs(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def python(*words):
+        return subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    done = python("pipelines.ingest", "--help")
+    assert done.returncode == 0 and "reads   metadata" in done.stdout, done.stderr
+    wrong = python("pipelines.ingest", "--metadata=not_there.parquet")
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1, wrong.stderr
+    assert list(tmp_path.iterdir()) == []

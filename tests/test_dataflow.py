@@ -1,0 +1,237 @@
+"""Every pipeline becomes a Dataflow template without a network; only the steps with a model ask for a GPU.
+
+The staged pipeline is read back from an emulator of Google's storage: what is looked at is what Dataflow would get.
+"""
+
+import json
+import urllib.parse
+import urllib.request
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.portability.api import beam_runner_api_pb2
+
+from pipelines import deduplicate, embed, generate, ingest, match
+from pipelines.cli import run_verb
+from pipelines.deduplicate import DeduplicateOptions
+from pipelines.device import DeviceOptions
+from pipelines.embed import EmbedOptions
+from pipelines.generate import GenerateOptions
+from pipelines.match import MatchOptions
+from pipelines.stage import Execution, TemplateWritten
+from tests.models import save_random_pipeline
+from tests.planted import picture, write_tiny_clip
+from tests.servers import free_port
+from transforms.generation import GeneratorHandler
+from transforms.images import encode_png
+from transforms.lake import Lake
+
+ACCELERATOR = "beam:resources:accelerator:v1"
+BUCKET = "eidetic-test"
+LARGEST_PAYLOAD = 100_000
+"""Bytes. A pickled function above this carries data that belongs in the lake."""
+
+
+@pytest.fixture(scope="module")
+def storage():
+    """The port of an emulator of Google's storage with one bucket."""
+    from gcp_storage_emulator.server import create_server
+
+    port = free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
+    server.start()
+    yield port
+    server.stop()
+
+
+@pytest.fixture
+def cloud(storage, monkeypatch, tmp_path):
+    """Options of a run on Dataflow that stops at the template; without any look for credentials, which would hang."""
+    from apache_beam.internal.gcp import auth
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{storage}")
+    monkeypatch.setattr(auth._Credentials, "_credentials", None)
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    return [
+        "--runner=DataflowRunner",
+        f"--template_location={tmp_path}/template.json",
+        "--project=eidetic-test",
+        "--region=europe-west4",
+        f"--temp_location=gs://{BUCKET}/temp",
+        f"--staging_location=gs://{BUCKET}/staging",
+        "--job_name=eidetic",
+        "--no_auth",
+    ]
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    """A lake with every stage up to match complete, made by the real verbs from twelve pictures in a folder."""
+    folder = tmp_path_factory.mktemp("dataflow")
+    for role, first, count in (("training", 0, 8), ("controls", 8, 4)):
+        (folder / role).mkdir()
+        for number in range(first, first + count):
+            (folder / role / f"{number}.png").write_bytes(encode_png(picture(number)))
+            (folder / role / f"{number}.txt").write_text(f"picture {number}")
+    write_tiny_clip(folder / "clip")
+    save_random_pipeline(str(folder / "model"))
+    made = Lake(str(folder / "lake"))
+    words = {
+        ingest: [f"--metadata={folder}/training", "--source=folder", f"--controls={folder}/controls", "--image_size=64"],
+        embed: [f"--clip_model={folder}/clip", "--device=cpu"],
+        deduplicate: [],
+        generate: [f"--model={folder}/model", "--device=cpu", *FEW],
+    }
+    for verb, mine in words.items():
+        assert run_verb(verb.main, [f"--lake={made.root}", *mine]) == 0
+    return made
+
+
+FEW = ("--max_prompts=2", "--images_per_prompt=2", "--steps=1", "--keep=all")
+
+
+@pytest.fixture
+def build(lake, cloud, storage, tmp_path):
+    """Builds the template of one pipeline and gives the pipeline that was staged for it."""
+
+    def template(make) -> beam_runner_api_pb2.Pipeline:
+        with pytest.raises(TemplateWritten):
+            Execution(lake, cloud).run(make)
+        return staged_pipeline(tmp_path / "template.json", storage)
+
+    return template
+
+
+def staged_pipeline(template, storage):
+    options = json.loads(template.read_text())["environment"]["sdkPipelineOptions"]["options"]
+    url = options["pipelineUrl"]
+    _, _, path = url.partition(f"gs://{BUCKET}/")
+    quoted = urllib.parse.quote(path, safe="")
+    address = f"http://127.0.0.1:{storage}/download/storage/v1/b/{BUCKET}/o/{quoted}?alt=media"
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return beam_runner_api_pb2.Pipeline.FromString(answer.read())
+
+
+def steps(pipeline):
+    """Full name → transform, of the transforms that do something themselves."""
+    transforms = pipeline.components.transforms.values()
+    found = {one.unique_name: one for one in transforms if not one.subtransforms and one.spec.urn}
+    assert found
+    for name, one in pipeline.components.transforms.items():
+        assert len(one.spec.payload) <= LARGEST_PAYLOAD, f"{name} carries {len(one.spec.payload):,} bytes"
+    return found
+
+
+def on_gpu(pipeline):
+    """The names of the steps that ask for an accelerator, and those that don't."""
+    environments = pipeline.components.environments
+    asks = {
+        name: ACCELERATOR in environments[one.environment_id].resource_hints if one.environment_id else False
+        for name, one in steps(pipeline).items()
+    }
+    return {name for name, wanted in asks.items() if wanted}, {name for name, wanted in asks.items() if not wanted}
+
+
+def has_step(names, ending):
+    return any(name.endswith(ending) for name in names)
+
+
+def test_embed_asks_for_a_gpu_where_the_model_is(lake, build):
+    from transforms.embedding import EmbedImages, OpenClipHandler
+
+    device = DeviceOptions(device="cuda")
+    images = lake.latest("ingest")
+    clip = EmbedOptions(clip_model=lake.latest("embed").facts["clip_model"]).model(device.resolved())
+    transform = EmbedImages(OpenClipHandler(clip, lake, images.snapshot_id), "new", device.hint())
+    pipeline = build(lambda pipeline: embed.build(pipeline, [0, 1], transform))
+    with_gpu, without = on_gpu(pipeline)
+    assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteEmbeddings")
+    assert has_step(without, "SkipWritten")
+    assert all("/EmbedAndWrite/" in name for name in with_gpu)
+    assert not any("/EmbedAndWrite/" in name for name in without)
+    (hint,) = {
+        environment.resource_hints[ACCELERATOR]
+        for environment in pipeline.components.environments.values()
+        if ACCELERATOR in environment.resource_hints
+    }
+    assert hint.decode() == DeviceOptions().accelerator
+
+
+def test_generate_asks_for_a_gpu_where_the_model_is(lake, build):
+    device = DeviceOptions(device="cuda")
+    done = lake.latest("generate")
+    options = GenerateOptions(model=done.facts["model"])
+    handler = GeneratorHandler(generate.generator(options, device.resolved()), options.filter, options.seed)
+    with_gpu, without = on_gpu(
+        build(lambda pipeline: generate.build(pipeline, lake, done.snapshot_id, 1, handler, device.hint()))
+    )
+    assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteResult")
+    assert has_step(without, "ReadPrompts")
+    assert all("/MakeAndWrite/" in name for name in with_gpu)
+    assert not any("/MakeAndWrite/" in name for name in without)
+
+
+def test_without_a_named_gpu_nothing_asks_for_one(lake, build):
+    device = DeviceOptions(device="cpu")
+    done = lake.latest("generate")
+    options = GenerateOptions(model=done.facts["model"])
+    handler = GeneratorHandler(generate.generator(options, "cpu"), options.filter, options.seed)
+    with_gpu, _ = on_gpu(build(lambda pipeline: generate.build(pipeline, lake, done.snapshot_id, 1, handler, device.hint())))
+    assert with_gpu == set()
+
+
+def test_compaction_needs_no_gpu(lake, build):
+    with_gpu, without = on_gpu(build(lambda pipeline: generate.build_compaction(pipeline, lake, "audit", 1)))
+    assert with_gpu == set() and has_step(without, "Compact")
+
+
+def test_ingest_needs_no_gpu(lake, build):
+    options = ingest.IngestOptions(metadata=str(lake.root).removesuffix("lake") + "training", source="folder")
+    with_gpu, without = on_gpu(build(lambda pipeline: ingest.build(pipeline, lake, "new", options)))
+    assert with_gpu == set() and has_step(without, "IngestBucket")
+
+
+def test_deduplicate_needs_no_gpu(lake, build):
+    from transforms.duplicates import FindDuplicates
+
+    options = DeduplicateOptions()
+    transform = FindDuplicates(
+        lake, lake.latest("embed").snapshot_id, "new", options.duplicate_threshold, options.block_rows
+    )
+    with_gpu, without = on_gpu(build(lambda pipeline: deduplicate.build(pipeline, [0, 1], transform)))
+    assert with_gpu == set() and has_step(without, "ComparePair") and has_step(without, "WriteGroups")
+
+
+@pytest.fixture
+def job(lake):
+    done, options = lake.latest("generate"), MatchOptions()
+    return match.Job(lake, options, done, match.stage(lake, options, done.snapshot_id))
+
+
+def test_match_carries_no_data(build, job):
+    # It runs CLIP inside a DoFn, for few pictures: no accelerator is asked for.
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build(pipeline, job, [0], DeviceOptions(device="cuda"))))
+    assert with_gpu == set() and has_step(without, "MatchPart")
+
+
+def test_counting_needs_no_gpu(build, job, tmp_path):
+    targets = tmp_path / "targets.parquet"
+    pq.write_table(pa.table({"sample_id": ["a"], "side": [8], "crop": [bytes(300_000)]}), targets)
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build_counts(pipeline, job, str(targets))))
+    assert with_gpu == set() and len(without) > 2
+
+
+def test_the_command_line_builds_the_template(lake, cloud, tmp_path, capsys):
+    clip = lake.latest("embed").facts["clip_model"]
+    # Another batch size or device is the same snapshot, which is complete; other weights are not.
+    other = write_tiny_clip(tmp_path / "other", seed=1)
+    assert other != clip
+    words = [f"--lake={lake.root}", f"--clip_model={other}", "--device=cuda", *cloud]
+    before = {path for table in ("embeddings", "images") for path in lake.parts(table, lake.latest("embed").snapshot_id)}
+    assert run_verb(embed.main, words) == 0
+    assert "the template is at" in capsys.readouterr().out
+    assert (tmp_path / "template.json").is_file()
+    # Nothing ran: no manifest, no part.
+    assert len(lake.manifests("embed")) == 1
+    assert {path for table in ("embeddings", "images") for path in lake.parts(table, lake.latest("embed").snapshot_id)} == before

@@ -1,0 +1,179 @@
+"""The audit end to end on the embedded default, small: what was planted is found, and the numbers are those of plain numpy."""
+
+import itertools
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import cli
+from pipelines.query import answer
+from transforms.images import decode
+from transforms.lake import Lake
+
+SCALE = 0.06
+RATE = 0.1
+MEMORISED = Path(__file__).resolve().parent.parent / "demo" / "models" / "memorised.json"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo")
+    return [
+        "demo", f"--lake={root}/lake", f"--site={root}/site", f"--port={free_port()}", f"--scale={SCALE}",
+        # As many generations for a control as for a prompt: 24 controls are few, and so each must count in full.
+        "--max_prompts=1000", "--images_per_control=6", f"--max_false_positive_rate={RATE}", "--unflagged_fraction=1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def audit(words):
+    assert cli.main(words) == 0
+    root = Path(words[1].removeprefix("--lake=")).parent
+    return Lake(str(root / "lake")), pq.read_table(root / "site" / "truth.parquet").to_pylist()
+
+
+def rows(lake, question):
+    names, found = answer(lake, question)
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
+@pytest.fixture(scope="module")
+def truth(audit):
+    """sample_id → the row of truth that it came from."""
+    lake, planted = audit
+    by_row = {(row["URL"], row["TEXT"]): row for row in planted}
+    return {row["sample_id"]: by_row[row["url"], row["caption"]] for row in rows(lake, "SELECT * FROM samples")}
+
+
+def test_every_row_has_the_status_that_was_planted(audit, truth):
+    lake, _ = audit
+    expected = {"dead": "failed_to_download", "slow": "failed_to_download", "not_an_image": "failed_to_download",
+                "not_http": "failed_to_download", "opted_out": "opted_out", "unsafe": "filtered"}  # fmt: skip
+    for row in rows(lake, "SELECT sample_id, status, reason FROM samples"):
+        assert row["status"] == expected.get(truth[row["sample_id"]]["kind"], "success")
+        assert (row["reason"] is None) == (row["status"] == "success")
+
+
+def test_the_pairs_are_those_that_were_planted(audit, truth):
+    """Precision 1 over all pairs; recall 1 over same pictures, re-encodings and resizes. Crops are stated in docs."""
+    lake, _ = audit
+    found = {(row["sample_id_a"], row["sample_id_b"]) for row in rows(lake, "SELECT * FROM duplicate_pairs")}
+    embedded = sorted(row["sample_id"] for row in rows(lake, "SELECT sample_id FROM duplicate_groups"))
+    planted = {(a, b) for a, b in itertools.combinations(embedded, 2) if truth[a]["slug"] == truth[b]["slug"]}
+    assert found <= planted
+    cropped = {pair for pair in planted if any(truth[sample]["kind"] == "cropped" for sample in pair)}
+    assert planted - cropped <= found
+    print(f"crops: {len(cropped & found)} of {len(cropped)} pairs found")
+    assert len(cropped & found) >= 0.9 * len(cropped)
+
+
+def test_groups_are_logos(audit, truth):
+    lake, _ = audit
+    for row in rows(lake, "SELECT group_id, list(sample_id) AS members FROM duplicate_groups GROUP BY group_id"):
+        assert len({truth[sample]["slug"] for sample in row["members"]}) == 1
+
+
+def test_what_the_model_card_calls_memorised_is_extracted(audit, truth):
+    lake, _ = audit
+    slugs = {row["slug"] for row in truth.values() if row["kind"] == "first"}
+    memorised = set(json.loads(MEMORISED.read_text())) & slugs
+    assert len(memorised) >= 15
+    for verdict in ("extracted", "extracted_calibrated"):
+        called = {truth[row["sample_id"]]["slug"] for row in rows(lake, f"SELECT * FROM extractions WHERE {verdict}")}
+        assert len(memorised & called) >= 0.95 * len(memorised), (verdict, memorised - called)
+
+
+def test_single_copies_are_mostly_not_extracted(audit):
+    lake, _ = audit
+    single = rows(lake, "SELECT * FROM extraction_rate WHERE duplicates = '1'")[0]
+    many = rows(lake, "SELECT sum(prompts_extracted_calibrated) / sum(prompts_tried) AS rate FROM extraction_rate "
+                "WHERE fewest_duplicates >= 16")[0]  # fmt: skip
+    assert single["rate_calibrated"] <= 0.35
+    assert many["rate"] >= 0.9
+
+
+def test_controls_are_called_no_more_often_than_promised(audit):
+    lake, _ = audit
+    chosen = rows(lake, "SELECT * FROM calibration WHERE chosen")[0]
+    assert chosen["n_controls"] == 24
+    assert chosen["controls_called"] <= RATE * chosen["n_controls"]
+    assert 0 < chosen["promised_rate"] <= RATE
+    reported = {row["verdict"]: row["controls_called"] for row in rows(lake, "SELECT * FROM false_positives")}
+    assert reported["extracted, own image"] == chosen["controls_within_delta"]
+
+
+def test_the_numbers_are_those_of_plain_numpy(audit):
+    """From the stored pictures alone: no kernel of ours, no SQL; square pictures, where nothing need be aligned."""
+    lake, _ = audit
+    pictures = {row["sample_id"]: np.asarray(decode(row["image"]), float) / 255 for row in rows(lake, "SELECT * FROM images")}
+    groups = rows(lake, "SELECT group_id, list(sample_id) AS members FROM duplicate_groups GROUP BY group_id")
+    members = {row["group_id"]: row["members"] for row in groups}
+    made: dict[str, list[np.ndarray]] = {}
+    for row in rows(lake, "SELECT prompt_id, image FROM generations WHERE image IS NOT NULL"):
+        made.setdefault(row["prompt_id"], []).append(np.asarray(decode(row["image"]), float) / 255)
+    checked = 0
+    for verdict in rows(lake, "SELECT * FROM verdicts WHERE origin = 'duplicates'"):
+        own = [pictures[sample] for sample in members[verdict["group_id"]]]
+        if any(picture.shape != (64, 64, 3) for picture in own):
+            continue
+        nearest = min(np.sqrt(((image - picture) ** 2).mean()) for image in made[verdict["prompt_id"]] for picture in own)
+        smallest = rows(lake, "SELECT min(l2) AS l2 FROM matches WHERE relation = 'own' "
+                        f"AND prompt_id = '{verdict['prompt_id']}'")[0]["l2"]  # fmt: skip
+        assert smallest == pytest.approx(nearest, abs=1e-6)
+        assert verdict["extracted_own"] == (nearest <= 0.15)
+        checked += 1
+    assert checked >= 30
+    for row in rows(lake, "SELECT * FROM extraction_rate"):
+        of_stratum = [v for v in rows(lake, "SELECT * FROM verdicts") if v["stratum"] == row["duplicates"]]
+        assert row["prompts_tried"] == len(of_stratum)
+        assert row["prompts_extracted"] == sum(v["extracted"] for v in of_stratum)
+        assert row["rate"] == pytest.approx(row["prompts_extracted"] / len(of_stratum))
+
+
+def test_k_counts_the_near_images_of_the_training_set(audit, truth):
+    lake, _ = audit
+    pictures = {row["sample_id"]: np.asarray(decode(row["image"]), float) / 255
+                for row in rows(lake, "SELECT * FROM images WHERE role = 'training'")}  # fmt: skip
+    square = {sample: picture for sample, picture in pictures.items() if picture.shape == (64, 64, 3)}
+    checked = 0
+    for row in rows(lake, "SELECT sample_id, k FROM extractions LIMIT 20"):
+        if row["sample_id"] not in square:
+            continue
+        target = square[row["sample_id"]]
+        near = sum(np.sqrt(((target - other) ** 2).mean()) <= 0.1 for other in square.values())
+        # Pictures that aren't square can only add to it: some crop of them may come near.
+        assert near <= row["k"] <= near + len(pictures) - len(square)
+        assert row["k"] >= 1
+        checked += 1
+    assert checked >= 5
+
+
+def test_a_second_audit_finds_everything_complete(audit, words, capsys):
+    lake, _ = audit
+    before = rows(lake, "SELECT * FROM extraction_rate")
+    stamps = {stage: lake.latest(stage).finished_at for stage in ("ingest", "embed", "deduplicate", "generate", "match", "measure")}
+    assert cli.main(words) == 0
+    assert {stage: lake.latest(stage).finished_at for stage in stamps} == stamps
+    assert rows(lake, "SELECT * FROM extraction_rate") == before
+    shown = capsys.readouterr().out
+    for part in ("95% interval", "reports/", "audit.duckdb", "eidetic query"):
+        assert part in shown
+
+
+def test_the_plan_runs_nothing(words, tmp_path, capsys):
+    other = [f"--lake={tmp_path}/lake" if word.startswith("--lake=") else word for word in words]
+    assert cli.main([*other, "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "generate" in shown
+    assert "to do" in shown
+    assert not (tmp_path / "lake").exists()

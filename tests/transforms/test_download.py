@@ -1,0 +1,466 @@
+"""One picture from a stranger: every limit holds, nothing but the open internet is asked, and nothing but FetchError comes out."""
+
+import gzip
+import io
+import socket
+import struct
+import threading
+import time
+import zlib
+
+import pytest
+from PIL import Image
+
+from tests.web import free_port, picture, serve
+from transforms import download
+from transforms.download import OPTED_OUT, FetchError, Limits, as_download_image, check_pixels, fetch_http, is_public
+
+LIMITS = Limits(seconds=5, allow_private_hosts=True)
+HURRIED = Limits(seconds=0.5, allow_private_hosts=True)
+PATIENCE = 2.0
+"""Seconds after which a fetch that was given 0.5 has plainly not been cut off; the rest is for a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def web():
+    with serve() as server:
+        yield server
+
+
+def reason(url, limits=LIMITS):
+    with pytest.raises(FetchError) as caught:
+        fetch_http(url, limits)
+    return str(caught.value)
+
+
+def address(ip, port):
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    return [(family, socket.SOCK_STREAM, 6, "", (ip, port))]
+
+
+def plant(monkeypatch, answers):
+    """Host → addresses, in place of the name server. Returns the hosts that were asked for."""
+    asked = []
+
+    def look_up(host, port):
+        asked.append(host)
+        return [entry for ip in answers[host] for entry in address(ip, port)]
+
+    monkeypatch.setattr(download, "look_up", look_up)
+    return asked
+
+
+# -- what comes through --------------------------------------------------------------------------------------------
+
+
+def test_the_file_as_it_was_sent(web):
+    content = picture(1)
+    assert fetch_http(web.answer("/a.png", content, headers=[("Content-Type", "image/png")]), LIMITS) == content
+    assert fetch_http(web.answer("/b.png", content, length=False), LIMITS) == content
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(content) + content + b"\r\n0\r\n\r\n"
+    assert fetch_http(web.raw("/c.png", chunked), LIMITS) == content
+
+
+def test_who_asks_is_said(web):
+    fetch_http(web.answer("/who.png", b"x"), Limits(allow_private_hosts=True, user_agent_token="tester"))
+    assert any("tester" in agent for agent in web.agents)
+
+
+def test_a_file_packed_against_our_wish_is_whole_though_shorter_than_its_length(web):
+    # Random pixels grow when packed, so the file has fewer bytes than Content-Length says.
+    content = picture(2)
+    packed = gzip.compress(content)
+    assert len(packed) > len(content)
+    assert fetch_http(web.answer("/packed.png", packed, headers=[("Content-Encoding", "gzip")]), LIMITS) == content
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("/a b.png", "/a%20b.png"),
+        ("/café.png", "/caf%C3%A9.png"),
+        ("/caf%C3%A9.png", "/caf%C3%A9.png"),
+        ("/a.png?title=a b&é", "/a.png?title=a%20b&%C3%A9"),
+        ("/a.png#part", "/a.png"),
+        ("?x=1", "/?x=1"),
+    ],
+)
+def test_a_path_is_sent_as_browsers_send_it(web, written, sent):
+    web.answer(sent, b"found")
+    assert fetch_http(web.url + written, LIMITS) == b"found"
+
+
+def test_a_redirect_is_followed_relative_and_beyond_ascii(web):
+    web.answer("/to/caf%C3%A9.png", b"found")
+    # Servers send raw UTF-8 in Location, though they may not; http.client hands it on as Latin-1.
+    url = web.raw("/from", b"HTTP/1.1 302 Found\r\nLocation: to/caf\xc3\xa9.png\r\nContent-Length: 0\r\n\r\n")
+    assert fetch_http(url, LIMITS) == b"found"
+    spaced = web.answer("/spaced", status=301, headers=[("Location", "/with a space.png")])
+    web.answer("/with%20a%20space.png", b"also found")
+    assert fetch_http(spaced, LIMITS) == b"also found"
+
+
+# -- bytes ---------------------------------------------------------------------------------------------------------
+
+
+def test_too_many_bytes_are_refused_by_the_length_they_claim(web):
+    limits = Limits(seconds=5, max_bytes=1000, allow_private_hosts=True)
+    # The body never comes: it is refused before it is read.
+    url = web.silence("/claims", b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n")
+    assert reason(url, limits) == "more than 1000 bytes"
+
+
+def test_too_many_bytes_are_refused_without_a_length(web):
+    limits = Limits(seconds=5, max_bytes=1000, allow_private_hosts=True)
+    endless = web.raw("/endless", b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", drip=b"x" * 400, every=0.01)
+    assert reason(endless, limits) == "more than 1000 bytes"
+    chunk = b"190\r\n" + b"x" * 400 + b"\r\n"
+    chunked = web.raw("/chunks", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", drip=chunk, every=0.01)
+    assert reason(chunked, limits) == "more than 1000 bytes"
+
+
+def test_exactly_as_many_bytes_as_allowed_pass(web):
+    limits = Limits(seconds=5, max_bytes=1000, allow_private_hosts=True)
+    assert len(fetch_http(web.answer("/exact", b"x" * 1000), limits)) == 1000
+    assert len(fetch_http(web.answer("/exact2", b"x" * 1000, length=False), limits)) == 1000
+
+
+def test_a_packed_bomb_stops_at_the_limit(web):
+    bomb = gzip.compress(bytes(50 << 20))
+    url = web.answer("/bomb", bomb, headers=[("Content-Encoding", "gzip")])
+    assert "bytes" in reason(url, Limits(seconds=5, max_bytes=1 << 20, allow_private_hosts=True))
+
+
+def test_a_truncated_file_is_no_file(web):
+    cut_short = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this"
+    assert "9" in reason(web.raw("/short", cut_short))
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nonly this"
+    assert "broken" in reason(web.raw("/short-chunk", chunked))
+
+
+# -- time ----------------------------------------------------------------------------------------------------------
+
+DRIPS = {
+    "body": b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n",
+    "body without a length": b"HTTP/1.0 200 OK\r\n\r\n",
+    "status": b"HTTP/1.1 200 ",
+    "header": b"HTTP/1.1 200 OK\r\nX-Long: ",
+    # A length of a chunk may have an extension of any size; the connection that will close has let go of its socket.
+    "chunk": b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n5;",
+    "trailer": b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nA: ",
+}
+
+
+@pytest.mark.parametrize("where", DRIPS)
+@pytest.mark.parametrize("dripping", [True, False], ids=["drip", "silence"])
+def test_the_time_is_a_total_wherever_the_server_dawdles(web, where, dripping):
+    path = f"/{where.replace(' ', '-')}-{dripping}"
+    url = web.raw(path, DRIPS[where], drip=b"a") if dripping else web.silence(path, DRIPS[where])
+    begun = time.monotonic()
+    assert reason(url, HURRIED) == "took longer than allowed"
+    assert time.monotonic() - begun < PATIENCE
+
+
+def test_the_time_is_a_total_over_endless_interim_answers(web):
+    url = web.raw("/continue", b"", drip=b"HTTP/1.1 100 Continue\r\n\r\n", every=0.01)
+    begun = time.monotonic()
+    assert reason(url, HURRIED) == "took longer than allowed"
+    assert time.monotonic() - begun < PATIENCE
+
+
+def test_the_time_is_a_total_over_redirects(web):
+    def slowly(handler):
+        time.sleep(0.2)
+        handler.send_response(302)
+        handler.send_header("Location", handler.path)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web.pages["/slow-loop"] = slowly
+    begun = time.monotonic()
+    assert reason(web.url + "/slow-loop", HURRIED) == "took longer than allowed"
+    assert time.monotonic() - begun < PATIENCE
+
+
+def test_a_name_server_that_dawdles_is_not_waited_for(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(download, "look_up", lambda host, port: release.wait(20) and [])
+    begun = time.monotonic()
+    assert reason("http://slow.example/a.png", HURRIED) == "took longer than allowed"
+    assert time.monotonic() - begun < PATIENCE
+    release.set()
+
+
+def test_a_handshake_that_never_ends():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun = time.monotonic()
+        assert reason(f"https://127.0.0.1:{silent.getsockname()[1]}/", HURRIED) == "took longer than allowed"
+        assert time.monotonic() - begun < PATIENCE
+
+
+# -- redirects, refusals, faults -----------------------------------------------------------------------------------
+
+
+def test_redirects_that_go_round_end(web):
+    web.answer("/ping", status=302, headers=[("Location", "/pong")])
+    web.answer("/pong", status=307, headers=[("Location", "/ping")])
+    before = web.hits["/ping"] + web.hits["/pong"]
+    assert reason(web.url + "/ping") == "more than 5 redirects"
+    assert web.hits["/ping"] + web.hits["/pong"] - before == 6
+
+
+def test_a_redirect_to_another_scheme_is_refused(web):
+    for number, target in enumerate(("file:///etc/passwd", "ftp://127.0.0.1/x", "data:image/png;base64,AAAA")):
+        url = web.answer(f"/scheme{number}", status=302, headers=[("Location", target)])
+        assert reason(url).startswith("only http and https")
+
+
+def test_a_redirect_to_what_is_no_url(web):
+    for number, target in enumerate(("http://[::1", "http://127.0.0.1:99999/", "http://a b/", "http://[zz]/")):
+        url = web.answer(f"/broken{number}", status=302, headers=[("Location", target)])
+        assert reason(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        None,
+        "",
+        "nonsense",
+        "/bare/path.png",
+        "C:\\pictures\\a.png",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/a.png",
+        "data:image/png;base64,AAAA",
+        "gopher://127.0.0.1/",
+        "javascript:alert(1)",
+        "http://",
+        "http:///a.png",
+        "https://:80/a.png",
+        "http://127.0.0.1:99999/a.png",
+        "http://127.0.0.1:-1/a.png",
+        "http://127.0.0.1:port/a.png",
+        "http://[::1/a.png",
+        "http://[zz]/a.png",
+        "http://[v1.x]/a.png",
+        "http://℀.example/a.png",
+        "http://a b.example/a.png",
+        "http://a\x00b.example/a.png",
+        "http://a\x7fb.example/a.png",
+        "http://a..b/a.png",
+        "http://" + "a" * 300 + ".example/a.png",
+    ],
+)
+def test_what_is_no_url_of_the_web_is_refused_without_a_connection(url, monkeypatch):
+    def no_look_up(host, port):
+        host.encode("idna")  # as getaddrinfo does before it asks
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(download, "look_up", no_look_up)
+    assert "\n" not in reason(url)
+
+
+def test_statuses_and_web_pages_are_told(web):
+    assert reason(web.url + "/nowhere") == "HTTP 404"
+    assert reason(web.answer("/gone", status=410)) == "HTTP 410"
+    assert reason(web.answer("/empty-redirect", status=302)) == "HTTP 302"
+    page = web.answer("/page.png", b"<html>", headers=[("Content-Type", "Text/HTML; charset=utf-8")])
+    assert reason(page) == "not an image: text/html"
+    unknown = web.answer("/unknown.png", b"x", headers=[("Content-Type", "application/octet-stream")])
+    assert fetch_http(unknown, LIMITS) == b"x"
+
+
+def test_what_is_not_http_at_all(web):
+    assert "broken" in reason(web.raw("/ssh", b"SSH-2.0-OpenSSH_9.6\r\n"))
+    assert "broken" in reason(web.raw("/nothing"))
+    assert "can't connect" in reason(f"http://127.0.0.1:{free_port()}/")
+    many = b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: x\r\n" % number for number in range(500)) + b"\r\n"
+    assert "broken" in reason(web.raw("/many", many))
+
+
+def test_reasons_are_the_same_each_time(web):
+    # They are rows of a table that must not change from run to run: no object's address may be in them.
+    for url in (web.raw("/nothing-again"), f"http://127.0.0.1:{free_port()}/", web.raw("/cut", b"HTTP/1.1 2")):
+        said = reason(url)
+        assert said == reason(url)
+        assert "0x" not in said
+
+
+# -- opting out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "opted_out"),
+    [
+        (["noai"], True),
+        (["NoImageAI"], True),
+        (["nofollow, noindex"], True),
+        (["eidetic: noai"], True),
+        (["EIDETIC: nofollow, noai"], True),
+        (["nofollow", "noai"], True),
+        (["otherbot: noai"], False),
+        (["otherbot: noai", "eidetic: nofollow"], False),
+        (["nofollow"], False),
+        ([], False),
+    ],
+)
+def test_opting_out(web, tags, opted_out):
+    path = "/tags-" + "-".join(tags).replace(" ", "").replace(",", "").replace(":", "")
+    url = web.answer(path, b"x", headers=[("X-Robots-Tag", tag) for tag in tags])
+    if opted_out:
+        assert reason(url) == OPTED_OUT
+        heedless = Limits(seconds=5, allow_private_hosts=True, opt_out_directives=())
+        assert fetch_http(url, heedless) == b"x"
+    else:
+        assert fetch_http(url, LIMITS) == b"x"
+
+
+def test_a_redirect_can_opt_out_too(web):
+    web.answer("/beyond", b"x")
+    url = web.answer("/tagged", status=302, headers=[("Location", "/beyond"), ("X-Robots-Tag", "noai")])
+    assert reason(url) == OPTED_OUT
+    assert web.hits["/beyond"] == 0
+
+
+# -- private networks ----------------------------------------------------------------------------------------------
+
+PRIVATE = [
+    "127.0.0.1",
+    "127.8.8.8",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "198.18.0.1",
+    "224.0.0.1",
+    "255.255.255.255",
+    "::1",
+    "::",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::127.0.0.1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fd00::1",
+    "fec0::1",
+    "ff02::1",
+    "2002:7f00:1::",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::1",
+]
+
+
+@pytest.mark.parametrize("ip", PRIVATE)
+def test_private_addresses_are_refused(ip, monkeypatch):
+    assert not is_public(ip)
+    plant(monkeypatch, {"inside.example": [ip]})
+    assert "private network" in reason("http://inside.example/a.png", Limits(seconds=5))
+
+
+@pytest.mark.parametrize("ip", ["8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_the_open_internet_is_public(ip):
+    assert is_public(ip)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0"])
+def test_loopback_is_refused_however_it_is_written(web, host):
+    before = web.hits["/a.png"]
+    assert reason(f"http://{host}:{web.port}/a.png", Limits(seconds=5))
+    assert web.hits["/a.png"] == before
+
+
+def test_a_redirect_into_a_private_network_is_refused(web, monkeypatch):
+    # The first host counts as public because the test says so; the second is judged as it is.
+    monkeypatch.setattr(download, "is_public", lambda ip: ip == "127.0.0.1")
+    asked = plant(monkeypatch, {"outside.example": ["127.0.0.1"], "inside.example": ["10.0.0.1"]})
+    target = f"http://inside.example:{web.port}/secret"
+    web.answer("/inwards", status=302, headers=[("Location", target)])
+    assert "private network" in reason(f"http://outside.example:{web.port}/inwards", Limits(seconds=5))
+    assert asked == ["outside.example", "inside.example"]
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(web, monkeypatch):
+    # A name server that answers differently the second time gains nothing: it is asked once for each hop.
+    asked = plant(monkeypatch, {"rebinding.example": ["127.0.0.1"]})
+    web.answer("/once", b"x")
+    assert fetch_http(f"http://rebinding.example:{web.port}/once", LIMITS) == b"x"
+    assert asked == ["rebinding.example"]
+
+
+def test_an_address_that_does_not_answer_gives_way_to_the_next(web, monkeypatch):
+    plant(monkeypatch, {"two.example": ["::1", "127.0.0.1"]})
+    web.answer("/two", b"x")
+    assert fetch_http(f"http://two.example:{web.port}/two", LIMITS) == b"x"
+
+
+def test_a_machine_without_ipv6(web, monkeypatch):
+    plant(monkeypatch, {"two.example": ["::1", "127.0.0.1"], "six.example": ["::1"]})
+    made = socket.socket
+
+    def without_ipv6(family=socket.AF_INET, *rest, **options):
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        return made(family, *rest, **options)
+
+    monkeypatch.setattr(download.socket, "socket", without_ipv6)
+    web.answer("/four", b"x")
+    assert fetch_http(f"http://two.example:{web.port}/four", LIMITS) == b"x"
+    assert reason("http://six.example/a.png") == "can't connect: Address family not supported by protocol"
+
+
+# -- pixels --------------------------------------------------------------------------------------------------------
+
+
+def header_of(width, height):
+    """A PNG that claims a size and has no pixels."""
+    chunk = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in ((b"IHDR", chunk), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("side", [7072, 9000, 15000, 32000, 100_000])
+def test_pixels_are_counted_by_the_header(side):
+    # 32000 and more is what Pillow itself calls a bomb and will not open; OpenCV would.
+    with pytest.raises(FetchError, match="pixels"):
+        check_pixels(header_of(side, side), 50_000_000)
+
+
+def test_as_many_pixels_as_allowed_pass():
+    check_pixels(picture(0, 24, 16), 24 * 16)
+    with pytest.raises(FetchError, match="24 × 16 pixels, more than 383 in all"):
+        check_pixels(picture(0, 24, 16), 24 * 16 - 1)
+
+
+@pytest.mark.parametrize("encoding", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_pixels_of_every_format(encoding):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, encoding)
+    with pytest.raises(FetchError, match="64 × 64"):
+        check_pixels(buffer.getvalue(), 1000)
+
+
+def test_a_format_whose_size_is_not_known_beforehand():
+    with pytest.raises(FetchError, match="Radiance"):
+        check_pixels(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 30000\n", 50_000_000)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x89PNG\r\n\x1a\n", picture()[:40]])
+def test_what_is_no_picture_is_left_to_the_decoder(content):
+    check_pixels(content, 50_000_000)
+
+
+# -- as img2dataset calls it ---------------------------------------------------------------------------------------
+
+
+def test_the_form_that_img2dataset_expects(web):
+    download_image = as_download_image(fetch_http, LIMITS)
+    key, stream, error = download_image((7, web.answer("/seven.png", picture(7))), 10, "eidetic", None)
+    assert (key, stream.read(), error) == (7, picture(7), None)
+    assert download_image((8, web.url + "/eight.png"), timeout=10) == (8, None, "HTTP 404")
+    big = as_download_image(fetch_http, Limits(max_pixels=10, allow_private_hosts=True))
+    assert big((9, web.url + "/seven.png"))[1:] == (None, "24 × 16 pixels, more than 10 in all")

@@ -1,0 +1,460 @@
+"""The marts against plain loops over the same tables, what was planted, the checks, and the database."""
+
+import collections
+import os
+
+import duckdb
+import pytest
+from scipy.stats import beta, binomtest
+
+import sql
+from tests.fakes import fake_lake
+from transforms import measurement
+from transforms.errors import UserError
+from transforms.lake import delete, read_parquet
+
+AUDIT = ("audit_id", "model_revision", "parameters_digest")
+
+
+def measured(fake, snapshot="measured"):
+    """mart → rows without the audit's columns."""
+    measurement.run(fake.lake, fake.match, snapshot)
+    tables = {mart: read_parquet(fake.lake.part(mart, snapshot, 0)) for mart in measurement.MARTS}
+    return {mart: table.drop_columns(list(AUDIT)).to_pylist() for mart, table in tables.items()}
+
+
+def rewrite(fake, table, change):
+    """Replaces a table of the fake lake by what ``change`` makes of its rows."""
+    stages = (fake.ingest, fake.embed, fake.deduplicate, fake.generate, fake.match)
+    snapshot = next(manifest.snapshot_id for manifest in stages if table in manifest.rows)
+    rows = change(fake.rows(table))
+    delete(fake.lake.folder(table, snapshot))
+    fake.lake.write(table, snapshot, 0, rows)
+
+
+# -- the same numbers by plain loops ----------------------------------------------------------------------------------
+
+
+def by_loops(fake):
+    """What the marts should hold, computed row by row from the tables, in the words of docs/architecture.md."""
+    prompts = [row for row in fake.rows("prompts") if row["origin"] != "control"]
+    cliques = {row["prompt_id"]: row for row in fake.rows("cliques")}
+    matches = [row for row in fake.rows("matches") if row["role"] == "training"]
+    chosen = next(row for row in fake.rows("calibration") if row["chosen"])
+    groups = {row["group_id"]: row for row in fake.rows("duplicate_groups")}
+    verdicts = {}
+    for prompt in prompts:
+        mine = [row for row in matches if row["prompt_id"] == prompt["prompt_id"]]
+        distances = [row[chosen["distance"]] for row in mine if row["relation"] == "own"]
+        calibrated = None
+        if chosen["threshold"] is not None and prompt["group_id"] is not None:
+            calibrated = any(value is not None and value < chosen["threshold"] for value in distances)
+        verdicts[prompt["prompt_id"]] = {
+            "extracted": any(row["l2"] <= 0.15 for row in mine),
+            "extracted_own": any(row["l2"] <= 0.15 and row["relation"] == "own" for row in mine),
+            "extracted_calibrated": calibrated,
+        }
+
+    rates = []
+    for order, stratum in sorted({(prompt["stratum_order"], prompt["stratum"]) for prompt in prompts}):
+        ids = [prompt["prompt_id"] for prompt in prompts if prompt["stratum"] == stratum]
+        tested = [verdicts[i]["extracted_calibrated"] for i in ids if verdicts[i]["extracted_calibrated"] is not None]
+        hits = sum(verdicts[i]["extracted"] for i in ids)
+        interval = binomtest(hits, len(ids)).proportion_ci(method="wilson")
+        row = {
+            "duplicates": stratum,
+            "stratum_order": order,
+            "prompts_tried": len(ids),
+            "prompts_flagged": sum(cliques[i]["flagged"] for i in ids),
+            "prompts_extracted": hits,
+            "prompts_calibrated": len(tested),
+            "prompts_extracted_calibrated": sum(tested) if tested else None,
+            "images_extracted": len({row["group_id"] for row in matches if row["prompt_id"] in ids and row["l2"] <= 0.15}),
+            "rate": hits / len(ids),
+            "rate_lower": interval.low,
+            "rate_upper": interval.high,
+            "rate_calibrated": sum(tested) / len(tested) if tested else None,
+        }
+        rates.append(row)
+
+    extractions = {}
+    for group in groups:
+        called = []
+        own = []
+        for row in (row for row in matches if row["group_id"] == group):
+            near = False
+            if row["relation"] == "own":
+                own.append(verdicts[row["prompt_id"]]["extracted_calibrated"])
+                value = row[chosen["distance"]]
+                near = chosen["threshold"] is not None and value is not None and value < chosen["threshold"]
+            if row["l2"] <= 0.15 or near:
+                called.append(row)
+        if called:
+            best = min(called, key=lambda row: row["l2"] if row["adaptive_l2"] is None else row["adaptive_l2"])
+            known = [verdict for verdict in own if verdict is not None]
+            extractions[group] = {
+                "copies": groups[group]["size"],
+                "extracted": any(row["l2"] <= 0.15 for row in called),
+                "extracted_calibrated": any(known) if known else None,
+                **{name: best[name] for name in ("sample_id", "prompt_id", "sample_index", "l2", "tiled_l2", "adaptive_l2")},
+            }
+
+    unflagged = [prompt["prompt_id"] for prompt in prompts if not cliques[prompt["prompt_id"]]["flagged"]]
+    checked = [prompt for prompt in unflagged if cliques[prompt]["keep_rule"] in ("slice", "all")]
+    missed = [prompt for prompt in checked if verdicts[prompt]["extracted"]]
+    misses = {
+        "prompts_unflagged": len(unflagged),
+        "prompts_checked": len(checked),
+        "prompts_missed": len(missed),
+        "prompts_missed_estimate": sum(1 / cliques[prompt]["keep_probability"] for prompt in missed),
+    }
+    return verdicts, rates, extractions, misses
+
+
+def close(actual, expected):
+    """Whether ``actual`` holds everything that ``expected`` does (floats up to rounding)."""
+    assert {name: actual[name] for name in expected} == {
+        name: pytest.approx(value, abs=1e-9) if isinstance(value, float) else value for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"base_seed": 1, "keep": "all", "images_per_prompt": 1},
+        {"base_seed": 2, "calibrated_distance": "l2", "listed": ["group 1", "nobody's caption"]},
+        {"base_seed": 3, "calibrated_distance": "tiled_l2", "max_prompts": 6},
+        {"base_seed": 4, "controls": 0, "listed": ["nobody's caption"]},
+        {"base_seed": 5, "keep": "none"},
+    ],
+    ids=["plain", "all kept", "listed", "tiled", "no controls", "none kept"],
+)
+def test_the_marts_are_what_loops_over_the_tables_say(tmp_path, knobs):
+    fake = fake_lake(tmp_path, **knobs)
+    marts = measured(fake)
+    verdicts, rates, extractions, misses = by_loops(fake)
+
+    assert {row["prompt_id"] for row in marts["verdicts"]} == set(verdicts)
+    for row in marts["verdicts"]:
+        close(row, verdicts[row["prompt_id"]])
+    assert len(marts["extraction_rate"]) == len(rates)
+    for row, expected in zip(marts["extraction_rate"], rates, strict=True):
+        close(row, expected)
+    assert {row["group_id"] for row in marts["extractions"]} == set(extractions)
+    for row in marts["extractions"]:
+        close(row, extractions[row["group_id"]])
+    close(marts["filter_misses"][0], misses)
+    k = {row["sample_id"]: row["k"] for row in fake.rows("eidetic_counts")}
+    assert all(row["k"] == k[row["sample_id"]] for row in marts["extractions"])
+
+
+def test_the_most_confident_extraction_comes_first(tmp_path):
+    rows = measured(fake_lake(tmp_path))["extractions"]
+    assert [row["confidence_rank"] for row in rows] == list(range(1, len(rows) + 1))
+    assert [row["adaptive_l2"] for row in rows] == sorted(row["adaptive_l2"] for row in rows)
+
+
+def test_an_extraction_carries_its_sample_and_its_prompt(tmp_path):
+    fake = fake_lake(tmp_path)
+    samples = {row["sample_id"]: row for row in fake.rows("samples")}
+    prompts = {row["prompt_id"]: row for row in fake.rows("prompts")}
+    generations = {(row["prompt_id"], row["sample_index"]): row for row in fake.rows("generations")}
+    for row in measured(fake)["extractions"]:
+        assert (row["url"], row["caption"]) == tuple(samples[row["sample_id"]][name] for name in ("url", "caption"))
+        assert row["prompt"] == prompts[row["prompt_id"]]["text"]
+        assert row["seed"] == generations[row["prompt_id"], row["sample_index"]]["seed"]
+
+
+# -- what was planted -------------------------------------------------------------------------------------------------
+
+
+def test_each_behaviour_gets_the_verdicts_that_it_was_planted_for(tmp_path):
+    fake = fake_lake(tmp_path, unflagged_fraction=1.0)
+    expected = {
+        "copy": (True, True, True),
+        "none": (False, False, False),
+        "loose": (True, True, False),
+        "tight": (False, False, True),
+        "neighbour": (True, False, False),
+    }
+    for row in measured(fake)["verdicts"]:
+        actual = (row["extracted"], row["extracted_own"], row["extracted_calibrated"])
+        assert actual == expected[fake.behaviour[row["prompt_id"]].split()[0]]
+
+
+def test_an_image_that_two_prompts_give_back_counts_once(tmp_path):
+    # The neighbour gives back what the next prompt, a copy, gives back as well.
+    fake = fake_lake(tmp_path, sizes=(3, 4), captions=("low", "high"), behaviours=("neighbour", "copy"))
+    marts = measured(fake)
+    (rate,) = marts["extraction_rate"]
+    assert (rate["prompts_extracted"], rate["images_extracted"]) == (2, 1)
+    (row,) = marts["extractions"]
+    assert (row["copies"], row["caption"], row["extracted"], row["extracted_calibrated"]) == (3, "low", True, True)
+
+
+def test_what_only_another_prompt_gives_back_has_no_calibrated_verdict_of_its_own(tmp_path):
+    # The smaller group isn't tried itself.
+    fake = fake_lake(tmp_path, sizes=(9, 1), behaviours=("neighbour", "none"), max_prompts=2)
+    (row,) = measured(fake)["extractions"]
+    assert (row["relation"], row["extracted"], row["extracted_calibrated"]) == ("neighbour", True, False)
+    rewrite(fake, "matches", lambda rows: [row for row in rows if row["relation"] != "own" or row["role"] == "control"])
+    (row,) = measured(fake, "again")["extractions"]
+    assert (row["relation"], row["extracted"], row["extracted_calibrated"]) == ("neighbour", True, None)
+
+
+def test_a_miss_of_the_filter_weighs_as_much_as_the_slice_is_thin(tmp_path):
+    fake = fake_lake(tmp_path, sizes=(1,) * 60, behaviours=("copy unflagged",), unflagged_fraction=0.25)
+    (row,) = measured(fake)["filter_misses"]
+    assert row["prompts_unflagged"] == 60
+    assert 0 < row["prompts_missed"] == row["prompts_checked"] < 30
+    assert row["prompts_missed_estimate"] == pytest.approx(4 * row["prompts_missed"])
+
+
+def test_false_positives_are_counted_on_the_controls(tmp_path):
+    fake = fake_lake(tmp_path, controls=60, controls_within_delta=5, max_false_positive_rate=0.1)
+    rows = {row["verdict"]: row for row in measured(fake)["false_positives"]}
+    own = rows["extracted, own image"]
+    assert (own["controls_called"], own["n_controls"]) == (5, 60)
+    assert own["rate"] == pytest.approx(5 / 60)
+    assert own["upper_bound"] == pytest.approx(beta.ppf(0.95, 6, 55))
+    assert rows["extracted, another control"]["controls_called"] == 0
+    # Two blocks of control generations fit into a prompt's four, so 0.1 / 2 · 61 = 3: two lie strictly below the third.
+    assert rows["extracted_calibrated"]["controls_called"] == 2
+    assert rows["extracted_calibrated"]["upper_bound"] == pytest.approx(beta.ppf(0.95, 3, 58))
+
+
+def test_without_controls_the_calibrated_columns_are_null(tmp_path):
+    marts = measured(fake_lake(tmp_path, controls=0))
+    assert {row["extracted_calibrated"] for row in marts["verdicts"] + marts["extractions"]} == {None}
+    names = ("prompts_extracted_calibrated", "rate_calibrated", "rate_calibrated_lower", "rate_calibrated_upper")
+    assert {row[name] for row in marts["extraction_rate"] for name in names} == {None}
+    assert {row["rate"] for row in marts["false_positives"]} == {None}
+
+
+def test_a_prompt_without_an_image_of_its_own_is_no_trial_of_the_calibrated_verdict(tmp_path):
+    fake = fake_lake(tmp_path, listed=["group 0", "nobody's caption"])
+    row = next(row for row in measured(fake)["extraction_rate"] if row["duplicates"] == "list")
+    assert (row["prompts_tried"], row["prompts_calibrated"]) == (2, 1)
+    assert row["rate_calibrated_upper"] == pytest.approx(binomtest(0, 1).proportion_ci(method="wilson").high)
+
+
+@pytest.mark.parametrize("distance", ["l2", "tiled_l2"])
+def test_the_best_generation_is_one_that_was_called(tmp_path, distance):
+    """Another generation of the prompt may be nearer by adaptive l2 and yet not be called, nor have its k counted."""
+    fake = fake_lake(tmp_path, sizes=(4,), behaviours=("none",), calibrated_distance=distance)
+    threshold = next(row["threshold"] for row in fake.rows("calibration") if row["chosen"])
+    members = sorted(row["sample_id"] for row in fake.rows("duplicate_groups"))
+    (prompt,) = [row["prompt_id"] for row in fake.rows("prompts") if row["origin"] != "control"]
+    planted = {0: (members[0], threshold / 2, 0.9), 1: (members[1], threshold * 2, 0.1)}
+
+    def plant(rows):
+        other = [row for row in rows if row["role"] == "control"]
+        template = next(row for row in rows if row["prompt_id"] == prompt) if prompt in {r["prompt_id"] for r in rows} else None
+        base = template or {**other[0], "prompt_id": prompt, "group_id": members[0], "role": "training", "relation": "own"}
+        return other + [
+            {**base, "sample_index": index, "sample_id": sample, "l2": 0.3, "tiled_l2": 0.3, "adaptive_l2": adaptive,
+             "extracted": False, distance: value}
+            for index, (sample, value, adaptive) in planted.items()
+        ]  # fmt: skip
+
+    rewrite(fake, "matches", plant)
+    rewrite(fake, "generations", lambda rows: [
+        {**row, "image": b"kept"} if row["prompt_id"] == prompt and row["sample_index"] < 2
+        else {**row, "image": None} if row["prompt_id"] == prompt else row
+        for row in rows
+    ])  # fmt: skip
+    audit = {name: fake.rows("audits")[0][name] for name in AUDIT}
+    rewrite(fake, "eidetic_counts", lambda _: [{**audit, "sample_id": members[0], "eidetic_delta": 0.1, "k": 4}])
+    (row,) = measured(fake)["extractions"]
+    assert (row["sample_id"], row["sample_index"], row["k"]) == (members[0], 0, 4)
+
+
+def test_duplication_counts_groups_and_images(tmp_path):
+    rows = measured(fake_lake(tmp_path, sizes=(12, 5, 4, 3, 2, 2, 1, 1, 1, 1)))["duplication"]
+    counted = {row["duplicates"]: (row["groups"], row["images"]) for row in rows}
+    assert counted == {"1": (4, 4), "2": (2, 4), "3-4": (2, 7), "5-8": (1, 5), "9-16": (1, 12)}
+    assert sum(row["share_of_images"] for row in rows) == pytest.approx(1)
+    assert next(row for row in rows if row["duplicates"] == "9-16")["lowest_cosine"] == pytest.approx(0.97)
+
+
+def test_an_empty_audit_has_empty_marts(tmp_path):
+    marts = measured(fake_lake(tmp_path, sizes=(), captions=(), controls=0))
+    assert marts["extraction_rate"] == marts["extractions"] == marts["duplication"] == []
+    assert marts["filter_misses"][0]["prompts_missed_estimate"] == 0
+
+
+def test_the_order_and_the_parts_of_the_rows_change_nothing(tmp_path):
+    fake = fake_lake(tmp_path)
+    before = measured(fake)
+    for table in ("matches", "prompts", "duplicate_groups", "samples", "cliques"):
+        rewrite(fake, table, lambda rows: rows[::-1])
+    assert measured(fake, "again") == before
+
+
+def test_hostile_captions_pass_through_untouched(tmp_path):
+    hostile = ["'; DROP TABLE samples; --", "$max_prompts", "a\x00b", "x" * 10_000, "\u202eevil", '"quoted" {{ 7*7 }}']
+    fake = fake_lake(tmp_path, sizes=(1,) * 6, captions=hostile, behaviours=("copy",))
+    rows = measured(fake)["extractions"]
+    assert {row["caption"] for row in rows} == set(hostile) == {row["prompt"] for row in rows}
+
+
+# -- the checks -------------------------------------------------------------------------------------------------------
+
+
+def without_first(rows):
+    return rows[1:]
+
+
+def first_again(rows):
+    return [*rows, rows[0]]
+
+
+def in_first(**columns):
+    return lambda rows: [{**rows[0], **columns}, *rows[1:]]
+
+
+def in_all(**columns):
+    return lambda rows: [{**row, **columns} for row in rows]
+
+
+FAULTS = [
+    ("every_attempt_is_a_row", "generations", without_first),
+    ("every_extraction_has_its_k", "eidetic_counts", lambda rows: []),
+    ("every_kept_generation_was_matched", "matches", lambda rows: [row for row in rows if row["sample_index"]]),
+    ("every_match_has_its_generation", "matches", in_first(sample_index=99)),
+    ("every_match_has_its_generation", "generations", in_all(image=None)),
+    ("every_match_has_its_group", "matches", in_all(group_id="elsewhere")),
+    ("every_prompt_is_counted_once", "cliques", first_again),
+    ("every_prompt_was_tried", "cliques", without_first),
+    ("group_sizes_are_right", "duplicate_groups", in_first(size=77)),
+    ("matches_are_unique", "matches", first_again),
+    ("no_extraction_is_lost", "samples", lambda rows: [row for row in rows if row["caption"] != "group 0"]),
+    ("one_distance_is_chosen", "calibration", in_all(chosen=False)),
+    ("one_distance_is_chosen", "calibration", in_all(chosen=True)),
+    ("prompts_are_unique", "prompts", first_again),
+    ("samples_are_unique", "samples", first_again),
+]
+
+
+@pytest.mark.parametrize(("check", "table", "change"), FAULTS, ids=[f"{check}-{table}" for check, table, _ in FAULTS])
+def test_a_check_finds_what_it_is_there_for(tmp_path, check, table, change):
+    fake = fake_lake(tmp_path, controls=4)
+    rewrite(fake, table, change)
+    with pytest.raises(RuntimeError, match=rf"checks failed: .*{check}: \d+ rows, the first is"):
+        measurement.run(fake.lake, fake.match, "measured")
+    # Nothing half-written: no mart of an audit that failed its checks.
+    assert not any(fake.lake.parts(mart, "measured") for mart in measurement.MARTS)
+
+
+@pytest.mark.parametrize("wrong", [{"rate": 1.2}, {"rate_lower": 0.5}, {"rate_calibrated_upper": 1.1}])
+def test_a_rate_outside_its_interval_is_found(wrong):
+    right = {f"{rate}{end}": value for rate in ("rate", "rate_calibrated")
+             for end, value in (("_lower", 0.1), ("", 0.2), ("_upper", 0.3))}  # fmt: skip
+    with duckdb.connect() as connection:
+        for row, found in ((right, 0), (right | wrong, 1)):
+            columns = ", ".join(f"CAST({value} AS DOUBLE) AS {name}" for name, value in row.items())
+            connection.execute(f"CREATE OR REPLACE TABLE extraction_rate AS SELECT '1' AS duplicates, {columns}")
+            assert len(connection.execute(sql.read("checks", "rates_are_rates")).fetchall()) == found
+
+
+def test_every_check_has_a_fault_that_it_finds():
+    assert {check for check, _, _ in FAULTS} | {"rates_are_rates"} == set(sql.names("checks"))
+
+
+# -- the audit's snapshots, and the database --------------------------------------------------------------------------
+
+
+def finish(fake, snapshot):
+    measurement.run(fake.lake, fake.match, snapshot)
+    upstream = {"match": fake.match.snapshot_id}
+    return fake.lake.complete("measure", snapshot, {}, upstream, {"audit_id": fake.generate.snapshot_id})
+
+
+def ask(lake, question):
+    with duckdb.connect(os.path.join(lake.root, "audit.duckdb"), read_only=True) as connection:
+        return connection.execute(question).fetchall()
+
+
+def test_an_audit_reads_its_own_snapshots_alone(tmp_path):
+    """Two models in one lake, the second with another plan: neither sees the other's rows."""
+    first = fake_lake(tmp_path, behaviours=("copy",))
+    alone = measured(first)
+    second = fake_lake(tmp_path, behaviours=("none",), model="another", base_seed=1, max_prompts=5)
+    assert measured(first, "again") == alone
+    other = measured(second)
+    assert other["extractions"] == []
+    assert len(other["verdicts"]) == 5
+
+
+def test_a_manifest_that_is_gone_is_the_users_to_restore(tmp_path):
+    fake = fake_lake(tmp_path, controls=0)
+    os.remove(os.path.join(tmp_path, "manifests", "embed", f"{fake.embed.snapshot_id}.json"))
+    with pytest.raises(UserError, match="lacks the manifest of embed"):
+        measurement.run(fake.lake, fake.match, "measured")
+
+
+def test_the_database_has_a_view_for_every_table_and_mart(tmp_path):
+    fake = fake_lake(tmp_path)
+    finish(fake, "measured")
+    assert measurement.build_database(fake.lake) == fake.lake.path("audit.duckdb")
+    views = {name for (name,) in ask(fake.lake, "SELECT view_name FROM duckdb_views() WHERE NOT internal")}
+    expected = {"samples", "images", "embeddings", "duplicate_pairs", "duplicate_groups", "prompts", "generations", "cliques",
+                "matches", "calibration", "eidetic_counts", "audits", *measurement.MARTS}  # fmt: skip
+    assert views == expected
+    for table in ("samples", "generations", "matches", "images"):
+        (count,) = ask(fake.lake, f"SELECT count(*) FROM {table}")[0]
+        assert count == len(fake.rows(table))
+    assert ask(fake.lake, "SELECT DISTINCT snapshot_id FROM matches") == [(fake.match.snapshot_id,)]
+
+
+def test_the_database_holds_every_audit_and_each_ones_newest_measure(tmp_path):
+    first = fake_lake(tmp_path)
+    second = fake_lake(tmp_path, model="another", base_seed=1)
+    half_done = fake_lake(tmp_path, model="not measured", base_seed=2)
+    finish(first, "0123456789012345")  # digits alone: no number may come of it
+    finish(first, "12e4567890123456")
+    finish(second, "measured")
+    measurement.build_database(first.lake)
+    audits = collections.Counter(ask(first.lake, "SELECT audit_id, snapshot_id FROM extraction_rate"))
+    assert set(audits) == {
+        (first.generate.snapshot_id, "12e4567890123456"), (second.generate.snapshot_id, "measured"),
+    }  # fmt: skip
+    prompts = {audit for (audit,) in ask(first.lake, "SELECT audit_id FROM prompts")}
+    assert prompts == {first.generate.snapshot_id, second.generate.snapshot_id}
+    assert half_done.generate.snapshot_id not in prompts
+    # Both audits share the data: no sample is there twice.
+    assert ask(first.lake, "SELECT count(*) - count(DISTINCT sample_id) FROM samples") == [(0,)]
+
+
+def test_a_database_that_somebody_reads_is_replaced_under_them(tmp_path):
+    fake = fake_lake(tmp_path)
+    finish(fake, "measured")
+    path = measurement.build_database(fake.lake)
+    with duckdb.connect(path, read_only=True) as reader:
+        measurement.build_database(fake.lake)
+        assert reader.execute("SELECT count(*) FROM verdicts").fetchall() == [(10,)]
+    assert ask(fake.lake, "SELECT count(*) FROM verdicts") == [(10,)]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("tmp")]
+
+
+def test_a_remote_lake_gets_the_same_marts_and_a_database_without_pictures(tmp_path, monkeypatch):
+    fake = fake_lake(tmp_path)
+    local = measured(fake)
+    monkeypatch.setattr(measurement, "is_local", lambda lake: False)
+    assert measured(fake, "remote") == local
+    fake.lake.complete("measure", "remote", {}, {"match": fake.match.snapshot_id}, {"audit_id": "one"})
+    measurement.build_database(fake.lake)
+    columns = [name for (name,) in ask(fake.lake, "SELECT column_name FROM (DESCRIBE generations)")]
+    assert "image" not in columns and "kept" in columns
+    kept = sum(row["image"] is not None for row in fake.rows("generations"))
+    assert ask(fake.lake, "SELECT count(*) FROM generations WHERE kept") == [(kept,)]
+    # Copies, no views: whoever downloads the file has everything.
+    assert ask(fake.lake, "SELECT count(*) FROM duckdb_views() WHERE NOT internal") == [(0,)]
+
+
+def test_a_lake_with_a_quote_in_its_path(tmp_path):
+    fake = fake_lake(tmp_path / "it's a lake")
+    finish(fake, "measured")
+    measurement.build_database(fake.lake)
+    assert ask(fake.lake, "SELECT count(*) FROM verdicts") == [(10,)]
