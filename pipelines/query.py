@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import os
 import sys
 import tempfile
@@ -45,15 +46,17 @@ def answer(lake: Lake, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
                 file.write(read_bytes(path))
             path = copy
         try:
-            with measurement.connect(path, read_only=True) as connection:
+            with duckdb.connect(path, read_only=True) as connection:
                 found = connection.execute(sql)
                 return [column[0] for column in found.description or []], found.fetchall()
         except duckdb.Error as error:
-            raise UserError(f"DuckDB refuses the query: {error}") from error
+            # The message can quote a caption, and goes to the terminal.
+            raise UserError(f"DuckDB refuses the query: {printable(str(error))}") from error
 
 
 def as_table(names: list[str], rows: list[tuple[Any, ...]]) -> str:
     """Aligned columns; numbers to the right, null as an empty field."""
+    names = [_cell(name) for name in names]  # PIVOT makes names of captions
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(names)]
     numbers = [all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(names))]
@@ -69,9 +72,27 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}"
-    # A caption can hold control characters that would rewrite the terminal.
-    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    text = printable(str(value))
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def as_json(names: list[str], rows: list[tuple[Any, ...]]) -> str:
+    """A list of objects. What JSON has no type for is text; a number that is none (NaN, infinity) is null."""
+    records = [{name: _json_value(value) for name, value in zip(names, row, strict=True)} for row in rows]
+    text = json.dumps(records, default=str, indent=2, ensure_ascii=False)
+    # JSON itself escapes the control characters under U+0020 alone; others, too, can rewrite a terminal.
+    return "".join(letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def printable(text: str) -> str:
+    """Text with spaces for the control characters, which would rewrite the terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -79,11 +100,13 @@ def main(argv: Sequence[str]) -> None:
     options = parsed[QueryOptions]
     names, rows = answer(Lake(parsed[CommonOptions].lake), options.sql)
     if options.format == "json":
-        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], default=str, indent=2, ensure_ascii=False))
+        print(as_json(names, rows))
     elif options.format == "csv":
         writer = csv.writer(sys.stdout)
-        writer.writerow(names)
-        writer.writerows(rows)
+        # A file gets the data as they are; a terminal must not be rewritten by them.
+        terminal = sys.stdout.isatty()
+        for row in (names, *rows):
+            writer.writerow([printable(value) if terminal and isinstance(value, str) else value for value in row])
     else:
         print(as_table(names, rows))
 

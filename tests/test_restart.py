@@ -20,7 +20,7 @@ from tests.servers import ROOT, end
 from transforms.images import encode_png
 from transforms.lake import Lake
 
-PROMPTS = 12
+PROMPTS = 10
 FINISHED = 3
 """So many prompts are durable when the run is killed, at least."""
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -132,7 +133,8 @@ class IngestBucket(beam.DoFn):
 
     def _before(self, sample: dict[str, Any]) -> dict[str, Any]:
         punsafe = sample["punsafe"]
-        if punsafe is not None and punsafe > self.punsafe_max:
+        # Both as the 32-bit numbers that the metadata hold, or 0.1 would be over 0.1.
+        if punsafe is not None and np.float32(punsafe) > np.float32(self.punsafe_max):
             return {"status": "filtered", "reason": f"punsafe {punsafe:.2f} is over {self.punsafe_max}"}
         if not sample["url"]:
             return {"status": "failed_to_download", "reason": "the metadata has no url"}

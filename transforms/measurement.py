@@ -94,11 +94,11 @@ def check(connection: duckdb.DuckDBPyConnection) -> None:
         raise RuntimeError(f"the audit's own checks failed: {'; '.join(failed)}")
 
 
-def connect(path: str = ":memory:", read_only: bool = False) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the functions that the SQL uses."""
+def connect() -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection, in memory, with the functions that the SQL uses."""
     import duckdb
 
-    connection = duckdb.connect(path, read_only=read_only)
+    connection = duckdb.connect()
     functions: dict[str, Any] = {
         "wilson_lower": lambda successes, trials: wilson_interval(successes, trials)[0],
         "wilson_upper": lambda successes, trials: wilson_interval(successes, trials)[1],
@@ -115,7 +115,9 @@ def bind(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str, snapshot
     parts = lake.parts(table, snapshot)
     if is_local(lake) and parts:
         columns = "*" if picture is None else f"* EXCLUDE ({picture}), {picture} IS NOT NULL AS kept"
-        connection.execute(f'CREATE VIEW "{table}" AS SELECT {columns} FROM read_parquet({_literal(parts)})')
+        # Without hive partitions: a folder "role=…" above the lake would take the place of the column.
+        files = f"read_parquet({_literal(parts)}, hive_partitioning = false)"
+        connection.execute(f'CREATE VIEW "{table}" AS SELECT {columns} FROM {files}')
     else:
         connection.register(table, _without_pictures(table, parts))
 
@@ -153,6 +155,8 @@ def build_database(lake: Lake) -> str:
 
     The tables show what the audits are made of, each row with its ``snapshot_id``; half-done stages don't show.
     """
+    import duckdb
+
     snapshots: dict[str, set[str]] = {table: set() for table in (*TABLES, *MARTS)}
     for measure in current(lake):
         match = lake.manifest("match", measure.upstream["match"])
@@ -165,16 +169,19 @@ def build_database(lake: Lake) -> str:
             snapshots[mart].add(measure.snapshot_id)
     with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if is_local(lake) else None) as folder:
         path = os.path.join(folder, DATABASE)
-        with connect(path) as connection:
+        with duckdb.connect(path) as connection:
             for table, ids in snapshots.items():
                 parts = [part for snapshot in sorted(ids) for part in lake.parts(table, snapshot)]
                 if not parts:
                     continue
                 if is_local(lake):
                     absolute = [os.path.abspath(part) for part in parts]
+                    # The snapshot is taken from the file's own folder alone: see bind.
                     connection.execute(
-                        f'CREATE VIEW "{table}" AS SELECT * FROM read_parquet({_literal(absolute)}, union_by_name = true, '
-                        "hive_partitioning = true, hive_types = {'snapshot_id': VARCHAR})"
+                        f'CREATE VIEW "{table}" AS SELECT * EXCLUDE (filename), '
+                        "regexp_extract(filename, 'snapshot_id=([^/]*)/[^/]*$', 1) AS snapshot_id "
+                        f"FROM read_parquet({_literal(absolute)}, union_by_name = true, hive_partitioning = false, "
+                        "filename = true)"
                     )
                 else:
                     copy = _without_pictures(table, parts) if table in TABLES else pa.concat_tables(map(read_parquet, parts))

@@ -1,4 +1,5 @@
--- A training image that a verdict calls and that has no row in extractions, or two: a table that it is joined with lacks it.
+-- A training image that a verdict calls and that has no row in extractions, or two: a table that it is joined with
+-- lacks it.
 SELECT called.group_id
 FROM (
     SELECT group_id FROM matches WHERE extracted AND role = 'training'

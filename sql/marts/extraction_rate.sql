@@ -1,6 +1,6 @@
 -- Grain: one stratum of duplicates (list: prompts that the user brought).
--- Source: verdicts, matches. Denominators: prompts_tried; for the calibrated verdict prompts_calibrated, since a prompt that
--- the user brought and that is nobody's caption has no image of its own to be tested against.
+-- Source: verdicts, matches. Denominators: prompts_tried; for the calibrated verdict prompts_calibrated, since a prompt
+-- that the user brought and that is nobody's caption has no image of its own to be tested against.
 -- Intervals: Wilson, 95%. A training image is counted once, however often it is repeated: its duplicate group.
 WITH hit AS (
     SELECT

@@ -1,7 +1,7 @@
 -- Grain: one prompt that was tried (no controls).
 -- Source: prompts, cliques, matches, calibration.
--- Thresholds: matches.extracted is l2 <= delta (paper, section 4.2); the calibrated one is calibration.threshold, strictly
--- below, on the image whose caption the prompt is. Prompts whose images were not kept count as not extracted.
+-- Thresholds: matches.extracted is l2 <= delta (paper, section 4.2); the calibrated one is calibration.threshold,
+-- strictly below, on the image whose caption the prompt is. Prompts whose images were not kept count as not extracted.
 WITH chosen AS (
     SELECT distance, threshold FROM calibration WHERE chosen
 ),

@@ -1,7 +1,8 @@
 -- Grain: one duplicate group that is drawn to be tried.
 -- Source: duplicate_groups, samples. Parameters: $max_prompts, $seed.
--- Strata are group sizes by powers of two. From the most duplicated down, each stratum may take an equal share of what is
--- left: small strata are taken whole, what they leave falls to the lower ones, and groups of one always get a share.
+-- Strata are group sizes by powers of two. Each may take an equal share of what is left, the one of the fewest groups
+-- first (of equal ones the most duplicated): small strata are taken whole and what they leave falls to the others, so
+-- that the budget is used up, and groups of one get a share. With fewer prompts than strata, the most duplicated get one each.
 -- Inside a stratum the draw is by hash; its probability is known, so that rates can be weighted.
 WITH RECURSIVE candidates AS (
     SELECT
@@ -20,34 +21,39 @@ WITH RECURSIVE candidates AS (
       AND coalesce(strip.text, '') <> ''
 ),
 
-strata AS (
-    SELECT
-        stratum_order,
-        count(*) AS groups,
-        row_number() OVER (ORDER BY stratum_order DESC) AS rank,
-        count(*) OVER () AS strata
+sizes AS (
+    SELECT stratum_order, count(*) AS groups, count(*) OVER () AS strata
     FROM candidates
     GROUP BY stratum_order
 ),
 
+strata AS (
+    SELECT
+        *,
+        row_number() OVER (
+            ORDER BY CASE WHEN $max_prompts < strata THEN 0 ELSE groups END, stratum_order DESC
+        ) AS rank
+    FROM sizes
+),
+
+-- taken: of the stratum of this rank; remaining: for the ranks after it.
 allocation AS (
     SELECT
-        rank, stratum_order, groups, strata,
-        least(groups, greatest(least(1, $max_prompts), $max_prompts // strata)) AS taken,
-        $max_prompts - least(groups, greatest(least(1, $max_prompts), $max_prompts // strata)) AS remaining
-    FROM strata
-    WHERE rank = 1
+        0 AS rank,
+        CAST(NULL AS INTEGER) AS stratum_order,
+        0 AS groups,
+        0 AS taken,
+        CAST($max_prompts AS BIGINT) AS remaining
     UNION ALL
     SELECT
-        strata.rank, strata.stratum_order, strata.groups, strata.strata,
-        least(strata.groups, greatest(
-            least(1, allocation.remaining), allocation.remaining // (strata.strata - strata.rank + 1)
-        )),
-        allocation.remaining - least(strata.groups, greatest(
-            least(1, allocation.remaining), allocation.remaining // (strata.strata - strata.rank + 1)
-        ))
+        strata.rank, strata.stratum_order, strata.groups, share.taken, allocation.remaining - share.taken
     FROM allocation
     JOIN strata ON strata.rank = allocation.rank + 1
+    CROSS JOIN LATERAL (
+        SELECT least(strata.groups, greatest(
+            least(1, allocation.remaining), allocation.remaining // (strata.strata - strata.rank + 1)
+        )) AS taken
+    ) AS share
 ),
 
 ranked AS (

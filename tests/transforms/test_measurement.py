@@ -106,7 +106,10 @@ def by_loops(fake):
         "prompts_unflagged": len(unflagged),
         "prompts_checked": len(checked),
         "prompts_missed": len(missed),
-        "prompts_missed_estimate": sum(1 / cliques[prompt]["keep_probability"] for prompt in missed),
+        "prompts_missed_estimate": (
+            # Nothing was looked at, so nothing is known: no estimate, rather than none missed.
+            None if unflagged and not checked else sum(1 / cliques[prompt]["keep_probability"] for prompt in missed)
+        ),
     }
     return verdicts, rates, extractions, misses
 

@@ -42,7 +42,8 @@ def by_loop(sizes, max_prompts, seed):
     for number, size in enumerate(sizes):
         strata[order_of(size)].append(f"{number:04d}-000")
     remaining, chosen = max_prompts, {}
-    for place, order in enumerate(sorted(strata, reverse=True)):
+    fair = max_prompts >= len(strata)
+    for place, order in enumerate(sorted(strata, key=lambda order: (len(strata[order]) if fair else 0, -order))):
         quota = remaining // (len(strata) - place)
         if remaining > 0:
             quota = max(1, quota)

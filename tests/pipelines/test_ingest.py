@@ -1,0 +1,203 @@
+"""Metadata in, one row of samples for each of its rows out: wherever it lies, however it is cut, whenever it was killed."""
+
+import os
+import random
+import socket
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from demo import corpus
+from demo.serve import serving
+from pipelines.ingest import IngestOptions, run, stage
+from pipelines.stage import Execution
+from tests.web import free_port, picture, serve
+from transforms import download
+from transforms.errors import UserError
+from transforms.lake import Lake
+
+PROVENANCE = {"source_file", "source_row", "ingested_at"}
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def ingest(lake, metadata, **options):
+    """The samples of a run, by id, and its manifest."""
+    options = {"image_size": 16, "allow_private_hosts": True, "timeout": 5.0, "threads": 8, **options}
+    manifest = run(Execution(Lake(str(lake)), []), IngestOptions(metadata=str(metadata), **options))
+    return Lake(str(lake)).read("samples", manifest.snapshot_id).to_pylist(), manifest
+
+
+def lasting(samples):
+    kept = [{name: value for name, value in row.items() if name not in PROVENANCE} for row in samples]
+    return sorted(kept, key=lambda row: row["sample_id"])
+
+
+def planted(web, number):
+    """Rows with repeats: every third is one of five that come again and again, some of them without a file."""
+    rows = []
+    for i in range(number):
+        name = f"/{i % 5 if i % 3 == 0 else i}.png"
+        if i % 7:
+            web.answer(name, picture(i % 5 if i % 3 == 0 else i))
+        rows.append({"URL": web.url + name, "TEXT": f"caption {name}", "punsafe": (i % 4) / 100})
+    return rows
+
+
+@pytest.fixture
+def web():
+    with serve() as server:
+        yield server
+
+
+def test_moved_cut_and_shuffled_metadata_give_the_same_samples(web, tmp_path):
+    rows = planted(web, 24)
+    first, _ = ingest(tmp_path / "one", write(tmp_path / "m.parquet", rows), rows_per_part=10)
+    random.Random(0).shuffle(rows)
+    for number, start in enumerate((0, 1, 15)):
+        write(tmp_path / "cut" / f"{9 - number}.parquet", rows[start : [1, 15, 24][number]])
+    second, _ = ingest(tmp_path / "two", tmp_path / "cut", rows_per_part=10)
+    assert len(first) == 24
+    assert lasting(first) == lasting(second)
+    # The order in the table is the same too.
+    assert [row["sample_id"] for row in first] == [row["sample_id"] for row in second]
+    repeats = {}
+    for row in first:
+        repeats.setdefault((row["url"], row["caption"]), []).append(row["occurrence"])
+    assert all(sorted(numbers) == list(range(len(numbers))) for numbers in repeats.values())
+    assert max(map(len, repeats.values())) > 1
+
+
+def test_a_killed_run_asks_for_nothing_that_it_has(web, tmp_path):
+    rows = [{"URL": web.answer(f"/{i}.png", picture(i)), "TEXT": str(i)} for i in range(20)]
+    path = write(tmp_path / "m.parquet", rows)
+    first, manifest = ingest(tmp_path / "lake", path, rows_per_part=5)
+    lake = Lake(str(tmp_path / "lake"))
+    assert set(web.hits.values()) == {1}
+    parts = lake.parts("samples", manifest.snapshot_id)
+    assert len(parts) == 4
+    lost = {row["url"].removeprefix(web.url) for row in pq.read_table(parts[2]).to_pylist()}
+    assert lost
+    kept = {part: Path(part).stat().st_mtime_ns for part in parts if part != parts[2]}
+    # As a kill leaves it: no manifest, and a bucket whose images are there and whose samples are not.
+    os.remove(parts[2])
+    os.remove(lake.path("manifests", "ingest", f"{manifest.snapshot_id}.json"))
+    web.hits.clear()
+    second, _ = ingest(tmp_path / "lake", path, rows_per_part=5)
+    assert web.hits == dict.fromkeys(lost, 1)
+    assert lasting(second) == lasting(first)
+    assert {part: Path(part).stat().st_mtime_ns for part in kept} == kept
+    web.hits.clear()
+    ingest(tmp_path / "lake", path, rows_per_part=5)
+    assert not web.hits
+    assert not os.path.exists(lake.work("ingest", manifest.snapshot_id))
+
+
+def test_controls_have_a_role_and_parts_of_their_own(web, tmp_path):
+    rows = planted(web, 6)
+    controls = [{"URL": web.answer(f"/control{i}.png", picture(i)), "TEXT": "c"} for i in range(3)]
+    samples, manifest = ingest(
+        tmp_path / "lake",
+        write(tmp_path / "m.parquet", rows),
+        controls=write(tmp_path / "c.parquet", controls),
+        rows_per_part=6,
+    )
+    lake = Lake(str(tmp_path / "lake"))
+    for table in ("samples", "images"):
+        roles = [set(pq.read_table(part)["role"].to_pylist()) for part in lake.parts(table, manifest.snapshot_id)]
+        assert roles == [{"training"}, {"control"}]
+    assert sum(row["role"] == "control" for row in samples) == 3
+    assert all(("control" in row["url"]) == (row["role"] == "control") for row in samples)
+
+
+def test_a_folder_of_pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.png").write_bytes(picture())
+        (folder / f"{name}.txt").write_text(f"caption {name}")
+    (tmp_path / "secret.png").write_bytes(picture())
+    beside, _ = ingest(tmp_path / "one", folder, source="folder")
+    assert {(row["url"], row["caption"], row["status"]) for row in beside} == {
+        ("a.png", "caption a", "success"),
+        ("b.png", "caption b", "success"),
+    }
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{"file_name": "../secret.png"}\n')
+    listed, _ = ingest(tmp_path / "two", folder, source="folder")
+    assert {(row["url"], row["status"], row["reason"]) for row in listed} == {
+        ("a.png", "success", None),
+        ("../secret.png", "failed_to_download", "the path leads out of the folder"),
+    }
+
+
+@pytest.mark.parametrize("role", ["metadata", "controls"])
+@pytest.mark.parametrize("what", ["columns", "empty", "rows", "text", "nowhere"])
+def test_wrong_metadata_leaves_no_lake(role, what, tmp_path):
+    bad = tmp_path / "bad.parquet"
+    if what == "columns":
+        write(bad, [{"link": "u", "TEXT": "t"}])
+    elif what == "empty":
+        bad.write_bytes(b"")
+    elif what == "rows":
+        pq.write_table(pa.table({"URL": pa.array([], pa.string()), "TEXT": pa.array([], pa.string())}), bad)
+    elif what == "text":
+        bad.write_text("URL,TEXT\n")
+    good = write(tmp_path / "good.parquet", [{"URL": "u", "TEXT": "t"}])
+    paths = {"metadata": good, "controls": good, role: str(bad)}
+    with pytest.raises(UserError) as caught:
+        ingest(tmp_path / "lake", **paths)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "lake").exists()
+
+
+def test_no_training_set_is_a_mistake_of_the_user(tmp_path):
+    with pytest.raises(UserError, match="--metadata"):
+        stage(Lake(str(tmp_path / "lake")), IngestOptions())
+
+
+def test_rows_of_laion_with_no_host_in_reach(tmp_path, monkeypatch):
+    shared = Path(os.environ.get("EIDETIC_SHARED", Path(__file__).parents[3] / "shared"))
+    metadata = shared / "data" / "laion_metadata_1000.parquet"
+    if not metadata.exists():
+        pytest.skip(f"there is no {metadata}; EIDETIC_SHARED names the folder with shared data")
+
+    def unreachable(host, port):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(download, "look_up", unreachable)
+    samples, manifest = ingest(tmp_path / "lake", metadata, allow_private_hosts=False)
+    assert len(samples) == len({row["sample_id"] for row in samples}) == 1000
+    assert all(row["status"] != "success" and row["reason"] for row in samples)
+    assert manifest.rows == {"samples": 1000, "images": 0}
+
+
+STATUS = {
+    "dead": "failed_to_download",
+    "slow": "failed_to_download",
+    "not_an_image": "failed_to_download",
+    "not_http": "failed_to_download",
+    "opted_out": "opted_out",
+    "unsafe": "filtered",
+}
+"""What becomes of the corpus's faulty links; of anything else, a success."""
+
+
+def test_the_corpus_with_its_planted_faults(tmp_path):
+    port = free_port()
+    site = tmp_path / "site"
+    corpus.build(site, f"http://127.0.0.1:{port}", scale=0.02)
+    with serving(site, port):
+        samples, _ = ingest(tmp_path / "lake", site / "metadata.parquet", controls=str(site / "controls.parquet"), timeout=3.0)
+    truth = pq.read_table(site / "truth.parquet").to_pylist()
+    expected = sorted((row["URL"], row["TEXT"], STATUS.get(row["kind"], "success")) for row in truth)
+    assert {row["kind"] for row in truth} >= {*STATUS, "redirected", "control"}
+    assert sorted((row["url"], row["caption"], row["status"]) for row in samples) == expected
+    assert all((row["reason"] is None) == (row["status"] == "success") for row in samples)
+    slow = next(row for row in samples if "/slow/" in row["url"])
+    assert slow["reason"] == "took longer than allowed"

@@ -1,0 +1,109 @@
+"""Rows are numbered by what they say, and every one of them becomes an outcome with a reason."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.web import picture, serve
+from transforms.download import Limits
+from transforms.identity import sample_id
+from transforms.ingestion import IngestBucket, Population, SpreadRows, Storage, number_occurrences
+from transforms.lake import Lake, read_parquet
+from transforms.sources import ROW, FolderSource, LaionSource
+
+LIMITS = Limits(seconds=5, allow_private_hosts=True)
+
+
+def row(url, caption="t", file="a.parquet", number=0, **columns):
+    return {**dict.fromkeys(ROW.names), "url": url, "caption": caption, "source_row": number, "source_file": file} | columns
+
+
+def bucket(lake, source, limits=LIMITS):
+    storage = Storage(image_size=12, resize_mode="keep_ratio", upscale=False, encode_format="png", encode_quality=6)
+    populations = [Population("training", source, 0, 1)]
+    return IngestBucket(lake, "s", populations, storage, limits, punsafe_max=0.1, threads=4, retries=0)
+
+
+def test_repeated_rows_are_numbered_from_zero():
+    found = number_occurrences([row("b"), row("a"), row("b"), row("b", "other"), row(None), row(None), row("b")])
+    assert sorted(one["occurrence"] for one in found if (one["url"], one["caption"]) == ("b", "t")) == [0, 1, 2]
+    assert sorted(one["occurrence"] for one in found if one["url"] is None) == [0, 1]
+    assert len({one["sample_id"] for one in found}) == len(found)
+    assert all(one["sample_id"] == sample_id(one["url"], one["caption"], one["occurrence"]) for one in found)
+
+
+def test_the_number_follows_from_the_rows_content_not_from_its_place():
+    rows = [row("a", punsafe=0.01 * number, number=number) for number in range(5)]
+    moved = [row("a", punsafe=0.01 * (4 - number), number=number, file="z/b.parquet") for number in range(5)]
+    by_content = [[(one["punsafe"], one["sample_id"]) for one in number_occurrences(these)] for these in (rows, moved)]
+    assert by_content[0] == by_content[1]
+
+
+def test_a_buckets_rows_are_those_whose_content_falls_into_it(tmp_path):
+    path = str(tmp_path / "m.parquet")
+    pq.write_table(pa.table({"URL": [f"u{i}" for i in range(50)], "TEXT": ["t"] * 50}), path)
+    population = Population("control", LaionSource(path), first_bucket=7, buckets=4)
+    spread = list(SpreadRows(Lake(str(tmp_path / "lake")), "s").process((population, 0, path)))
+    assert [number for number, _ in spread] == [7, 8, 9, 10]
+    urls = [url for _, part in spread for url in read_parquet(part)["url"].to_pylist()]
+    assert sorted(urls) == sorted(f"u{i}" for i in range(50))
+
+
+def test_every_row_has_a_status_and_a_reason(tmp_path):
+    lake = Lake(str(tmp_path / "lake"))
+    with serve() as web:
+        web.answer("/good.png", picture())
+        web.answer("/garbage.png", b"no picture at all")
+        web.answer("/cut.png", picture()[:60])
+        web.answer("/out.png", picture(), headers=[("X-Robots-Tag", "noai")])
+        web.answer("/page.png", b"<html>", headers=[("Content-Type", "text/html")])
+        web.answer("/huge.png", picture(0, 200, 200))
+        expected = {
+            "/good.png": ("success", None),
+            "/garbage.png": ("failed_to_resize", "Image decoding error"),
+            "/cut.png": ("failed_to_resize", "Image decoding error"),
+            "/out.png": ("opted_out", "opted out by X-Robots-Tag"),
+            "/page.png": ("failed_to_download", "not an image: text/html"),
+            "/huge.png": ("failed_to_download", "200 × 200 pixels, more than 1000 in all"),
+            "/gone.png": ("failed_to_download", "HTTP 404"),
+            "/unsafe.png": ("filtered", "punsafe 0.50 is over 0.1"),
+        }
+        rows = [row(web.url + path, punsafe=0.5 if "unsafe" in path else 0.1) for path in expected]
+        # One row that no client can ask for must not take the others with it.
+        rows += [row(None), row(""), row("http://a b/"), row("http://[::1"), row("file:///etc/passwd"), row("http://a\0/")]
+        limits = Limits(seconds=5, max_pixels=1000, allow_private_hosts=True)
+        web_source = LaionSource("unused")
+        outcomes = bucket(lake, web_source, limits)._outcomes(rows, web_source)
+        assert web.hits["/unsafe.png"] == 0
+    found = [(outcome["status"], outcome["reason"]) for outcome in outcomes]
+    assert found[:2] + found[3:8] == list(expected.values())[:2] + list(expected.values())[3:]
+    assert found[2][0] in ("success", "failed_to_resize")  # how much a decoder forgives is its own affair
+    assert all(status == "failed_to_download" and reason for status, reason in found[8:])
+    good = outcomes[0]
+    assert (good["original_width"], good["original_height"]) == (24, 16)
+    assert min(good["width"], good["height"]) == 12 or max(good["width"], good["height"]) == 12
+
+
+def test_as_unsafe_as_allowed_is_not_over_it():
+    # The table holds 32-bit numbers: its 0.1 is a little more than Python's.
+    allowed = pa.scalar(0.1, pa.float32()).as_py()
+    assert allowed > 0.1
+    before = bucket(Lake("unused"), None)._before
+    assert before(row("u", punsafe=allowed))["status"] == "wanted"
+    assert before(row("u", punsafe=0.1001))["status"] == "filtered"
+    assert before(row("u", punsafe=None))["status"] == "wanted"
+    assert before(row("u", punsafe=float("nan")))["status"] == "wanted"
+
+
+def test_a_source_that_is_a_folder(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(picture())
+    (pictures / "a.txt").write_text("a caption")
+    lake = Lake(str(tmp_path / "lake"))
+    rows = [row("a.png"), row("../a.png"), row("b.png")]
+    outcomes = bucket(lake, None)._outcomes(rows, FolderSource(str(pictures)))
+    assert [outcome["status"] for outcome in outcomes] == ["success", "failed_to_download", "failed_to_download"]
+    assert [outcome["reason"] for outcome in outcomes[1:]] == [
+        "the path leads out of the folder",
+        "No such file or directory",
+    ]
