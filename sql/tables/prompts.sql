@@ -2,7 +2,8 @@
 -- Source: duplicate_groups, samples. Parameters: $max_prompts, $seed.
 -- Strata are group sizes by powers of two. Each may take an equal share of what is left, the one of the fewest groups
 -- first (of equal ones the most duplicated): small strata are taken whole and what they leave falls to the others, so
--- that the budget is used up, and groups of one get a share. With fewer prompts than strata, the most duplicated get one each.
+-- that the budget is used up, and groups of one get a share. With fewer prompts than strata, the most duplicated get
+-- one each.
 -- Inside a stratum the draw is by hash; its probability is known, so that rates can be weighted.
 WITH RECURSIVE candidates AS (
     SELECT

@@ -1,4 +1,4 @@
-"""One picture from a stranger: every limit holds, nothing but the open internet is asked, and nothing but FetchError comes out."""
+"""One picture from a stranger: every limit holds, only the open internet is asked, and only FetchError comes out."""
 
 import gzip
 import io

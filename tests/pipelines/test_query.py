@@ -1,0 +1,126 @@
+"""The verb query: its three formats, its errors, and that no caption gets at the terminal."""
+
+import csv
+import io
+import json
+import os
+
+import pytest
+
+from pipelines import query
+from pipelines.cli import run_verb
+from pipelines.measure import MeasureOptions
+from pipelines.measure import run as measure
+from pipelines.stage import Execution
+from tests.fakes import fake_lake
+
+HOSTILE = "red \x1b[31m, c1 \x9b2J, turned \u202e, bell \x07, end"
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    fake = fake_lake(
+        tmp_path_factory.mktemp("query") / "it's a lake", sizes=(2, 1), captions=(HOSTILE, "plain, \"quoted\""),
+        behaviours=("copy",), controls=0,
+    )  # fmt: skip
+    measure(Execution(fake.lake, []), MeasureOptions())
+    return fake.lake
+
+
+def ask(lake, capsys, sql, *words):
+    assert run_verb(query.main, [sql, f"--lake={lake.root}", *words]) == 0
+    return capsys.readouterr().out
+
+
+CAPTIONS = "SELECT caption, copies, adaptive_l2, extracted_calibrated FROM extractions ORDER BY copies DESC"
+
+
+def test_a_table(lake, capsys):
+    names, rule, first, second = ask(lake, capsys, CAPTIONS).splitlines()
+    assert names.split() == ["caption", "copies", "adaptive_l2", "extracted_calibrated"]
+    assert set(rule) == {"-", " "}
+    assert first.startswith("red  [31m, c1  2J, turned  , bell  , end  ")
+    assert second.split('"')[1:2] == ["quoted"]
+    # Numbers stand to the right, null is empty.
+    assert second.rstrip().split()[-2] == "1"
+
+
+def test_csv(lake, capsys):
+    rows = list(csv.reader(io.StringIO(ask(lake, capsys, CAPTIONS, "--format=csv"), newline="")))
+    assert rows[0] == ["caption", "copies", "adaptive_l2", "extracted_calibrated"]
+    # A file gets the text as it is.
+    assert [(row[0], row[1], row[3]) for row in rows[1:]] == [(HOSTILE, "2", ""), ('plain, "quoted"', "1", "")]
+
+
+def test_csv_on_a_terminal(lake, capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert_harmless(ask(lake, capsys, CAPTIONS, "--format=csv"))
+
+
+def test_json(lake, capsys):
+    said = ask(lake, capsys, CAPTIONS, "--format=json")
+    assert_harmless(said)
+    rows = json.loads(said)
+    assert [row["caption"] for row in rows] == [HOSTILE, 'plain, "quoted"']
+    assert [row["extracted_calibrated"] for row in rows] == [None, None]
+
+
+def test_json_of_what_json_has_no_type_for(lake, capsys):
+    said = ask(lake, capsys, "SELECT 'nan'::DOUBLE AS n, DATE '2026-01-02' AS d, [1, 2] AS l", "--format=json")
+    assert json.loads(said, parse_constant=pytest.fail) == [{"n": None, "d": "2026-01-02", "l": [1, 2]}]
+
+
+def assert_harmless(said):
+    assert [letter for letter in said if not letter.isprintable() and letter not in "\r\n"] == []
+
+
+@pytest.mark.parametrize("format", ["table", "json"])
+def test_no_control_character_reaches_the_terminal(lake, capsys, format):
+    # PIVOT makes names of columns out of captions.
+    for sql in ("SELECT * FROM extractions", "PIVOT (SELECT caption FROM samples) ON caption USING count(*)"):
+        assert_harmless(ask(lake, capsys, sql, f"--format={format}"))
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT nonsense FROM extractions", "DuckDB refuses the query: Binder Error"),
+        ("SELEKT 1", "Parser Error"),
+        ("SELECT CAST(caption AS INTEGER) FROM extractions", "Conversion Error"),
+        ("CREATE TABLE mine (a INTEGER)", "read-only"),
+        ("", "there is no query"),
+        ("-- nothing", "there is no query"),
+    ],
+)
+def test_a_bad_query_is_one_line(lake, capsys, sql, message):
+    assert run_verb(query.main, [sql, f"--lake={lake.root}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("eidetic: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+    assert_harmless(captured.err)
+
+
+def test_no_rows(lake, capsys):
+    assert ask(lake, capsys, "SELECT url FROM extractions WHERE false").splitlines() == ["url", "---"]
+    assert json.loads(ask(lake, capsys, "SELECT url FROM extractions WHERE false", "--format=json")) == []
+
+
+def test_two_queries_at_once(lake, capsys):
+    import duckdb
+
+    with duckdb.connect(os.path.join(lake.root, "audit.duckdb"), read_only=True):
+        assert ask(lake, capsys, "SELECT count(*) AS n FROM extractions").split() == ["n", "-", "2"]
+
+
+def test_without_a_database_it_says_what_to_run(tmp_path, capsys):
+    fake = fake_lake(tmp_path, sizes=(1,), controls=0)
+    assert run_verb(query.main, ["SELECT 1", f"--lake={fake.lake.root}"]) == 2
+    assert "run 'eidetic measure' first" in capsys.readouterr().err
+
+
+def test_an_unknown_format(lake, capsys):
+    assert run_verb(query.main, ["SELECT 1", f"--lake={lake.root}", "--format=xml"]) == 2
+    assert "xml" in capsys.readouterr().err
