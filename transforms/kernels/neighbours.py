@@ -137,7 +137,7 @@ def group_statistics(vectors: np.ndarray, labels: np.ndarray, *, block_rows: int
         members = vectors[rows].astype(np.float64)
         nearness = members @ members.sum(axis=0)
         nearness /= max(1.0, float(np.abs(nearness).max()))
-        representative[label] = rows[int(np.flatnonzero(nearness >= nearness.max())[0])]
+        representative[label] = rows[int(np.flatnonzero(nearness >= nearness.max() - TIE)[0])]
         lowest[label] = min(
             float((members[i : i + block_rows] @ members[j : j + block_rows].T).min())
             for i in range(0, len(rows), block_rows)
