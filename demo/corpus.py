@@ -99,9 +99,7 @@ def logos() -> tuple[Logo, ...]:
     icons = [getattr(simple_icons_pack, name) for name in dir(simple_icons_pack) if name.startswith("SI_")]
     titles = [icon.title.lower() for icon in icons]
     candidates = [
-        _as_logo(icon)
-        for icon in icons
-        if icon.license in PERMISSIVE_LICENCES and titles.count(icon.title.lower()) == 1
+        _as_logo(icon) for icon in icons if icon.license in PERMISSIVE_LICENCES and titles.count(icon.title.lower()) == 1
     ]
     candidates.sort(key=lambda logo: stable_number("order", logo.slug))
     pictures = np.stack([np.asarray(draw(logo, MODEL_SIZE), dtype=np.float32).ravel() / 255 for logo in candidates])

@@ -1,11 +1,11 @@
 """Serves the corpus on loopback, with the faults that links on the web have.
 
-    python -m demo.serve --site build/demo_site --port 18181
+python -m demo.serve --site build/demo_site --port 18181
 
-    /pictures/…      the files                     /dead/…          404
-    /unsafe/…        the files too                 /slow/…          a byte a second, for a minute
-    /redirected/…    302 to /pictures/…            /not_an_image/…  a web page
-    /opted_out/…     the files, with X-Robots-Tag: noai
+/pictures/…      the files                     /dead/…          404
+/unsafe/…        the files too                 /slow/…          a byte a second, for a minute
+/redirected/…    302 to /pictures/…            /not_an_image/…  a web page
+/opted_out/…     the files, with X-Robots-Tag: noai
 """
 
 from __future__ import annotations

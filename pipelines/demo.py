@@ -38,7 +38,8 @@ class DemoOptions:
 
 
 def main(argv: Sequence[str]) -> None:
-    from demo import corpus, serve
+    from demo import corpus
+    from demo.serve import serving
 
     folder = importlib.resources.files("demo")
     with importlib.resources.as_file(folder / "demo.toml") as config, importlib.resources.as_file(folder / "models") as models:
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         if parsed[audit.AuditOptions].plan:
             audit.run_parsed(parsed)
             return
-        with serve.serving(root, options.port):
+        with serving(root, options.port):
             audit.run_parsed(parsed)
 
 

@@ -163,7 +163,9 @@ def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images
     return drawn + rows
 
 
-def build(pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int, handler: GeneratorHandler, accelerator: str | None) -> None:
+def build(
+    pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int, handler: GeneratorHandler, accelerator: str | None
+) -> None:
     """The pipeline that makes the images of ``parts`` parts of ``prompts``."""
     make = GenerateImages(lake, audit, handler, accelerator)
     _ = pipeline | "Parts" >> beam.Create(range(parts)) | "GenerateImages" >> make

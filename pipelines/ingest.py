@@ -122,9 +122,7 @@ def populations(options: IngestOptions) -> list[Population]:
 def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOptions) -> None:
     """The pipeline that writes ``samples`` and ``images``."""
     found = populations(options)
-    partitions = [
-        (one, number, partition) for one in found for number, partition in enumerate(one.source.partitions())
-    ]
+    partitions = [(one, number, partition) for one in found for number, partition in enumerate(one.source.partitions())]
     bucket = IngestBucket(
         lake,
         snapshot,

@@ -224,9 +224,7 @@ def build_counts(pipeline: beam.Pipeline, job: Job, targets: str) -> None:
     from transforms.matching import CountMemories
 
     numbers = [part_number(path) for path in job.lake.parts("images", job.snapshots.ingest)]
-    count = CountMemories(
-        job.lake, job.snapshot, job.snapshots.ingest, targets, job.options.eidetic_delta, job.audit
-    )
+    count = CountMemories(job.lake, job.snapshot, job.snapshots.ingest, targets, job.options.eidetic_delta, job.audit)
     _ = pipeline | "Parts" >> beam.Create(numbers) | "CountMemories" >> count
 
 

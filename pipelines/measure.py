@@ -65,7 +65,8 @@ def run(execution: Execution, options: MeasureOptions, match: Manifest | None = 
 
     before = lake.manifest("measure", planned.snapshot_id)
     manifest = execution.stage(planned, work)
-    if before is None or not exists(lake.path(measurement.DATABASE)):
+    # A run that was killed here left its manifest and an older database. Views cost nothing; copies of a remote lake do.
+    if before is None or measurement.is_local(lake) or not exists(lake.path(measurement.DATABASE)):
         measurement.build_database(lake)
     return manifest
 
@@ -100,8 +101,8 @@ def summary(lake: Lake, measure: Manifest) -> str:
             f"{extractions} training images extracted, by either verdict",
             f"report    {lake.path('reports', measure.facts['audit_id'] + '.html')}",
             f"database  {lake.path(measurement.DATABASE)}",
-            "query     eidetic query \"SELECT caption, copies, k, l2, adaptive_l2, extracted_calibrated FROM extractions "
-            f"ORDER BY confidence_rank LIMIT 10\" --lake {shlex.quote(lake.root)}",
+            'query     eidetic query "SELECT caption, copies, k, l2, adaptive_l2, extracted_calibrated FROM extractions '
+            f'ORDER BY confidence_rank LIMIT 10" --lake {shlex.quote(lake.root)}',
         ]
     )
 

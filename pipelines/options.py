@@ -50,9 +50,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see '{self.prog} --help'")
 
 
-def parse(
-    argv: Sequence[str], verb: str, description: str, classes: Sequence[type], positional: str | None = None
-) -> Parsed:
+def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[type], positional: str | None = None) -> Parsed:
     """Reads a verb's command line.
 
     Args:

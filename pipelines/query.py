@@ -49,7 +49,7 @@ def answer(lake: Lake, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
             with duckdb.connect(path, read_only=True) as connection:
                 found = connection.execute(sql)
                 if found is None:  # DuckDB's answer to no statement at all
-                    raise UserError("there is no query; give one, as in: eidetic query \"SELECT * FROM extraction_rate\"")
+                    raise UserError('there is no query; give one, as in: eidetic query "SELECT * FROM extraction_rate"')
                 return [column[0] for column in found.description or []], found.fetchall()
         except duckdb.Error as error:
             # The message can quote a caption, and goes to the terminal.

@@ -189,9 +189,7 @@ class Progress:
         every: seconds between two looks.
     """
 
-    def __init__(
-        self, stage: str, count: Callable[[], int], total: int, unit: str, silent: bool = False, every: float = 2.0
-    ):
+    def __init__(self, stage: str, count: Callable[[], int], total: int, unit: str, silent: bool = False, every: float = 2.0):
         self.stage, self.count, self.total, self.unit = stage, count, total, unit
         self.silent, self.every = silent, every
         self._stop = threading.Event()

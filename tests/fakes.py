@@ -216,9 +216,7 @@ def _write_groups(lake: Lake, embed: Manifest, groups: list[dict[str, Any]]) -> 
     for row in groups:
         ids.setdefault(row["group_id"], []).append(row["sample_id"])
     pairs = [(a, b) for members in ids.values() for a in members for b in members if a < b]
-    lake.write(
-        "duplicate_pairs", snapshot, 0, [{"sample_id_a": a, "sample_id_b": b, "cosine": 0.97} for a, b in pairs]
-    )
+    lake.write("duplicate_pairs", snapshot, 0, [{"sample_id_a": a, "sample_id_b": b, "cosine": 0.97} for a, b in pairs])
     return lake.complete("deduplicate", snapshot, {}, upstream)
 
 
@@ -333,9 +331,7 @@ def _write_matches(
                 **distances, "n_others": 5, "extracted": distances["l2"] <= options.delta,
             })  # fmt: skip
     lake.write("matches", snapshot, 0, rows)
-    calibration = calibration_rows(
-        lake.read("matches", snapshot), lake.read("prompts", generate.snapshot_id), options
-    )
+    calibration = calibration_rows(lake.read("matches", snapshot), lake.read("prompts", generate.snapshot_id), options)
     lake.write("calibration", snapshot, 0, [{**identity, **row} for row in calibration])
     threshold = next(row["threshold"] for row in calibration if row["chosen"])
     found = {

@@ -128,7 +128,7 @@ class OpenClipEncoder:
                 batch = torch.stack(list(prepared[start : start + size]))
                 # Filled up to the full size: kernels are chosen by shape, and a last picture must come out the same
                 # however many came before it.
-                padded = torch.zeros((len(batch), *batch.shape[1:]), dtype=batch.dtype)
+                padded = torch.zeros((size, *batch.shape[1:]), dtype=batch.dtype)
                 padded[: len(batch)] = batch
                 features = self._model.encode_image(padded.to(self.clip.device))
                 vectors.append(features[: len(batch)].float().cpu().numpy())

@@ -98,9 +98,10 @@ def filter_attempts(
     from transforms.kernels.distances import pairwise_tiled_l2
 
     begun = time.perf_counter()
-    usable = [index for index, attempt in enumerate(attempts) if attempt.image is not None]
+    images = {index: attempt.image for index, attempt in enumerate(attempts) if attempt.image is not None}
+    usable = list(images)
     if usable:
-        stacked = torch.from_numpy(np.stack([attempts[index].image for index in usable]))  # type: ignore[arg-type]
+        stacked = torch.from_numpy(np.stack(list(images.values())))
         pictures = stacked.permute(0, 3, 1, 2).to(device).float() / 255
         distances = pairwise_tiled_l2(pictures).cpu().numpy()
     else:
@@ -250,7 +251,8 @@ class WriteResult(beam.DoFn):
         self.lake, self.audit = lake, audit
 
     def process(self, result: PredictionResult) -> Iterator[str]:
-        generations, clique = result.inference
+        inference: Any = result.inference
+        generations, clique = inference
         table = as_table("generations", generations)
         table = table.replace_schema_metadata({"clique": json.dumps(clique)})
         path = self.lake.path("work", "generate", self.audit, "prompts", f"{clique['prompt_id']}.parquet")
@@ -268,9 +270,7 @@ class _MakeAndWrite(beam.PTransform):
 
     def expand(self, prompts: beam.PCollection) -> beam.PCollection:
         return (
-            prompts
-            | "Generate" >> RunInference(self.handler)
-            | "WriteResult" >> beam.ParDo(WriteResult(self.lake, self.audit))
+            prompts | "Generate" >> RunInference(self.handler) | "WriteResult" >> beam.ParDo(WriteResult(self.lake, self.audit))
         )
 
 

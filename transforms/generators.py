@@ -105,9 +105,7 @@ class DiffusersGenerator:
             library.disable_progress_bar()
         source: dict[str, Any] = {} if os.path.isdir(self.model) else {"revision": self.hub_revision}
         try:
-            pipeline = AutoPipelineForText2Image.from_pretrained(
-                self.model, dtype=getattr(torch, self.dtype), **source
-            )
+            pipeline = AutoPipelineForText2Image.from_pretrained(self.model, dtype=getattr(torch, self.dtype), **source)
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"diffusers cannot load {self.model!r} as a text-to-image pipeline ({reason})") from error

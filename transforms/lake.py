@@ -192,9 +192,7 @@ def as_table(table: str, rows: Iterable[dict[str, Any]] | pa.Table) -> pa.Table:
         rows = list(rows)
         for row in rows:
             if row.keys() != set(schema.names):
-                raise ValueError(
-                    f"a row of {table!r} has columns {sorted(row)}, expected {sorted(schema.names)}"
-                )
+                raise ValueError(f"a row of {table!r} has columns {sorted(row)}, expected {sorted(schema.names)}")
         rows = pa.Table.from_pylist(rows, schema=schema)
     rows = rows.select(schema.names)
     for field in schema:
@@ -247,9 +245,7 @@ def write_parquet(path: str, table: pa.Table) -> None:
     """Writes ``table`` as one Parquet file, whole or not at all."""
     sink = io.BytesIO()
     bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
-    pq.write_table(
-        table, sink, compression="zstd", row_group_size=max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row))
-    )
+    pq.write_table(table, sink, compression="zstd", row_group_size=max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row)))
     write_bytes(path, sink.getvalue())
 
 

@@ -170,23 +170,23 @@ def build_database(lake: Lake) -> str:
     with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if is_local(lake) else None) as folder:
         path = os.path.join(folder, DATABASE)
         with duckdb.connect(path) as connection:
-            for table, ids in snapshots.items():
-                parts = [part for snapshot in sorted(ids) for part in lake.parts(table, snapshot)]
+            for name, ids in snapshots.items():
+                parts = [part for snapshot in sorted(ids) for part in lake.parts(name, snapshot)]
                 if not parts:
                     continue
                 if is_local(lake):
                     absolute = [os.path.abspath(part) for part in parts]
                     # The snapshot is taken from the file's own folder alone: see bind.
                     connection.execute(
-                        f'CREATE VIEW "{table}" AS SELECT * EXCLUDE (filename), '
+                        f'CREATE VIEW "{name}" AS SELECT * EXCLUDE (filename), '
                         "regexp_extract(filename, 'snapshot_id=([^/]*)/[^/]*$', 1) AS snapshot_id "
                         f"FROM read_parquet({_literal(absolute)}, union_by_name = true, hive_partitioning = false, "
                         "filename = true)"
                     )
                 else:
-                    copy = _without_pictures(table, parts) if table in TABLES else pa.concat_tables(map(read_parquet, parts))
+                    copy = _without_pictures(name, parts) if name in TABLES else pa.concat_tables(map(read_parquet, parts))
                     connection.register("copy", copy)
-                    connection.execute(f'CREATE TABLE "{table}" AS SELECT * FROM copy')
+                    connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM copy')
                     connection.unregister("copy")
         target = lake.path(DATABASE)
         if is_local(lake):

@@ -72,9 +72,7 @@ def drawn_prompts(
     ]  # fmt: skip
 
 
-def listed_prompts(
-    lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]
-) -> list[dict[str, Any]]:
+def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]) -> list[dict[str, Any]]:
     """The user's prompts. One that is a training caption stands for the largest group that has it.
 
     Args:

@@ -110,8 +110,7 @@ def clean(text: str | None) -> str:
     Spaces of every width stay, and so do the two joiners (U+200C, U+200D): Persian and emoji are written with them.
     """
     return "".join(
-        letter if letter in "\n\t\u200c\u200d" or unicodedata.category(letter)[0] != "C" else "\ufffd"
-        for letter in text or ""
+        letter if letter in "\n\t\u200c\u200d" or unicodedata.category(letter)[0] != "C" else "\ufffd" for letter in text or ""
     )
 
 

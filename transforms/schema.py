@@ -263,7 +263,9 @@ CALIBRATION = Table(
             _column("images_tested", INT, "groups of training images that were tried with their own caption"),
             _column("images_called", INT, "of those, below the threshold", nullable=True),
             _column("false_discovery_rate", DOUBLE, "Storey's estimate, pi0 = 1; null where none was called", nullable=True),
-            _column("separation", DOUBLE, "area under the curve, tried images with kept generations against controls", nullable=True),
+            _column(
+                "separation", DOUBLE, "area under the curve, tried images with kept generations against controls", nullable=True
+            ),
         ]
     ),
 )

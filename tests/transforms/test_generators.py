@@ -126,7 +126,12 @@ def test_finished_generations(finished):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "has no metadata.jsonl"), ("", "is empty"), ("{}", "line 1"), ('{"prompt": "a", "file_name": "../x"}', "leads out")],
+    [
+        (None, "has no metadata.jsonl"),
+        ("", "is empty"),
+        ("{}", "line 1"),
+        ('{"prompt": "a", "file_name": "../x"}', "leads out"),
+    ],
 )
 def test_finished_generations_that_are_none(tmp_path, content, message):
     if content is not None:

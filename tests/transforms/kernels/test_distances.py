@@ -108,9 +108,7 @@ def test_best_crop_equals_trying_every_crop(shape):
     offset, crop = distances.best_crop(generation, picture)
     resized = distances.resize_shorter_side(picture, 16)
     tall = resized.shape[0] > resized.shape[1]
-    crops = [
-        resized[i : i + 16] if tall else resized[:, i : i + 16] for i in range(max(resized.shape[:2]) - 16 + 1)
-    ]
+    crops = [resized[i : i + 16] if tall else resized[:, i : i + 16] for i in range(max(resized.shape[:2]) - 16 + 1)]
     tried = [reference_l2(generation, other) for other in crops]
     assert crop.shape == (16, 16, 3)
     assert float(distances.l2(generation, crop)) == pytest.approx(min(tried), abs=1e-6)
