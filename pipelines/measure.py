@@ -65,8 +65,7 @@ def run(execution: Execution, options: MeasureOptions, match: Manifest | None = 
 
     before = lake.manifest("measure", planned.snapshot_id)
     manifest = execution.stage(planned, work)
-    # A run that was killed here left its manifest and an older database. Views cost nothing; copies of a remote lake do.
-    if before is None or measurement.is_local(lake) or not exists(lake.path(measurement.DATABASE)):
+    if before is None or not exists(lake.path(measurement.DATABASE)):
         measurement.build_database(lake)
     return manifest
 
