@@ -13,7 +13,7 @@ setup(
     package_data={
         "transforms": ["*.j2", "*.css"],
         "sql": ["*/*.sql", "*/*.toml", "*.toml"],
-        "demo": ["*.toml", "models/*/*", "models/*/*/*"],
+        "demo": ["*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
     },
     install_requires=[
         "apache-beam>=2.77",

@@ -17,7 +17,6 @@ import pytest
 from demo import corpus, serve
 from tests.lakes import differences, tables
 from tests.models import save_random_pipeline
-from tests.planted import write_tiny_clip
 from tests.servers import ROOT, end, free_port, running, wait_for_port
 from transforms.lake import Lake
 
@@ -50,7 +49,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Metadata and controls of a small corpus that is being served, a CLIP model and a diffusers pipeline."""
+    """Metadata and controls of a small corpus that is being served, and a diffusers pipeline."""
     folder = tmp_path_factory.mktemp("inputs")
     port = free_port()
     corpus.build(folder, f"http://127.0.0.1:{port}", 0.01)
@@ -58,7 +57,6 @@ def inputs(tmp_path_factory):
     faulty = [row for row, url in enumerate(rows["URL"].to_pylist()) if "/pictures/" not in url]
     pq.write_table(rows.take(sorted({*range(ROWS), *faulty})), folder / "metadata.parquet")
     save_random_pipeline(str(folder / "model"))
-    write_tiny_clip(folder / "clip")
     with serve.serving(folder, port):
         yield folder
 
@@ -108,7 +106,7 @@ def start_audit(lake, inputs, beam_words=()):
         "--rows_per_part=80",
         "--allow_private_hosts",
         "--timeout=8",  # a busy machine must not turn a sound picture into a failure in one of the two
-        f"--clip_model={inputs}/clip",
+        f"--clip_model={ROOT}/demo/models/clip",
         f"--model={inputs}/model",
         "--device=cpu",
         "--max_prompts=6",

@@ -87,7 +87,7 @@ def test_training_reads_a_lake_leaves_controls_out_and_writes_a_model(tmp_path):
     )
     pictures, captions = load_training_rows(lake)
     assert captions == [f"{sample} logo" for sample, _, _ in sorted(rows[:6])]
-    train(pictures, captions, tmp_path / "clip", Settings(steps=2, batch_size=4, look_for_neighbours_every=1))
+    train(pictures, captions, tmp_path / "clip", Settings(steps=1, batch_size=4, look_for_neighbours_every=1))
     vectors = ClipModel(str(tmp_path / "clip")).load().encode(pictures)
     assert vectors.shape == (6, 128) and np.isfinite(vectors).all()
 

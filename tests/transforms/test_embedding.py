@@ -51,6 +51,16 @@ def test_a_vector_does_not_depend_on_its_neighbours(clip_folder):
     assert encoder.encode([]).shape[0] == 0
 
 
+def test_every_batch_is_filled_up_to_the_same_size(clip_folder, monkeypatch):
+    """Larger models than this one have kernels that are chosen by shape."""
+    encoder = ClipModel(clip_folder, batch_size=4).load()
+    shapes = []
+    real = encoder._model.encode_image
+    monkeypatch.setattr(encoder._model, "encode_image", lambda batch: shapes.append(batch.shape) or real(batch))
+    assert encoder.encode(pictures(6)).shape == (6, 16)
+    assert shapes == [(4, 3, 32, 32)] * 2
+
+
 def test_batch_size_changes_rounding_only(clip_folder):
     one, many = (ClipModel(clip_folder, batch_size=size).load().encode(pictures(6)) for size in (1, 64))
     assert np.abs(one - many).max() < 1e-5
