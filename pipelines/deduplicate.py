@@ -25,8 +25,7 @@ from pipelines.options import CommonOptions, option, parameters, parse
 from pipelines.stage import Execution, Progress, Stage
 from transforms.duplicates import FindDuplicates, number_of_block_pairs
 from transforms.errors import UserError
-from transforms.images import part_number
-from transforms.lake import Lake, Manifest
+from transforms.lake import Lake, Manifest, part_number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,8 +27,7 @@ from pipelines.options import CommonOptions, option, parse
 from pipelines.stage import Execution, Progress, Stage
 from transforms.clip import ClipModel
 from transforms.errors import UserError
-from transforms.images import part_number
-from transforms.lake import Lake, Manifest
+from transforms.lake import Lake, Manifest, part_number
 
 
 @dataclasses.dataclass(frozen=True)

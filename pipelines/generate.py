@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
@@ -24,10 +24,13 @@ from pipelines.options import CommonOptions, option, parameters, parse
 from pipelines.stage import Execution, Progress, Stage
 from transforms import prompts as prompt_rows
 from transforms.errors import UserError
-from transforms.generation import PROMPTS_PER_PART, Compact, Filter, GenerateImages, GeneratorHandler, result_folder
 from transforms.generators import DiffusersGenerator, FolderGenerator, Generator
 from transforms.identity import digest
 from transforms.lake import Lake, Manifest, delete, list_files
+
+if TYPE_CHECKING:
+    # Beam's RunInference imports torch; a verb that has nothing to do must not wait for it.
+    from transforms.generation import Filter, GeneratorHandler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,8 @@ class GenerateOptions:
 
     @property
     def filter(self) -> Filter:
+        from transforms.generation import Filter
+
         return Filter(
             clique_distance=self.clique_distance,
             clique_size=self.clique_size,
@@ -167,12 +172,16 @@ def build(
     pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int, handler: GeneratorHandler, accelerator: str | None
 ) -> None:
     """The pipeline that makes the images of ``parts`` parts of ``prompts``."""
+    from transforms.generation import GenerateImages
+
     make = GenerateImages(lake, audit, handler, accelerator)
     _ = pipeline | "Parts" >> beam.Create(range(parts)) | "GenerateImages" >> make
 
 
 def build_compaction(pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int) -> None:
     """The pipeline that turns one small file a prompt into tables."""
+    from transforms.generation import Compact
+
     _ = (
         pipeline
         | "Parts" >> beam.Create(range(parts))
@@ -189,6 +198,8 @@ def run(execution: Execution, options: GenerateOptions, device: DeviceOptions, d
     planned = stage(lake, options, done.snapshot_id, images)
 
     def work(planned: Stage) -> dict[str, Any]:
+        from transforms.generation import GeneratorHandler, result_folder
+
         audit = planned.snapshot_id
         rows = _prompts(lake, done, options, images)
         if not rows:
@@ -208,6 +219,8 @@ def run(execution: Execution, options: GenerateOptions, device: DeviceOptions, d
 
 def write_prompts(lake: Lake, audit: str, rows: list[dict[str, Any]], planned: Stage) -> int:
     """Writes the table ``prompts`` in parts of a fixed number of rows; returns the number of parts."""
+    from transforms.generation import PROMPTS_PER_PART
+
     columns = {
         "audit_id": audit,
         "model_revision": planned.parameters["model_revision"],

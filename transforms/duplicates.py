@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 
 from transforms.clip import read_vectors
 from transforms.errors import UserError
-from transforms.images import part_number
-from transforms.lake import Lake, count_rows, exists, read_parquet
+from transforms.lake import Lake, count_rows, exists, part_number, read_parquet
 
 NORM_TOLERANCE = 1e-4
 """How far the norm of a vector may be from 1. Ours are within 1e-7; a cosine is off by as much as the norm is."""

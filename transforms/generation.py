@@ -8,7 +8,6 @@ compacted, one part of ``generations`` and ``cliques`` for each part of ``prompt
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 from transforms.errors import UserError
 from transforms.generators import Attempt, Generator
 from transforms.identity import seed, unit_interval
+from transforms.images import encode_png
 from transforms.kernels.cliques import SWEEP, largest_clique
 from transforms.lake import (
     Lake,
@@ -127,15 +127,6 @@ def filter_attempts(
         "seconds": seconds + time.perf_counter() - begun,
     }
     return row, {usable[member] for member in clique.members}, kept
-
-
-def encode_png(picture: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 → PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=4)
-    return buffer.getvalue()
 
 
 class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):

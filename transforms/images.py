@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from transforms.lake import Lake, open_parquet, read_parquet
+from transforms.lake import Lake, open_parquet, part_number, read_parquet
 
 MAX_PIXELS = 64_000_000
 """A stored picture with more pixels than this is refused before it is decoded: a few bytes can claim gigabytes."""
@@ -149,7 +149,7 @@ class ImageStore:
             self._row_groups.put((part, group), table, table.nbytes)
         inside = row - int(starts[group])
         # The position only says where to look; the id in the row says whether it is the one.
-        if False:
+        if table["sample_id"][inside].as_py() != sample_id:
             raise ValueError(
                 f"images part {part} of {self.ingest_snapshot!r} and embeddings part {part} of {self.embed_snapshot!r} "
                 f"hold different samples in row {row}"
@@ -212,8 +212,3 @@ class _ByteLimitedCache(Generic[Key, Value]):
         while self.used > self.limit:
             _, (_, freed) = self._values.popitem(last=False)
             self.used -= freed
-
-
-def part_number(path: str) -> int:
-    """12 for …/part-00012.parquet."""
-    return int(path.rsplit("-", 1)[1].removesuffix(".parquet"))

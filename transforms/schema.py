@@ -113,7 +113,7 @@ EMBEDDINGS = Table(
             _column("pretrained", TEXT, "tag or digest of the weights"),
             _column("preprocessing", TEXT, "the transform between picture and model, as open_clip prints it"),
             _column("vector", pa.list_(FLOAT), "unit l2 norm; null where the picture could not be decoded", nullable=True),
-            _column("status", TEXT, "success or failed_to_decode"),
+            _column("status", TEXT, "success, failed_to_decode or failed_to_embed"),
             _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
         ]
     ),

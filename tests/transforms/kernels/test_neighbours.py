@@ -216,7 +216,7 @@ def test_equal_neighbours_come_in_the_order_of_the_set():
 def test_neighbours_closer_than_float32_can_tell_are_in_order():
     random = np.random.default_rng(4)
     query = unit(random.normal(size=256))
-    vectors = unit(*(query + 1e-4 * random.normal(size=(300, 256))))
+    vectors = unit(*(query + 3e-5 * random.normal(size=(300, 256))))
     exact = cosines(vectors, query, np.arange(300), np.zeros(300, int))
     rows, _ = Nearest(vectors).search(query, 5)
     assert rows.tolist() == [np.argsort(-exact, kind="stable")[:5].tolist()]
