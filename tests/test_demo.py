@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,17 @@ from transforms.lake import Lake
 
 SCALE = 0.06
 RATE = 0.1
+PORT = 18277
+"""Fixed: the port is part of every url, so of every sample's identity and of every seed."""
+
 MEMORISED = Path(__file__).resolve().parent.parent / "demo" / "models" / "memorised.json"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo")
     return [
-        "demo", f"--lake={root}/lake", f"--site={root}/site", f"--port={free_port()}", f"--scale={SCALE}",
+        "demo", f"--lake={root}/lake", f"--site={root}/site", f"--port={PORT}", f"--scale={SCALE}",
         # As many generations for a control as for a prompt: 24 controls are few, and so each must count in full.
         "--max_prompts=1000", "--images_per_control=6", f"--max_false_positive_rate={RATE}", "--unflagged_fraction=1",
     ]  # fmt: skip
@@ -96,9 +92,9 @@ def test_what_the_model_card_calls_memorised_is_extracted(audit, truth):
 def test_single_copies_are_mostly_not_extracted(audit):
     lake, _ = audit
     single = rows(lake, "SELECT * FROM extraction_rate WHERE duplicates = '1'")[0]
-    many = rows(lake, "SELECT sum(prompts_extracted_calibrated) / sum(prompts_tried) AS rate FROM extraction_rate "
+    many = rows(lake, "SELECT sum(prompts_extracted) / sum(prompts_tried) AS rate FROM extraction_rate "
                 "WHERE fewest_duplicates >= 16")[0]  # fmt: skip
-    assert single["rate_calibrated"] <= 0.25
+    assert single["rate"] <= 0.25
     assert many["rate"] >= 0.6
 
 
