@@ -3,7 +3,7 @@
 python -m demo.serve --site build/demo_site --port 18181
 
 /pictures/…      the files                     /dead/…          404
-/unsafe/…        the files too                 /slow/…          a byte a second, for a minute
+/unsafe/…        the files too                 /slow/…          a byte a second, for an hour
 /redirected/…    302 to /pictures/…            /not_an_image/…  a web page
 /opted_out/…     the files, with X-Robots-Tag: noai
 """
@@ -14,8 +14,10 @@ import argparse
 import contextlib
 import http.client
 import http.server
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,9 @@ from pathlib import Path
 from transforms.errors import UserError
 
 TYPES = {".png": "image/png", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+DRIPS = 3600
+"""Bytes of a slow picture, one a second: no limit on time is longer."""
+
 PAGE = b"<!doctype html><title>Gone</title><p>This picture has moved on."
 
 
@@ -45,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif kind in ("pictures", "unsafe"):
             self._file(name, {})
         elif kind == "alive":
-            self._answer(200, str(self.site).encode(), "text/plain")
+            self._answer(200, str(os.getpid()).encode(), "text/plain")
         else:
             self._answer(404, b"", "text/plain")
 
@@ -66,10 +71,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _drip(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "image/png")
-        self.send_header("Content-Length", "60")
+        self.send_header("Content-Length", str(DRIPS))
         self.end_headers()
         with contextlib.suppress(OSError):
-            for _ in range(60):
+            for _ in range(DRIPS):
                 self.wfile.write(b"\x89")
                 self.wfile.flush()
                 time.sleep(1)
@@ -81,13 +86,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(site: Path, port: int) -> Iterator[None]:
     """The corpus served by a process of its own while the block runs. UserError where the port is taken."""
-    server = subprocess.Popen([sys.executable, "-m", "demo.serve", "--site", str(site), "--port", str(port)])
+    words = ["-m", "demo.serve", "--site", str(site), "--port", str(port), "--until_stdin_ends"]
+    # The pipe ends with this process, however that ends: a server that stayed behind would hold the port.
+    server = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE)
     try:
         for _ in range(150):
             if server.poll() is not None:
                 raise UserError(f"cannot serve on 127.0.0.1:{port}: the port is taken; name another one with --port")
             # Whoever holds the port may answer as well, before our own process has found it taken.
-            if _alive(port) == str(site).encode():
+            if _alive(port) == str(server.pid).encode():
                 break
             time.sleep(0.1)
         else:
@@ -95,11 +102,11 @@ def serving(site: Path, port: int) -> Iterator[None]:
         yield
     finally:
         server.terminate()
-        server.wait()
+        server.communicate()
 
 
 def _alive(port: int) -> bytes | None:
-    """What the server says that it serves; asked without any proxy that the environment names."""
+    """The process that the server says it is; asked without any proxy that the environment names."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
     try:
         connection.request("GET", "/alive")
@@ -110,10 +117,16 @@ def _alive(port: int) -> bytes | None:
         connection.close()
 
 
+def _stop_after_stdin(server: http.server.ThreadingHTTPServer) -> None:
+    sys.stdin.buffer.read()
+    server.shutdown()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--until_stdin_ends", action="store_true", help="stop when whoever started this has gone")
     arguments = parser.parse_args()
     Handler.site = arguments.site
     http.server.ThreadingHTTPServer.allow_reuse_address = True
@@ -122,6 +135,8 @@ def main() -> int:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
     except OSError:
         return 1
+    if arguments.until_stdin_ends:
+        threading.Thread(target=_stop_after_stdin, args=[server], daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -27,9 +28,15 @@ from transforms.download import Limits
 from transforms.errors import UserError
 from transforms.ingestion import Ingest, IngestBucket, Population, Storage
 from transforms.lake import Lake, Manifest, count_rows, delete
-from transforms.sources import Source, source
+from transforms.sources import Source, Survey, source
 
 QUALITY = {"jpg": 95, "webp": 95, "png": 6}
+
+MAX_TIMEOUT = 3600.0
+"""Seconds for one URL. A part waits for the slowest of its pictures."""
+
+MOST_PIXELS = 178_956_970
+"""Pillow, which reads the headers, opens no picture with more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +58,7 @@ class IngestOptions:
     timeout: float = option(10.0, "seconds for one URL in all")
     max_bytes: int = option(32 << 20, "bytes of one file")
     max_pixels: int = option(50_000_000, "pixels of one picture, before resizing")
-    retries: int = option(0, "further tries of a failed download")
+    retries: int = option(0, "further tries where a connection broke or a server was busy, within the same --timeout")
     threads: int = option(32, "downloads at once, in each worker")
     user_agent_token: str = option("eidetic", "who asks: part of the User-Agent, and looked for in X-Robots-Tag")
     honour_opt_outs: bool = option(True, "leave pictures alone whose server opts out by X-Robots-Tag")
@@ -61,8 +68,14 @@ class IngestOptions:
         for name in ("image_size", "max_bytes", "max_pixels", "threads", "rows_per_part"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}, expected 1 or more")
-        if self.timeout <= 0:
-            raise UserError(f"--timeout is {self.timeout}, expected over 0")
+        if not 0 < self.timeout <= MAX_TIMEOUT:
+            raise UserError(f"--timeout is {self.timeout}, expected seconds over 0, up to {MAX_TIMEOUT}")
+        if not 0 <= self.punsafe_max <= 1:
+            raise UserError(f"--punsafe_max is {self.punsafe_max}, expected between 0 and 1")
+        if self.max_pixels > MOST_PIXELS:
+            raise UserError(f"--max_pixels is {self.max_pixels}, expected up to {MOST_PIXELS}")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", self.user_agent_token):
+            raise UserError(f"--user_agent_token is {self.user_agent_token!r}, expected letters, digits, '.', '_' or '-'")
         if self.retries < 0:
             raise UserError(f"--retries is {self.retries}, expected 0 or more")
         most = 9 if self.encode_format == "png" else 100
@@ -85,48 +98,52 @@ class IngestOptions:
             opt_out_directives=Limits.opt_out_directives if self.honour_opt_outs else (),
         )
 
-    def sources(self) -> dict[str, Source]:
-        """Role → where its samples come from."""
+    def surveyed(self) -> dict[str, tuple[Source, Survey]]:
+        """Role → where its samples come from, and what is there. UserError where something is wrong with it."""
         if self.metadata is None:
             raise UserError("no training set: name it with --metadata (a Parquet file, folder or glob)")
-        paths = {"training": self.metadata, "control": self.controls}
-        return {role: source(self.source, path) for role, path in paths.items() if path is not None}
+        found = {}
+        for role, flag, path in (("training", "--metadata", self.metadata), ("control", "--controls", self.controls)):
+            if path is not None:
+                one = source(self.source, path)
+                try:
+                    found[role] = one, one.survey()
+                except UserError as error:
+                    raise UserError(f"{flag}: {error}") from error
+        return found
 
 
 def stage(lake: Lake, options: IngestOptions) -> Stage:
     """What ``ingest`` would make of the metadata."""
-    sources = options.sources()
+    surveys = {role: survey for role, (_, survey) in options.surveyed().items()}
     parameters = {
         **dataclasses.asdict(options.storage),
         **dataclasses.asdict(options.limits),
+        "retries": options.retries,
         "source": options.source,
         "punsafe_max": options.punsafe_max,
         # The number of parts follows from it, and a restarted run must find its parts.
         "rows_per_part": options.rows_per_part,
-        "metadata": {role: one.fingerprint() for role, one in sources.items()},
+        "metadata": {role: survey.fingerprint for role, survey in surveys.items()},
     }
-    return Stage(
-        name="ingest", parameters=parameters, upstream={}, items=sum(one.rows() for one in sources.values()), unit="rows"
-    )
-
-
-def populations(options: IngestOptions) -> list[Population]:
-    """Training samples first, then controls, with the buckets that their numbers of rows ask for."""
-    found: list[Population] = []
-    for role, one in options.sources().items():
-        first = found[-1].first_bucket + found[-1].buckets if found else 0
-        found.append(Population(role, one, first, max(1, math.ceil(one.rows() / options.rows_per_part))))
-    return found
+    rows = sum(survey.rows for survey in surveys.values())
+    return Stage(name="ingest", parameters=parameters, upstream={}, items=rows, unit="rows")
 
 
 def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOptions) -> None:
     """The pipeline that writes ``samples`` and ``images``."""
-    found = populations(options)
-    partitions = [(one, number, partition) for one in found for number, partition in enumerate(one.source.partitions())]
+    populations: list[Population] = []
+    partitions: list[tuple[Population, int, str]] = []
+    for role, (one, survey) in options.surveyed().items():
+        # Training samples first, then controls, with the buckets that their numbers of rows ask for.
+        first = sum(other.buckets for other in populations)
+        population = Population(role, one, first, math.ceil(survey.rows / options.rows_per_part))
+        populations.append(population)
+        partitions += [(population, number, partition) for number, partition in enumerate(survey.partitions)]
     bucket = IngestBucket(
         lake,
         snapshot,
-        found,
+        populations,
         options.storage,
         options.limits,
         options.punsafe_max,

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import http.client
 import io
 import ipaddress
 import os
 import queue
+import re
 import socket
+import ssl
 import string
 import threading
 import time
@@ -29,11 +32,19 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 CHUNK = 1 << 16
 REDIRECTS = (301, 302, 303, 307, 308)
 OPTED_OUT = "opted out by X-Robots-Tag"
+PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 NOT_PICTURES = ("text/", "application/json", "application/javascript", "video/", "audio/")
+
+MAX_REASON = 300
+"""Characters of a reason that are kept: servers have a say in it, and it stands in every such row."""
 
 
 class FetchError(Exception):
     """A picture can't be had; the text says why. An expected fault of data: it becomes a row with a status."""
+
+
+class PassingFault(FetchError):
+    """A fault that may be gone at another try: a broken connection, a busy server. The others are not tried again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Limits:
     """What one URL may cost.
 
     Attributes:
-        seconds: in all, from look-up to last byte, redirects included.
+        seconds: in all, from look-up to last byte, redirects and further tries included.
         max_bytes: of the file.
         max_pixels: of the picture, read from its header before it is decoded.
         max_redirects: hops.
@@ -107,7 +118,7 @@ def _connect(host: str, port: int, limits: Limits, deadline: float) -> socket.so
         except OSError as error:
             connection.close()
             problem = error
-    raise FetchError(f"can't connect: {getattr(problem, 'strerror', None) or problem}") from problem
+    raise PassingFault(f"can't connect: {getattr(problem, 'strerror', None) or problem}") from problem
 
 
 def _looked_up(host: str, port: int, deadline: float) -> list[tuple]:
@@ -127,7 +138,7 @@ def _looked_up(host: str, port: int, deadline: float) -> list[tuple]:
         raise FetchError("took longer than allowed") from None
     if isinstance(answer, (OSError, UnicodeError)):
         reason = getattr(answer, "strerror", None) or answer
-        raise FetchError(f"the host can't be looked up: {reason}") from answer
+        raise PassingFault(f"the host can't be looked up: {reason}") from answer
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -149,9 +160,16 @@ def _connection(scheme: str, host: str, port: int, limits: Limits, deadline: flo
 
     options: dict[str, Any] = {"timeout": _left(deadline)}
     if scheme == "https":
-        options["ssl_context"] = urllib3.util.ssl_.create_urllib3_context()
-        options["ssl_context"].load_default_certs()
+        options["ssl_context"] = tls_context()
     return Checked(host, port, **options)
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Checks certificates against the system's authorities. Made once: reading those takes longer than many a download."""
+    context = urllib3.util.ssl_.create_urllib3_context()
+    context.load_default_certs()
+    return context
 
 
 def fetch_http(url: str, limits: Limits) -> bytes:
@@ -175,7 +193,8 @@ def fetch_http(url: str, limits: Limits) -> bytes:
         with _open(url, limits, deadline) as response:
             redirected = response.status in REDIRECTS and bool(response.headers.get("Location"))
             if response.status != 200 and not redirected:
-                raise FetchError(f"HTTP {response.status}")
+                fault = PassingFault if response.status in PASSING_STATUSES else FetchError
+                raise fault(f"HTTP {response.status}")
             if limits.opt_out_directives and is_disallowed(
                 response.headers, limits.user_agent_token.lower(), set(limits.opt_out_directives)
             ):
@@ -238,11 +257,11 @@ def _open(url: str, limits: Limits, deadline: float) -> Any:
     except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
         if expired.is_set() or isinstance(error, TimeoutError):
             raise FetchError("took longer than allowed") from error
-        raise FetchError(f"broken connection: {error}") from error
+        raise PassingFault(f"broken connection: {error}") from error
     except Exception as error:  # http.client's own errors have no common base with the rest
         if expired.is_set():
             raise FetchError("took longer than allowed") from error
-        raise FetchError(f"broken answer: {type(error).__name__}: {error}") from error
+        raise PassingFault(f"broken answer: {type(error).__name__}: {error}") from error
     finally:
         timer.cancel()
         connection.close()
@@ -264,38 +283,89 @@ def _read(response: Any, limits: Limits, deadline: float) -> bytes:
     _left(deadline)
     packed = response.headers.get("Content-Encoding", "identity") != "identity"  # then the length is not the file's
     if expected and expected.isdigit() and buffer.tell() < int(expected) and not packed:
-        raise FetchError(f"the file ended after {buffer.tell()} of {expected} bytes")
+        raise PassingFault(f"the file ended after {buffer.tell()} of {expected} bytes")
     return buffer.getvalue()
 
 
+# How every file begins that the decoder (OpenCV) reads, whether Pillow reads it or not; AVIF has "ftyp" after four bytes.
+_DECODABLE = (
+    b"\xff\xd8\xff",  # JPEG
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"RIFF",  # WebP
+    b"BM",
+    b"II*\0",  # TIFF, in four ways
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+    b"\0\0\0\x0cjP  ",  # JPEG 2000, as a file and as a bare stream
+    b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cJXL ",  # JPEG XL, likewise
+    b"\xff\x0a",
+    *(b"P%d" % kind for kind in range(1, 8)),  # PBM, PGM, PPM, PAM
+    b"PF",  # PFM
+    b"Pf",
+    b"\x59\xa6\x6a\x95",  # Sun raster
+    b"#?",  # Radiance
+    b"\x76\x2f\x31\x01",  # OpenEXR
+)
+_PNG = re.compile(rb"\x89PNG\r\n\x1a\n....IHDR(....)(....)", re.DOTALL)
+
+
 def check_pixels(content: bytes, max_pixels: int) -> None:
-    """FetchError for a picture with more pixels than allowed, by its header. What is no picture is left to the decoder."""
+    """FetchError for a picture with more pixels than allowed, by its header. What is no picture is left to the decoder.
+
+    The decoder forgives faults that Pillow does not. So a picture that Pillow can't open is not passed on: its few bytes
+    could stand for gigabytes. Broken PNG files are common, and say their size in the same place always.
+    """
     from PIL import Image
 
-    # The decoder (OpenCV) reads these, Pillow does not; a few bytes of it can stand for gigabytes.
-    if content.startswith((b"#?RADIANCE", b"#?RGBE")):
-        raise FetchError("a Radiance picture: how many pixels it has isn't known before it is decoded")
     try:
         with Image.open(io.BytesIO(content)) as picture:
             width, height = picture.size
     except Image.DecompressionBombError as error:
-        raise FetchError(f"more than {max_pixels} pixels: {error}") from error
-    except Exception:  # Pillow raises nearly anything here; img2dataset's decoder says what is wrong
-        return
+        raise FetchError(f"too many pixels: {error}") from error
+    except Exception as error:  # Pillow raises nearly anything here
+        if found := _PNG.match(content):
+            width, height = (int.from_bytes(side, "big") for side in found.groups())
+        elif content.startswith(_DECODABLE) or content[4:8] == b"ftyp":
+            raise FetchError("a picture whose size in pixels can't be known before it is decoded") from error
+        else:
+            return
     if width * height > max_pixels:
         raise FetchError(f"{width} × {height} pixels, more than {max_pixels} in all")
 
 
 def as_download_image(fetch: Callable[[str, Limits], bytes], limits: Limits) -> Callable[..., tuple]:
-    """``fetch`` in the form of ``img2dataset.downloader.download_image``: (key, url) → (key, stream or None, error or None)."""
+    """``fetch`` in the form of ``img2dataset.downloader.download_image``: (key, url) → (key, stream or None, error or None).
+
+    For one shard: img2dataset calls it again for the same key as often as it was told to retry, whatever went wrong. All
+    those tries share the seconds of one, and a server that has refused or opted out is not asked again.
+    """
+    deadlines: dict[int, float] = {}
+    settled: dict[int, str] = {}
 
     def download_image(row: tuple[int, str], *_: Any, **__: Any) -> tuple[int, io.BytesIO | None, str | None]:
         key, url = row
+        if key in settled:
+            return key, None, settled[key]
+        left = deadlines.setdefault(key, time.monotonic() + limits.seconds) - time.monotonic()
         try:
-            content = fetch(url, limits)
+            content = fetch(url, dataclasses.replace(limits, seconds=left))
             check_pixels(content, limits.max_pixels)
             return key, io.BytesIO(content), None
+        except PassingFault as error:
+            return key, None, _told(error)
         except FetchError as error:
-            return key, None, str(error) or "unknown"
+            settled[key] = _told(error)
+        except Exception as error:  # one row that nobody has thought of must not end a shard of thousands
+            settled[key] = _told(f"unexpected {type(error).__name__}: {error}")
+        return key, None, settled[key]
 
     return download_image
+
+
+def _told(error: object) -> str:
+    """A reason on one line of bounded length that any table can hold."""
+    line = " ".join(str(error).encode("utf-8", "replace").decode("utf-8").split())
+    return line[:MAX_REASON] or "unknown"

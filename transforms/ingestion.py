@@ -26,6 +26,9 @@ from transforms.sources import ROW, Source
 
 LOST = "lost inside the downloader"
 
+SPREAD_BYTES = 128 << 20
+"""Metadata that are spread over the buckets at once: some 500,000 rows. Less would leave many files of a few rows each."""
+
 _downloader_lock = threading.Lock()
 """img2dataset points the process's stdout and stderr at /dev/null while it resizes, and its download function is a module's:
 one shard at a time in a process. Its threads are inside."""
@@ -74,19 +77,34 @@ class SpreadRows(beam.DoFn):
 
     def process(self, element: tuple[Population, int, str]) -> Iterator[tuple[int, str]]:
         population, number, partition = element
-        for batch_number, table in enumerate(population.source.read(partition)):
-            rows = table.append_column("source_file", pa.array([partition] * table.num_rows, pa.string()))
-            digests = [
-                int(row_digest(url, caption), 16) % population.buckets
-                for url, caption in zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)
-            ]
-            for bucket in sorted(set(digests)):
-                chosen = rows.take([index for index, found in enumerate(digests) if found == bucket])
-                name = f"{population.role}-{number:05d}-{batch_number:05d}.parquet"
-                target = population.first_bucket + bucket
-                path = self.lake.work("ingest", self.snapshot, "buckets", f"{target:05d}", name)
-                write_parquet(path, chosen)
-                yield target, path
+        gathered: list[pa.Table] = []
+        piece = 0
+        for table in population.source.read(partition):
+            gathered.append(_with_buckets(table, population))
+            if sum(one.nbytes for one in gathered) >= SPREAD_BYTES:
+                yield from self._spread(gathered, population, partition, f"{number:05d}-{piece:05d}")
+                gathered, piece = [], piece + 1
+        if gathered:
+            yield from self._spread(gathered, population, partition, f"{number:05d}-{piece:05d}")
+
+    def _spread(self, gathered: list[pa.Table], population: Population, partition: str, name: str) -> Iterator[tuple[int, str]]:
+        rows = pa.concat_tables(gathered).sort_by("bucket")
+        buckets = rows["bucket"].to_numpy()
+        rows = rows.drop_columns("bucket")
+        rows = rows.append_column("source_file", pa.repeat(pa.scalar(partition, pa.string()), rows.num_rows))
+        found, starts = np.unique(buckets, return_index=True)
+        ends = [*starts[1:], rows.num_rows]
+        for bucket, start, end in zip(found.tolist(), starts.tolist(), ends, strict=True):
+            path = self.lake.work("ingest", self.snapshot, "buckets", f"{bucket:05d}", f"{population.role}-{name}.parquet")
+            write_parquet(path, rows.slice(start, end - start))
+            yield bucket, path
+
+
+def _with_buckets(table: pa.Table, population: Population) -> pa.Table:
+    """``table`` with the number of the bucket that each row falls into, by what it says."""
+    rows = zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)
+    buckets = [population.first_bucket + int(row_digest(url, caption), 16) % population.buckets for url, caption in rows]
+    return table.append_column("bucket", pa.array(buckets, pa.int64()))
 
 
 class IngestBucket(beam.DoFn):
@@ -264,14 +282,10 @@ class Ingest(beam.PTransform):
     bucket: IngestBucket
 
     def expand(self, partitions: beam.PCollection) -> beam.PCollection:
-        empty: list[tuple[int, list[str]]] = [
-            (number, [])
-            for one in self.bucket.populations
-            for number in range(one.first_bucket, one.first_bucket + one.buckets)
-        ]
         spread = partitions | "SpreadRows" >> beam.ParDo(SpreadRows(self.lake, self.snapshot))
         # Every bucket becomes a part, one without rows too: so the parts that there must be are known beforehand.
-        every = partitions.pipeline | "EveryBucket" >> beam.Create(empty)
+        ranges = [(one.first_bucket, one.first_bucket + one.buckets) for one in self.bucket.populations]
+        every = partitions.pipeline | "Buckets" >> beam.Create(ranges) | "EveryBucket" >> beam.FlatMap(_without_paths)
         return (
             (spread | "OnePath" >> beam.Map(_one_path), every)
             | "Together" >> beam.Flatten()
@@ -279,6 +293,11 @@ class Ingest(beam.PTransform):
             | "Paths" >> beam.Map(_paths)
             | "IngestBucket" >> beam.ParDo(self.bucket)
         )
+
+
+def _without_paths(element: tuple[int, int]) -> Iterator[tuple[int, list[str]]]:
+    for bucket in range(*element):
+        yield bucket, []
 
 
 def _one_path(element: tuple[int, str]) -> tuple[int, list[str]]:

@@ -1,7 +1,7 @@
 """Where training samples come from, behind one interface: LAION-style metadata, or a folder of pictures with captions.
 
-Another kind (WebDataset tars, say) is one more class with the methods of ``Source``: it lists its partitions, reads one as
-rows of ``ROW``, and fetches one picture's bytes.
+Another kind (WebDataset tars, say) is one more class with the methods of ``Source``: it surveys what it holds, reads one
+partition as rows of ``ROW``, and fetches one picture's bytes.
 """
 
 from __future__ import annotations
@@ -57,17 +57,29 @@ _NAMES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a source holds.
+
+    Attributes:
+        partitions: names of the pieces that one worker reads.
+        rows: how many samples there are; at least one.
+        fingerprint: names the content, wherever it lies.
+    """
+
+    partitions: list[str]
+    rows: int
+    fingerprint: str
+
+
 class Source(Protocol):
     """Training samples. Instances are small and pickle."""
 
-    def partitions(self) -> list[str]:
-        """Names of the pieces that one worker reads. UserError, before anything is written, where something is wrong."""
+    def survey(self) -> Survey:
+        """Looks at everything once, and cheaply: a complete stage is to be recognised at once.
 
-    def fingerprint(self) -> str:
-        """Names the content, wherever it lies; cheap, so that a complete stage is recognised at once."""
-
-    def rows(self) -> int:
-        """How many samples there are."""
+        UserError, before anything is written, where the source can't be read or holds nothing.
+        """
 
     def read(self, partition: str) -> Iterator[pa.Table]:
         """The rows of a partition as tables of ``ROW``, in order."""
@@ -86,44 +98,31 @@ class LaionSource:
 
     path: str
 
-    def partitions(self) -> list[str]:
+    def survey(self) -> Survey:
         try:
             files = self._files()
-        except ValueError as error:  # a kind of URL that Beam doesn't know
-            raise UserError(f"cannot read {self.path!r} ({str(error).splitlines()[0]}); mend --metadata") from error
+            rows = sum(_checked_rows(file) for file in files)
+            # Folders are left out: moved metadata are the same metadata.
+            fingerprint = digest("laion", sorted(_recognised_by(file) for file in files))
+        except (ValueError, OSError) as error:  # a kind of URL that Beam doesn't know, or a file that may not be read
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"cannot read {self.path!r} ({reason}); {EXPECTED_METADATA}") from error
         if not files:
-            raise UserError(f"no metadata at {self.path!r}; expected a Parquet file, a folder with some, or a glob")
-        total = 0
-        for file in files:
-            with open_parquet(file) as parquet:
-                schema = parquet.schema_arrow
-                for ours, theirs in _columns(file, schema.names).items():
-                    # Whether a type can be converted at all is known before anything is written.
-                    _cast(pa.nulls(0, schema.field(schema.get_all_field_indices(theirs)[0]).type), ROW.field(ours), file)
-                total += parquet.metadata.num_rows
-        if total == 0:
-            raise UserError(f"the metadata at {self.path!r} has no rows; expected one row for each training sample")
-        return files
+            raise UserError(f"no metadata at {self.path!r}; {EXPECTED_METADATA}")
+        if rows == 0:
+            raise UserError(f"the metadata at {self.path!r} has no rows; expected one row for each sample")
+        return Survey(files, rows, fingerprint)
 
     def _files(self) -> list[str]:
+        if not self.path:
+            return []
         if any(sign in self.path for sign in "*?["):
             return sorted(found.path for found in FileSystems.match([self.path])[0].metadata_list)
-        if not FileSystems.exists(self.path):
-            return []
-        return list_files(self.path, ".parquet") or ([] if os.path.isdir(self.path) else [self.path])
-
-    def fingerprint(self) -> str:
-        # A Parquet footer names every column chunk's place, size and statistics, and is read in no time; a change that
-        # leaves all of these as they were is missed in large files alone. Folders are left out: moved metadata are the
-        # same metadata.
-        return digest("laion", sorted(_footer(file) for file in self.partitions()))
-
-    def rows(self) -> int:
-        total = 0
-        for file in self.partitions():
-            with open_parquet(file) as parquet:
-                total += parquet.metadata.num_rows
-        return total
+        # A folder of an object store does not exist by itself, so what is in it is looked for first.
+        files = list_files(self.path, ".parquet")
+        if not files and FileSystems.exists(self.path) and not os.path.isdir(self.path):
+            files = [self.path]
+        return files
 
     def read(self, partition: str) -> Iterator[pa.Table]:
         with open_parquet(partition) as parquet:
@@ -145,6 +144,22 @@ class LaionSource:
         return fetch_http(url, limits)
 
 
+EXPECTED_METADATA = "expected Parquet with the columns URL and TEXT: a file, a folder of *.parquet, or a glob"
+
+
+def _checked_rows(file: str) -> int:
+    """The rows of a metadata file, by its footer. UserError unless it is Parquet with columns that can be converted."""
+    try:
+        with open_parquet(file) as parquet:
+            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+    except UserError as error:
+        raise UserError(f"{error}; {EXPECTED_METADATA}") from error
+    for ours, theirs in _columns(file, schema.names).items():
+        # Whether a type can be converted at all is known before anything is written.
+        _cast(pa.nulls(0, schema.field(schema.get_all_field_indices(theirs)[0]).type), ROW.field(ours), file)
+    return rows
+
+
 def _columns(file: str, names: list[str]) -> dict[str, str]:
     """Our column → the file's. UserError where url or caption is missing."""
     lower = {name.lower(): name for name in reversed(names)}
@@ -156,7 +171,7 @@ def _columns(file: str, names: list[str]) -> dict[str, str]:
                 break
     for ours, expected in (("url", "URL or url"), ("caption", "TEXT, text or caption")):
         if ours not in found:
-            raise UserError(f"{file!r} has columns {names}, expected one called {expected}; rename it, or mend --metadata")
+            raise UserError(f"{file!r} has columns {names}, expected one called {expected}; rename it, or name other metadata")
     return found
 
 
@@ -178,7 +193,12 @@ def _readable(values: pa.Array) -> pa.Array:
         return pa.array([None if one is None else one.decode("utf-8", "replace") for one in raw], pa.string())
 
 
-def _footer(file: str) -> list[str | int]:
+def _recognised_by(file: str) -> list[str | int]:
+    """Name, size and hash of a metadata file.
+
+    A Parquet footer names every column chunk's place, size and statistics, and is read in no time; a change that leaves
+    all of these as they were is missed in large files alone.
+    """
     with FileSystems.open(file, compression_type=CompressionTypes.UNCOMPRESSED) as source:
         source.seek(0, os.SEEK_END)
         size = source.tell()
@@ -204,23 +224,20 @@ class FolderSource:
 
     path: str
 
-    def partitions(self) -> list[str]:
+    def survey(self) -> Survey:
         if not os.path.isdir(self.path):
-            raise UserError(f"there is no folder {self.path!r}; expected pictures with captions")
-        if not self._samples():
-            raise UserError(f"the folder {self.path!r} holds no pictures ({', '.join(PICTURES)}); mend --metadata")
-        return [self.path]
-
-    def fingerprint(self) -> str:
+            raise UserError(f"there is no folder {self.path!r}; expected one with pictures and their captions")
+        samples = self._samples()
+        if not samples:
+            raise UserError(
+                f"the folder {self.path!r} holds no pictures; expected a metadata.jsonl, or files like {', '.join(PICTURES)}"
+            )
         # Sizes and captions, not content: a folder may hold terabytes, and a picture that changes mostly changes size.
         sizes = []
-        for name, caption in self._samples():
+        for name, caption in samples:
             path = os.path.join(self.path, name)
             sizes.append((name, caption, os.path.getsize(path) if os.path.isfile(path) else -1))
-        return digest("folder", sizes)
-
-    def rows(self) -> int:
-        return len(self._samples())
+        return Survey([self.path], len(samples), digest("folder", sizes))
 
     def read(self, partition: str) -> Iterator[pa.Table]:
         rows = [

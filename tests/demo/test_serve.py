@@ -1,10 +1,16 @@
 """The corpus's server: each kind of link is as broken as it says, and only our own server is taken for ours."""
 
 import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from demo.serve import serving
+from tests.servers import ROOT
 from tests.web import free_port, picture, serve
 from transforms.errors import UserError
 
@@ -48,3 +54,36 @@ def test_another_server_on_the_port_is_not_taken_for_ours(tmp_path):
         other.raw("/alive", b"SSH-2.0-OpenSSH_9.6\r\n")
         with pytest.raises(UserError, match="the port is taken"), serving(tmp_path, other.port):
             pass
+
+
+def test_one_connection_serves_many_requests(tmp_path):
+    port = free_port()
+    with serving(tmp_path, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.connect()
+        socket = connection.sock
+        for path in ("/dead/a.png", "/redirected/a.png", "/not_an_image/a.png"):
+            connection.request("GET", path)
+            connection.getresponse().read()
+            assert connection.sock is socket
+        connection.close()
+
+
+def test_the_server_ends_with_the_process_that_started_it(tmp_path):
+    """A run that is killed must not leave its port taken: the same command goes on from there."""
+    port = free_port()
+    code = (
+        "import os, pathlib, signal; from demo.serve import serving\n"
+        f"with serving(pathlib.Path({str(tmp_path)!r}), {port}): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30)
+    assert killed.returncode == -signal.SIGKILL
+    limit = time.monotonic() + 10
+    while time.monotonic() < limit:
+        try:
+            left = int(get(port, "/alive")[2])
+        except OSError:
+            return
+        time.sleep(0.1)
+    os.kill(left, signal.SIGKILL)
+    pytest.fail("the server is still there")

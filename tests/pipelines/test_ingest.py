@@ -99,6 +99,36 @@ def test_a_killed_run_asks_for_nothing_that_it_has(web, tmp_path):
     assert not os.path.exists(lake.work("ingest", manifest.snapshot_id))
 
 
+def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(web, tmp_path):
+    def busy_at_first(handler):
+        status, content = (503, b"") if web.hits[handler.path] == 1 else (200, picture())
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    web.pages["/busy.png"] = busy_at_first
+    web.answer("/out.png", picture(), headers=[("X-Robots-Tag", "noai")])
+    rows = [{"URL": f"{web.url}/{name}.png", "TEXT": "t"} for name in ("busy", "out", "gone")]
+    samples, _ = ingest(tmp_path / "lake", write(tmp_path / "m.parquet", rows), retries=3)
+    found = {row["url"].removeprefix(web.url): row["status"] for row in samples}
+    assert found == {"/busy.png": "success", "/out.png": "opted_out", "/gone.png": "failed_to_download"}
+    assert web.hits == {"/busy.png": 2, "/out.png": 1, "/gone.png": 1}
+
+
+def test_two_workers_in_one_process_leave_the_terminal_alone(web, tmp_path):
+    """img2dataset points descriptors 1 and 2 elsewhere while it resizes; two at once would leave them there."""
+    rows = [{"URL": web.answer(f"/{i}.png", picture(i)), "TEXT": str(i)} for i in range(40)]
+    options = IngestOptions(
+        metadata=write(tmp_path / "m.parquet", rows), image_size=16, allow_private_hosts=True, threads=4, rows_per_part=4
+    )
+    before = [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)]
+    lake = Lake(str(tmp_path / "lake"))
+    manifest = run(Execution(lake, ["--direct_running_mode=multi_threading", "--direct_num_workers=2"]), options)
+    assert [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)] == before
+    assert manifest.rows == {"samples": 40, "images": 40}
+
+
 def test_controls_have_a_role_and_parts_of_their_own(web, tmp_path):
     rows = planted(web, 6)
     controls = [{"URL": web.answer(f"/control{i}.png", picture(i)), "TEXT": "c"} for i in range(3)]
@@ -153,7 +183,65 @@ def test_wrong_metadata_leaves_no_lake(role, what, tmp_path):
     with pytest.raises(UserError) as caught:
         ingest(tmp_path / "lake", **paths)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"--{role}: ")
     assert not (tmp_path / "lake").exists()
+
+
+@pytest.mark.parametrize("what", ["no pictures", "a file", "nowhere", "listing"])
+def test_a_wrong_folder_leaves_no_lake(what, tmp_path):
+    folder = tmp_path / "pictures"
+    if what == "a file":
+        folder.write_bytes(picture())
+    elif what != "nowhere":
+        folder.mkdir()
+    if what == "listing":
+        (folder / "metadata.jsonl").write_text("nonsense\n")
+    with pytest.raises(UserError, match=r"--metadata: .*expected"):
+        ingest(tmp_path / "lake", folder, source="folder")
+    assert not (tmp_path / "lake").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": 0},
+        {"max_bytes": -1},
+        {"max_pixels": 0},
+        {"max_pixels": 1 << 40},
+        {"threads": 0},
+        {"rows_per_part": 0},
+        {"retries": -1},
+        {"timeout": 0.0},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"punsafe_max": -0.1},
+        {"punsafe_max": float("nan")},
+        {"encode_quality": 101},
+        {"encode_format": "png", "encode_quality": 10},
+        {"user_agent_token": ""},
+        {"user_agent_token": "a: b"},
+        {"user_agent_token": "a\r\nX-Header: b"},
+    ],
+)
+def test_wrong_options_are_told(options):
+    with pytest.raises(UserError, match=f"--{list(options)[-1]} is .*expected"):
+        IngestOptions(**options)
+
+
+def test_what_shapes_the_rows_names_the_snapshot(tmp_path):
+    metadata = write(tmp_path / "m.parquet", [{"URL": "u", "TEXT": "t"}])
+    lake = Lake(str(tmp_path / "lake"))
+    base = stage(lake, IngestOptions(metadata=metadata)).snapshot_id
+    shaping = {
+        "image_size": 64, "resize_mode": "border", "upscale": True, "encode_format": "png", "encode_quality": 80,
+        "punsafe_max": 0.5, "allow_private_hosts": True, "timeout": 1.0, "max_bytes": 10, "max_pixels": 10, "retries": 2,
+        "user_agent_token": "other", "honour_opt_outs": False, "rows_per_part": 5, "controls": metadata,
+    }  # fmt: skip
+    ids = {name: stage(lake, IngestOptions(metadata=metadata, **{name: value})).snapshot_id for name, value in shaping.items()}
+    assert len({base, *ids.values()}) == len(shaping) + 1
+    assert stage(lake, IngestOptions(metadata=metadata, threads=1)).snapshot_id == base
+    elsewhere = write(tmp_path / "elsewhere" / "m.parquet", [{"URL": "u", "TEXT": "t"}])
+    assert stage(lake, IngestOptions(metadata=elsewhere)).snapshot_id == base
 
 
 def test_no_training_set_is_a_mistake_of_the_user(tmp_path):

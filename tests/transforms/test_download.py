@@ -1,14 +1,22 @@
 """One picture from a stranger: every limit holds, only the open internet is asked, and only FetchError comes out."""
 
+import datetime
 import gzip
+import http.server
 import io
 import socket
+import ssl
 import struct
 import threading
 import time
 import zlib
 
+import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from PIL import Image
 
 from tests.web import free_port, picture, serve
@@ -196,6 +204,72 @@ def test_a_handshake_that_never_ends():
         begun = time.monotonic()
         assert reason(f"https://127.0.0.1:{silent.getsockname()[1]}/", HURRIED) == "took longer than allowed"
         assert time.monotonic() - begun < PATIENCE
+
+
+# -- https ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory):
+    """(port, file of its authority) of a server whose certificate is for secure.example."""
+    now = datetime.datetime.now(datetime.UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "secure.example")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("secure.example")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    authority = folder / "certificate.pem"
+    authority.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(private)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority, folder / "key.pem")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"found")
+
+        def log_message(self, *_):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_):  # clients that turn away are what the tests are about
+            pass
+
+    server = Server(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1], authority
+    server.shutdown()
+    server.server_close()
+
+
+def test_https_is_fetched_where_the_certificate_is_good(secure, monkeypatch):
+    port, authority = secure
+    plant(monkeypatch, {"secure.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]})
+    assert "certificate verify failed" in reason(f"https://secure.example:{port}/a.png")
+    trusting = download.tls_context.__wrapped__()
+    trusting.load_verify_locations(authority)
+    monkeypatch.setattr(download, "tls_context", lambda: trusting)
+    assert fetch_http(f"https://secure.example:{port}/a.png", LIMITS) == b"found"
+    # The certificate of another host is no certificate of this one, whatever address it has.
+    assert "certificate verify failed" in reason(f"https://other.example:{port}/a.png")
+
+
+def test_the_authorities_are_read_once():
+    assert download.tls_context() is download.tls_context()
 
 
 # -- redirects, refusals, faults -----------------------------------------------------------------------------------
@@ -444,12 +518,47 @@ def test_pixels_of_every_format(encoding):
         check_pixels(buffer.getvalue(), 1000)
 
 
-def test_a_format_whose_size_is_not_known_beforehand():
-    with pytest.raises(FetchError, match="Radiance"):
-        check_pixels(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 30000\n", 50_000_000)
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x89PNG\r\n\x1a\n", picture()[:40]])
+def flawed_png(side):
+    """A whole picture with a chunk that Pillow stumbles over and OpenCV does not."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, "PNG")
+    whole = buffer.getvalue()
+    return whole[:33] + chunk(b"iCCP", b"") + whole[33:]
+
+
+def test_what_only_the_decoder_forgives_is_counted_too():
+    import cv2
+
+    flawed = flawed_png(64)
+    with pytest.raises(Exception, match="identify"):
+        Image.open(io.BytesIO(flawed))
+    assert cv2.imdecode(np.frombuffer(flawed, np.uint8), cv2.IMREAD_UNCHANGED).shape == (64, 64, 3)
+    check_pixels(flawed, 64 * 64)
+    with pytest.raises(FetchError, match="64 × 64 pixels"):
+        check_pixels(flawed, 64 * 64 - 1)
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", picture()[:20], b"\xff\xd8\xff\xe0", b"BM", b"\0\0\0 ftypavif"])
+def test_a_picture_without_a_size_is_not_given_to_the_decoder(content):
+    with pytest.raises(FetchError, match="can't be known"):
+        check_pixels(content, 50_000_000)
+
+
+@pytest.mark.parametrize("encoding", [".pam", ".pfm", ".hdr"])
+def test_what_only_the_decoder_reads_is_refused(encoding):
+    import cv2
+
+    kind = np.uint8 if encoding == ".pam" else np.float32
+    _, content = cv2.imencode(encoding, np.zeros((8, 8, 3), kind))
+    with pytest.raises(FetchError, match="can't be known"):
+        check_pixels(content.tobytes(), 50_000_000)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", picture()[:40]])
 def test_what_is_no_picture_is_left_to_the_decoder(content):
     check_pixels(content, 50_000_000)
 
@@ -464,3 +573,48 @@ def test_the_form_that_img2dataset_expects(web):
     assert download_image((8, web.url + "/eight.png"), timeout=10) == (8, None, "HTTP 404")
     big = as_download_image(fetch_http, Limits(max_pixels=10, allow_private_hosts=True))
     assert big((9, web.url + "/seven.png"))[1:] == (None, "24 × 16 pixels, more than 10 in all")
+
+
+def test_further_tries_share_the_time_of_one(web):
+    download_image = as_download_image(fetch_http, HURRIED)
+    url = web.silence("/tries", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+    begun = time.monotonic()
+    assert [download_image((1, url))[2] for _ in range(20)] == ["took longer than allowed"] * 20
+    assert time.monotonic() - begun < PATIENCE
+    # A connection that breaks at once is tried again, as long as there is time.
+    broken = web.raw("/broken-each-time")
+    while (said := download_image((2, broken))[2]).startswith("broken"):
+        time.sleep(0.05)
+        assert time.monotonic() - begun < 2 * PATIENCE
+    assert said == "took longer than allowed"
+    assert web.hits["/broken-each-time"] > 1
+
+
+def test_only_faults_that_may_pass_are_tried_again(web):
+    download_image = as_download_image(fetch_http, LIMITS)
+    web.answer("/no-ai", b"x", headers=[("X-Robots-Tag", "noai")])
+    web.answer("/down", status=503)
+    web.answer("/large-one", picture())
+    for key, (path, asked) in enumerate({"/no-ai": 1, "/missing": 1, "/down": 3}.items()):
+        assert len({download_image((key, web.url + path))[1:] for _ in range(3)}) == 1
+        assert web.hits[path] == asked
+    small = as_download_image(fetch_http, Limits(max_pixels=10, allow_private_hosts=True))
+    assert {small((0, web.url + "/large-one"))[2] for _ in range(3)} == {"24 × 16 pixels, more than 10 in all"}
+    assert web.hits["/large-one"] == 1
+
+
+def test_a_reason_is_one_short_line_whatever_the_server_says(web):
+    download_image = as_download_image(fetch_http, LIMITS)
+    rude = web.raw("/rude", b"HTTP/1.1 BAD " + b"\xff\x0c" * 20_000 + b"\r\n\r\n")
+    long = web.answer("/long-type", b"x", headers=[("Content-Type", "text/" + "z" * 50_000)])
+    for key, url in enumerate((rude, long)):
+        said = download_image((key, url))[2]
+        assert 0 < len(said) <= download.MAX_REASON
+        assert said.splitlines() == [said]
+
+
+def test_what_nobody_thought_of_is_the_fault_of_one_row():
+    def broken(url, limits):
+        raise ZeroDivisionError(f"at {url}\n\ud800")
+
+    assert as_download_image(broken, LIMITS)((3, "u")) == (3, None, "unexpected ZeroDivisionError: at u ?")

@@ -1,12 +1,15 @@
 """Rows are numbered by what they say, and every one of them becomes an outcome with a reason."""
 
+import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.stage import Execution
 from tests.web import picture, serve
+from transforms import ingestion
 from transforms.download import Limits
 from transforms.identity import sample_id
-from transforms.ingestion import IngestBucket, Population, SpreadRows, Storage, number_occurrences
+from transforms.ingestion import LOST, Ingest, IngestBucket, Population, SpreadRows, Storage, number_occurrences
 from transforms.lake import Lake, read_parquet
 from transforms.sources import ROW, FolderSource, LaionSource
 
@@ -44,8 +47,70 @@ def test_a_buckets_rows_are_those_whose_content_falls_into_it(tmp_path):
     population = Population("control", LaionSource(path), first_bucket=7, buckets=4)
     spread = list(SpreadRows(Lake(str(tmp_path / "lake")), "s").process((population, 0, path)))
     assert [number for number, _ in spread] == [7, 8, 9, 10]
-    urls = [url for _, part in spread for url in read_parquet(part)["url"].to_pylist()]
-    assert sorted(urls) == sorted(f"u{i}" for i in range(50))
+    found = [row for _, part in spread for row in read_parquet(part).to_pylist()]
+    assert sorted(row["url"] for row in found) == sorted(f"u{i}" for i in range(50))
+    assert all((row["url"], row["source_file"]) == (f"u{row['source_row']}", path) for row in found)
+
+
+def test_a_bucket_gets_one_file_from_many_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("transforms.sources.BATCH_ROWS", 5)
+    path = str(tmp_path / "m.parquet")
+    pq.write_table(pa.table({"URL": [f"u{i}" for i in range(50)], "TEXT": ["t"] * 50}), path)
+    population = Population("training", LaionSource(path), first_bucket=0, buckets=3)
+
+    def spread():
+        parts = list(SpreadRows(Lake(str(tmp_path / "lake")), "s").process((population, 0, path)))
+        assert len({part for _, part in parts}) == len(parts)
+        return parts, sorted((bucket, url) for bucket, part in parts for url in read_parquet(part)["url"].to_pylist())
+
+    parts, rows = spread()
+    assert [bucket for bucket, _ in parts] == [0, 1, 2]
+    # Metadata that are too much to be held at once are spread piece by piece, to the same buckets.
+    monkeypatch.setattr(ingestion, "SPREAD_BYTES", 1)
+    pieces, same = spread()
+    assert len(pieces) > 3 and same == rows
+
+
+def test_a_bucket_without_rows_is_a_part_too(tmp_path):
+    path = str(tmp_path / "m.parquet")
+    pq.write_table(pa.table({"URL": ["no url"], "TEXT": ["t"]}), path)
+    populations = [Population(role, LaionSource(path), first, 3) for role, first in (("training", 0), ("control", 3))]
+    lake = Lake(str(tmp_path / "lake"))
+    storage = Storage(image_size=12, resize_mode="keep_ratio", upscale=False, encode_format="png", encode_quality=6)
+    work = IngestBucket(lake, "s", populations, storage, LIMITS, punsafe_max=0.1, threads=4, retries=0)
+    partitions = [(one, 0, path) for one in populations]
+    Execution(lake, []).run(lambda pipeline: pipeline | beam.Create(partitions) | Ingest(lake, "s", work))
+    for table, rows in (("samples", 2), ("images", 0)):
+        assert len(lake.parts(table, "s")) == 6
+        assert lake.count(table, "s") == rows
+
+
+def test_the_graph_is_small_however_many_buckets_there_are():
+    populations = [Population("training", LaionSource("m"), 0, 1_000_000)]
+    storage = Storage(image_size=12, resize_mode="keep_ratio", upscale=False, encode_format="png", encode_quality=6)
+    work = IngestBucket(Lake("unused"), "s", populations, storage, LIMITS, punsafe_max=0.1, threads=4, retries=0)
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    _ = pipeline | beam.Create([(populations[0], 0, "m")]) | Ingest(Lake("unused"), "s", work)
+    steps = pipeline.to_runner_api().components.transforms
+    assert {name: len(step.spec.payload) for name, step in steps.items() if len(step.spec.payload) > 8_000} == {}
+
+
+def test_a_row_that_the_downloader_loses_is_a_row_with_a_reason(tmp_path, monkeypatch, capfd):
+    from img2dataset import downloader
+
+    keep = downloader.compute_key
+
+    def lose_the_second(key, *rest):
+        if key == 1:
+            raise KeyError("lost")
+        return keep(key, *rest)
+
+    monkeypatch.setattr(downloader, "compute_key", lose_the_second)
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(picture())
+    outcomes = bucket(Lake("unused"), None)._outcomes([row(f"{name}.png") for name in "abc"], FolderSource(str(tmp_path)))
+    assert [outcome["status"] for outcome in outcomes] == ["success", "failed_to_download", "success"]
+    assert outcomes[1]["reason"] == LOST
 
 
 def test_every_row_has_a_status_and_a_reason(tmp_path):

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.web import free_port
 from transforms.download import FetchError, Limits
 from transforms.errors import UserError
+from transforms.lake import write_parquet
 from transforms.sources import ROW, FolderSource, LaionSource, source
 
 
@@ -19,7 +21,7 @@ def parquet(path, **columns):
 
 
 def rows(found):
-    return [row for part in found.partitions() for table in found.read(part) for row in table.to_pylist()]
+    return [row for part in found.survey().partitions for table in found.read(part) for row in table.to_pylist()]
 
 
 def test_laions_columns_under_each_of_their_names(tmp_path):
@@ -39,20 +41,43 @@ def test_a_file_a_folder_and_a_glob(tmp_path):
     one = parquet(tmp_path / "a.parquet", URL=["1"], TEXT=["x"])
     two = parquet(tmp_path / "b.parquet", URL=["2"], TEXT=["x"])
     (tmp_path / "notes.txt").write_text("not metadata")
-    assert LaionSource(one).partitions() == [one]
+    assert LaionSource(one).survey().partitions == [one]
     for path in (str(tmp_path), str(tmp_path / "*.parquet")):
-        assert source("laion", path).partitions() == [one, two]
-        assert source("laion", path).rows() == 2
+        found = source("laion", path).survey()
+        assert (found.partitions, found.rows) == ([one, two], 2)
+
+
+def test_metadata_in_an_object_store(tmp_path, monkeypatch):
+    """Folders there are names' beginnings and nothing else: none of them "exists"."""
+    from apache_beam.internal.gcp import auth
+    from gcp_storage_emulator.server import create_server
+
+    port = free_port()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(auth._Credentials, "_credentials", None)
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="eidetic-sources")
+    server.start()
+    try:
+        file = "gs://eidetic-sources/metadata/a.parquet"
+        write_parquet(file, pa.table({"URL": ["u"], "TEXT": ["t"]}))
+        for path in (file, "gs://eidetic-sources/metadata", "gs://eidetic-sources/metadata/*.parquet"):
+            assert LaionSource(path).survey().partitions == [file]
+            assert [row["url"] for row in rows(LaionSource(path))] == ["u"]
+        with pytest.raises(UserError, match="no metadata"):
+            LaionSource("gs://eidetic-sources/nowhere").survey()
+    finally:
+        server.stop()
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_place(tmp_path):
     path = parquet(tmp_path / "a.parquet", URL=["a", "bx", "cx", "z"], TEXT=["t"] * 4)
-    first = LaionSource(path).fingerprint()
+    first = LaionSource(path).survey().fingerprint
     os.mkdir(tmp_path / "elsewhere")
-    assert LaionSource(shutil.copy(path, tmp_path / "elsewhere")).fingerprint() == first
+    assert LaionSource(shutil.copy(path, tmp_path / "elsewhere")).survey().fingerprint == first
     # The same sizes, the same least and greatest values: a footer tells nothing of this change.
     parquet(tmp_path / "a.parquet", URL=["a", "by", "cy", "z"], TEXT=["t"] * 4)
-    assert LaionSource(path).fingerprint() != first
+    assert LaionSource(path).survey().fingerprint != first
 
 
 def test_text_that_is_not_utf8_is_mended(tmp_path):
@@ -89,8 +114,9 @@ WRONG += ["a glob without files", "a folder without files", "an unknown filesyst
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_metadata_is_told_in_one_line(what, tmp_path):
     with pytest.raises(UserError) as caught:
-        LaionSource(wrong_metadata(tmp_path)[what]).partitions()
+        LaionSource(wrong_metadata(tmp_path)[what]).survey()
     assert "\n" not in str(caught.value)
+    assert "expected" in str(caught.value)
 
 
 # -- folders -------------------------------------------------------------------------------------------------------
@@ -115,7 +141,7 @@ def test_a_folder_with_a_listing(tmp_path):
     assert [(row["url"], row["caption"]) for row in rows(found)] == list(
         zip(["a.png", "sub/b.png", "c.png"], captions, strict=True)
     )
-    assert found.rows() == 3
+    assert found.survey().rows == 3
 
 
 def test_a_listing_may_hold_half_a_character(tmp_path):
@@ -127,7 +153,7 @@ def test_a_listing_may_hold_half_a_character(tmp_path):
 )
 def test_a_wrong_line_is_named(line, tmp_path):
     with pytest.raises(UserError, match="line 2") as caught:
-        listing(tmp_path, {"file_name": "a.png", "text": "x"}, line).partitions()
+        listing(tmp_path, {"file_name": "a.png", "text": "x"}, line).survey()
     assert "\n" not in str(caught.value)
 
 
@@ -140,7 +166,9 @@ def test_a_folder_with_captions_beside_the_pictures(tmp_path):
     found = FolderSource(str(tmp_path))
     assert [(row["url"], row["caption"]) for row in rows(found)] == [("b.PNG", "a caption"), ("sub/a.webp", None)]
     moved = shutil.copytree(tmp_path, tmp_path.parent / "moved")
-    assert FolderSource(str(moved)).fingerprint() == found.fingerprint()
+    assert FolderSource(str(moved)).survey().fingerprint == found.survey().fingerprint
+    (moved / "b.txt").write_text("another caption")
+    assert FolderSource(str(moved)).survey().fingerprint != found.survey().fingerprint
 
 
 def test_a_name_that_is_not_utf8(tmp_path):
@@ -151,8 +179,8 @@ def test_a_name_that_is_not_utf8(tmp_path):
 
 def test_a_folder_without_pictures_or_no_folder(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError):
-            FolderSource(str(path)).partitions()
+        with pytest.raises(UserError, match="expected"):
+            FolderSource(str(path)).survey()
 
 
 def test_no_path_leads_out_of_the_folder(tmp_path):
