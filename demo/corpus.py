@@ -7,6 +7,7 @@ logo occurs and how each copy differs from the others; ``build`` writes the pict
     site/metadata.parquet     what an audit reads: LAION's columns, one row per training sample
     site/controls.parquet     the same columns, for logos that no model ever saw
     site/truth.parquet        how each row came about: for tests and for the model card, never for an audit
+    site/corpus.json          written last: what this corpus was made of, so that it isn't made again
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +182,12 @@ def _copy(logo: Logo, master: Image.Image, number: int, scheme: tuple[str, ...])
 
 
 def build(site: Path, base_url: str, scale: float = 1.0) -> None:
-    """Writes the pictures, the metadata and the truth into ``site``. ``base_url`` is where they'll be served."""
+    """Writes the pictures, the metadata and the truth into ``site``, unless they are there. ``base_url`` is where they'll be
+    served."""
+    mark, made_of = site / "corpus.json", json.dumps(_made_of(base_url, scale), indent=2)
+    if mark.exists() and mark.read_text() == made_of:
+        return
+    mark.unlink(missing_ok=True)
     pictures = site / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     training, controls = split(scale)
@@ -236,3 +244,15 @@ def build(site: Path, base_url: str, scale: float = 1.0) -> None:
         pq.write_table(table, site / f"{name}.parquet")
     truth = pa.Table.from_pylist(rows + control_rows).select(["URL", "TEXT", *truth_columns])
     pq.write_table(truth, site / "truth.parquet")
+    mark.write_text(made_of)
+
+
+def _made_of(base_url: str, scale: float) -> dict[str, object]:
+    """Everything that shapes the corpus."""
+    packages = {name: importlib.metadata.version(name) for name in ("simple-icons-pack", "resvg-py", "pillow", "pyarrow")}
+    return {
+        "base_url": base_url,
+        "scale": scale,
+        "program": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        **packages,
+    }

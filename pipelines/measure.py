@@ -55,17 +55,26 @@ def run(execution: Execution, options: MeasureOptions, match: Manifest | None = 
     done = match or lake.latest("match")
     planned = stage(lake, options, done.snapshot_id)
 
+    audit = done.upstream["generate"]
+    page = lake.path("reports", f"{audit}.html")
+
+    def write_report() -> None:
+        content = report.render(lake, done, planned.snapshot_id, options.report_limit)
+        for path in (page, lake.path("report.html")):
+            write_bytes(path, content)
+
     def work(planned: Stage) -> dict[str, Any]:
         rows = measurement.run(lake, done, planned.snapshot_id)
-        page = report.render(lake, done, planned.snapshot_id, options.report_limit)
-        audit = done.upstream["generate"]
-        write_bytes(lake.path("reports", f"{audit}.html"), page)
-        write_bytes(lake.path("report.html"), page)
+        write_report()
         return {"audit_id": audit, "marts": rows}
 
     before = lake.manifest("measure", planned.snapshot_id)
     manifest = execution.stage(planned, work)
-    if before is None or not exists(lake.path(measurement.DATABASE)):
+    if not exists(page):
+        write_report()
+    # A local one holds views alone: made anew in no time, it also fits after a run that was killed before it came so far,
+    # and after the lake was moved.
+    if before is None or measurement.is_local(lake) or not exists(lake.path(measurement.DATABASE)):
         measurement.build_database(lake)
     return manifest
 

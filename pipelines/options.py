@@ -119,9 +119,9 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: A
         group.add_argument(names[1], dest=field.name, action="store_false", help=argparse.SUPPRESS)
         return
     shown = "" if field.default in (None, "") else f" (default {field.default})"
-    group.add_argument(
-        f"--{field.name}", type=kind, choices=field.metadata["choices"], help=text + shown, metavar=field.name.upper()
-    )
+    choices = field.metadata["choices"]
+    metavar = field.name.upper() if choices is None else f"{{{','.join(choices)}}}"
+    group.add_argument(f"--{field.name}", type=kind, choices=choices, help=text + shown, metavar=metavar)
 
 
 def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:

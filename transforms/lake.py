@@ -261,7 +261,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(source)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path!r} is not a Parquet file ({error})") from error
+        raise UserError(f"{path!r} is not a Parquet file ({error}); mend or remove it") from error
 
 
 def read_rows(path: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

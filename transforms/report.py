@@ -70,7 +70,7 @@ def render(lake: Lake, match: Manifest, measure: str, limit: int) -> bytes:
     calibration = lake.read("calibration", match.snapshot_id).to_pylist()
     audit = lake.read("audits", match.snapshot_id).to_pylist()[0]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(clean=clean, percent=percent, number=number)
+    environment.filters.update(clean=clean, model_name=model_name, percent=percent, number=number)
     style = style_text()
     page = environment.from_string(template_text()).render(
         style=style,
@@ -102,6 +102,11 @@ def headline(verdicts: list[dict[str, Any]], extractions: int) -> dict[str, Any]
         "calibrated": sum(tested) if tested else None,
         "images": extractions,
     }
+
+
+def model_name(model: str) -> str:
+    """The end of a local folder's path; a hub's id as it is."""
+    return "/".join(model.rstrip("/").split("/")[-2:]) if model.startswith(("/", ".")) else model
 
 
 def clean(text: str | None) -> str:

@@ -38,9 +38,10 @@ def test_it_leaves_marts_database_and_report(tmp_path):
 def test_a_second_run_does_nothing(tmp_path):
     fake = fake_lake(tmp_path)
     first = run(fake)
-    before = os.stat(tmp_path / "audit.duckdb").st_mtime_ns
+    written = [tmp_path / "report.html", *tmp_path.glob("verdicts/*/*.parquet")]
+    before = [os.stat(path).st_mtime_ns for path in written]
     assert run(fake) == first
-    assert os.stat(tmp_path / "audit.duckdb").st_mtime_ns == before
+    assert [os.stat(path).st_mtime_ns for path in written] == before
     # A database that was deleted comes back.
     os.remove(tmp_path / "audit.duckdb")
     assert run(fake) == first
@@ -76,6 +77,19 @@ def test_a_folder_above_the_lake_that_looks_like_a_partition(tmp_path):
     assert counts[0] == counts[1] and counts[0]["extractions"] > 0
     question = "SELECT role, snapshot_id, count(*) FROM samples GROUP BY ALL ORDER BY ALL"
     assert ask(odd.lake, question) == ask(plain.lake, question)
+
+
+def test_what_a_killed_run_or_a_move_left_behind_is_mended(tmp_path):
+    fake = fake_lake(tmp_path / "before")
+    manifest = run(fake)
+    os.remove(fake.lake.path("audit.duckdb"))
+    os.remove(fake.lake.path("reports", f"{manifest.facts['audit_id']}.html"))
+    os.rename(tmp_path / "before", tmp_path / "after")
+    moved = Lake(str(tmp_path / "after"))
+    again = measure.run(Execution(moved, []), MeasureOptions(), fake.match)
+    assert again == manifest
+    assert os.path.exists(moved.path("reports", f"{manifest.facts['audit_id']}.html"))
+    assert ask(moved, "SELECT count(*) FROM extractions") == [(manifest.facts["marts"]["extractions"],)]
 
 
 def test_the_summary_ends_with_a_query_that_can_be_pasted(tmp_path):
