@@ -27,6 +27,7 @@ setup(
         "pillow>=12.0",
         "pyarrow>=25.0",
         "scipy>=1.17",
+        "threadpoolctl>=3.6",
         "torch>=2.14",
         "transformers>=5.23",
         "urllib3>=2.5",

@@ -1,0 +1,445 @@
+"""Near pairs of very many unit vectors: cells of a trained quantiser, every vector in several, all pairs inside each.
+
+The parts of it that make it fast, each with what it costs in exactness:
+
+- **sketch**: the first numbers of a vector in the basis of principal components of a sample, and the norm of the rest.
+  The dot product of two sketches is an upper bound of the cosine (Cauchy and Schwarz on the rest), so no pair over the
+  threshold is ever lost by looking at sketches first. Costs nothing.
+- **cells**: two levels of spherical k-means on the principal components. A vector goes to the cells of its nearest
+  centroids, so that two near vectors on the two sides of a boundary still meet somewhere. Pairs that meet in no cell are
+  lost; how many is measured on pairs that are known, and the number of cells for each vector is chosen by it.
+- **one home for each pair**: a pair may meet in several cells. It counts in the first that the two lists of cells have in
+  common, so that what was found in different places needs no comparison.
+
+Sources: partitioning with assignment of boundary vectors to several cells is that of inverted multi-indices and of SCANN's
+SOAR (Sun et al. 2023); the bound by residual norms is that of exact nearest neighbour search by partial distances.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from transforms.kernels.neighbours import CANDIDATE_MARGIN, Pairs, cosines
+
+SKETCH_NUMBERS = 128
+"""Most principal components in a sketch. With as many, random directions of 512 numbers are told from pairs at 0.9."""
+
+ROUNDING = 4e-6
+"""More than a float32 sum of 128 squares of a unit vector is off by, and the vector's own norm."""
+
+VECTORS_PER_CELL = (64, 128, 256, 512, 1024, 2048, 4096)
+"""For how many vectors one cell is made, tried in this order: small cells cost less, large ones lose fewer pairs."""
+
+MAX_CELLS = 1 << 16
+"""More would need a training sample of more than a gigabyte."""
+
+MAX_ASSIGNMENTS = 8
+"""Cells that a vector may go to. Beyond, larger cells cost less."""
+
+COARSE_PROBES = 4
+"""Coarse cells in which the nearest cells are looked for."""
+
+TRAINING_VECTORS_PER_CELL = 8
+"""Of the sample that the centroids are learned from."""
+
+TILE = 512
+"""Vectors of a cell that are compared at once: the product of two tiles stays in the processor's cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantiser:
+    """Sketches vectors and tells which cells they go to. Small enough to travel to every worker as one file.
+
+    Attributes:
+        basis: (d, s) float32, orthonormal columns.
+        coarse: (c, s) float32 unit centroids of the upper level.
+        fine: (cells, s) float32 unit centroids, those of one coarse cell together.
+        starts: (c + 1,) int64: coarse cell g has the cells starts[g] to starts[g + 1] - 1.
+    """
+
+    basis: np.ndarray
+    coarse: np.ndarray
+    fine: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def without_cells(cls, basis: np.ndarray) -> Quantiser:
+        """One that sketches and assigns nothing."""
+        nothing = np.empty((0, basis.shape[1]), np.float32)
+        return cls(basis, nothing, nothing, np.zeros(1, np.int64))
+
+    @property
+    def cells(self) -> int:
+        return len(self.fine)
+
+    def shards(self, count: int) -> np.ndarray:
+        """(cells,) int64: cuts the cells into ``count`` shards of about as many cells, those of one shard near each other.
+
+        The coarse cells are halved again and again along the direction in which they spread most, so that most vectors
+        have all their cells in one or two shards.
+        """
+        sizes = np.diff(self.starts)
+        shard = np.zeros(len(self.coarse), np.int64)
+        parts = [(np.arange(len(self.coarse)), count)]
+        number = 0
+        while parts:
+            members, wanted = parts.pop()
+            if wanted <= 1 or len(members) <= 1:
+                shard[members] = number
+                number += 1
+                continue
+            centred = self.coarse[members] - self.coarse[members].mean(axis=0)
+            along = np.linalg.eigh(centred.T @ centred)[1][:, -1]
+            order = members[np.argsort(centred @ along, kind="stable")]
+            share = np.cumsum(sizes[order]) / max(1, sizes[order].sum())
+            left = wanted // 2
+            cut = min(max(1, int(np.searchsorted(share, left / wanted))), len(order) - 1)
+            parts += [(order[cut:], wanted - left), (order[:cut], left)]
+        return np.repeat(shard, sizes)
+
+    def sketch(self, vectors: np.ndarray) -> np.ndarray:
+        """(n, d) float32 of unit norm → (n, s + 1) float32 whose dot products bound the cosines from above."""
+        n, numbers = len(vectors), self.basis.shape[1]
+        sketches = np.empty((n, numbers + 1), np.float32)
+        projected = sketches[:, :numbers]
+        np.matmul(vectors, self.basis, out=projected)
+        # The margin keeps it an upper bound whatever float32 loses in the sum.
+        rest = 1.0 + ROUNDING - np.einsum("ns,ns->n", projected, projected)
+        np.sqrt(rest.clip(0), out=sketches[:, numbers])
+        return sketches
+
+    def assign(self, sketches: np.ndarray, assignments: int) -> np.ndarray:
+        """The cells of each vector.
+
+        Args:
+            sketches: (n, s + 1) float32.
+            assignments: how many cells for each.
+
+        Returns:
+            (n, a) int32 cells, the nearest first; -1 at the end where fewer were found.
+        """
+        import faiss
+
+        # Which centroid is nearest by angle doesn't depend on a vector's length; and the norm of the rest tells no direction.
+        directions = np.ascontiguousarray(sketches[:, :-1])
+        n, probes = len(sketches), min(COARSE_PROBES, len(self.coarse))
+        assignments = min(assignments, self.cells)
+        _, near = _flat(self.coarse).search(directions, probes)
+        nearness = np.full((n, probes, assignments), -np.inf, np.float32)
+        cell = np.full((n, probes, assignments), -1, np.int32)
+        by_coarse = np.argsort(near.ravel(), kind="stable")
+        ends = np.searchsorted(near.ravel()[by_coarse], np.arange(len(self.coarse) + 1))
+        for g in range(len(self.coarse)):
+            rows, places = np.divmod(by_coarse[ends[g] : ends[g + 1]], probes)
+            first, last = int(self.starts[g]), int(self.starts[g + 1])
+            k = min(assignments, last - first)
+            if k == 0 or len(rows) == 0:
+                continue
+            found = faiss.knn(directions[rows], self.fine[first:last], k, metric=faiss.METRIC_INNER_PRODUCT)
+            nearness[rows, places, :k], cell[rows, places, :k] = found[0], found[1] + first
+        far, found_cells = -nearness.reshape(n, -1), cell.reshape(n, -1)
+        some = np.argpartition(far, assignments - 1, axis=1)[:, :assignments]
+        order = np.argsort(np.take_along_axis(far, some, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(found_cells, np.take_along_axis(some, order, axis=1), axis=1)
+
+
+def _flat(vectors: np.ndarray):
+    import faiss
+
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return index
+
+
+def sample_size(n: int) -> int:
+    """Vectors that ``choose`` wants to see of ``n``."""
+    return -(-n // VECTORS_PER_CELL[0]) * TRAINING_VECTORS_PER_CELL
+
+
+def principal_basis(sample: np.ndarray, threshold: float) -> np.ndarray:
+    """The principal directions that a sketch needs to tell most pairs that aren't duplicates.
+
+    Args:
+        sample: (n, d) float32, unit norm.
+        threshold: cosine of duplicates.
+
+    Returns:
+        (d, s) float32, orthonormal columns: as many, by eights and up to ``SKETCH_NUMBERS``, as leave a rest whose mean
+        squared norm is half of what two vectors at the threshold lie apart; then the bound is that tight.
+    """
+    some = sample[: 1 << 15]
+    # Not centred: the bound needs the vectors as they are. A common direction becomes the first component.
+    values, components = np.linalg.eigh((some.T @ some).astype(np.float64))
+    rest = 1.0 - np.cumsum(values[::-1]) / values.sum()
+    enough = 1 + int(np.argmax(rest <= (1.0 - threshold) / 2))
+    numbers = min(-(-enough // 8) * 8, SKETCH_NUMBERS, sample.shape[1])
+    return np.ascontiguousarray(components[:, ::-1][:, :numbers], dtype=np.float32)
+
+
+def train(sample: np.ndarray, basis: np.ndarray, cells: int, seed: int) -> Quantiser:
+    """Learns a quantiser.
+
+    Args:
+        sample: (n, d) float32, unit norm; in an order that doesn't depend on how the data were cut.
+        basis: (d, s) float32: see ``principal_basis``.
+        cells: how many, at most one for each vector of the sample.
+        seed: of k-means.
+    """
+    directions = sample @ basis
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    cells = max(1, min(cells, len(sample)))
+    upper = max(1, round(cells**0.5))
+    coarse = _centroids(directions, upper, seed)
+    _, nearest = _flat(coarse).search(directions, 1)
+    members = np.argsort(nearest[:, 0], kind="stable")
+    ends = np.searchsorted(nearest[members, 0], np.arange(upper + 1))
+    fine = []
+    for g in range(upper):
+        inside = directions[members[ends[g] : ends[g + 1]]]
+        # As many cells as its share of the sample asks for: so dense regions get more, and no cell gets too full.
+        wanted = round(cells * len(inside) / len(sample))
+        fine.append(_centroids(inside, max(1, wanted), seed) if len(inside) else coarse[g : g + 1])
+    starts = np.cumsum([0, *(len(one) for one in fine)]).astype(np.int64)
+    return Quantiser(basis, coarse, np.concatenate(fine), starts)
+
+
+def _centroids(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
+    import faiss
+
+    if len(vectors) <= k:
+        return np.ascontiguousarray(vectors)
+    means = faiss.Kmeans(
+        vectors.shape[1],
+        k,
+        niter=6,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=TRAINING_VECTORS_PER_CELL * 4,
+    )
+    means.train(vectors)
+    return np.asarray(means.centroids)
+
+
+# -- how many cells ---------------------------------------------------------------------------------------------------
+
+
+class Known(NamedTuple):
+    """Pairs over the threshold that brute force found: what a choice is measured on.
+
+    Attributes:
+        one, other: (p, d) float32 vectors of each pair.
+    """
+
+    one: np.ndarray
+    other: np.ndarray
+
+
+class Choice(NamedTuple):
+    """How the vectors are spread over cells.
+
+    Attributes:
+        quantiser: the cells; None where all pairs are to be compared, since no cells would do.
+        assignments: cells for each vector.
+        recall: share of the known pairs that meet in a cell.
+    """
+
+    quantiser: Quantiser | None
+    assignments: int
+    recall: float
+
+
+def first_common(cells_a: np.ndarray, cells_b: np.ndarray) -> np.ndarray:
+    """(p,) the smallest cell that two lists of cells, (p, a) each, have in common; a very large number where there is none."""
+    nowhere = np.iinfo(np.int32).max
+    found = np.full(len(cells_a), nowhere, np.int32)
+    for p in range(cells_a.shape[1]):
+        mine = cells_a[:, p]
+        common = ((mine[:, None] == cells_b) & (mine[:, None] >= 0)).any(axis=1)
+        found = np.where(common, np.minimum(found, mine), found)
+    return found
+
+
+def meet(cells_a: np.ndarray, cells_b: np.ndarray) -> np.ndarray:
+    """(p,) whether two lists of cells, (p, a) each, have one in common."""
+    return first_common(cells_a, cells_b) != np.iinfo(np.int32).max
+
+
+def made_up(vectors: np.ndarray, cosine: float, seed: int) -> Known:
+    """Each vector with one at ``cosine`` from it, in a direction in which two others of them differ."""
+    random = np.random.default_rng(seed)
+    difference = vectors[random.permutation(len(vectors))] - vectors[random.permutation(len(vectors))]
+    difference += 1e-6 * random.standard_normal(vectors.shape).astype(np.float32)
+    difference -= (difference * vectors).sum(axis=1, keepdims=True) * vectors
+    difference /= np.linalg.norm(difference, axis=1, keepdims=True)
+    return Known(vectors, (cosine * vectors + (1 - cosine**2) ** 0.5 * difference).astype(np.float32))
+
+
+def choose(sample: np.ndarray, n: int, known: Known | None, threshold: float, recall: float, seed: int) -> Choice:
+    """The cheapest cells in which enough of the known pairs meet.
+
+    Args:
+        sample: (m, d) float32, unit norm, m ≤ n: what the quantiser is trained on, and costs are judged by.
+        n: vectors in all.
+        known: pairs over the threshold, the more the better; None where none was found, and then pairs just over the
+            threshold are made up from the sample, in the directions in which its vectors differ.
+        threshold: cosine of duplicates.
+        recall: share of the known pairs that must meet.
+        seed: of k-means.
+    """
+    basis = principal_basis(sample, threshold)
+    known = known or made_up(sample[:2048], threshold, seed)
+    # Numbers that are multiplied: whole vectors where all pairs are compared, sketches inside cells.
+    best, best_cost = Choice(None, 0, 1.0), float(n) ** 2 * sample.shape[1] / (basis.shape[1] + 1)
+    for per_cell in VECTORS_PER_CELL:
+        cells = min(n // per_cell, MAX_CELLS, len(sample))
+        if cells < 2:
+            break
+        quantiser = train(sample, basis, cells, seed)
+        one, other, own = (quantiser.assign(quantiser.sketch(x), MAX_ASSIGNMENTS) for x in (*known, sample))
+        for assignments in range(1, MAX_ASSIGNMENTS + 1):
+            met = float(meet(one[:, :assignments], other[:, :assignments]).mean())
+            if met >= recall:
+                counts = np.bincount(own[:, :assignments].ravel() + 1)[1:] * (n / len(sample))
+                cost = float((counts**2).sum())
+                if cost < best_cost:
+                    best, best_cost = Choice(quantiser, assignments, met), cost
+                break
+        # Larger cells need fewer assignments, down to a point; beyond it they only cost more.
+        if best.quantiser is not None and best.quantiser is not quantiser:
+            break
+    return best
+
+
+# -- pairs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Vectors with their sketches and cells.
+
+    Attributes:
+        vectors: (n, d) float32, unit norm.
+        sketches: (n, s + 1) float32.
+        cells: (n, a) int32; -1 for none.
+    """
+
+    vectors: np.ndarray
+    sketches: np.ndarray
+    cells: np.ndarray
+
+    def members(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(cells that have members, (cells + 1,) where their members start, (m,) int64 rows, ascending in each cell)."""
+        order = np.argsort(self.cells.ravel(), kind="stable")
+        flat = self.cells.ravel()[order]
+        first = int(np.searchsorted(flat, 0))
+        order, flat = order[first:], flat[first:]
+        starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]]) if len(flat) else np.empty(0, np.int64)
+        return flat[starts], np.r_[starts, len(flat)], order // self.cells.shape[1]
+
+
+def pairs_in_cells(
+    first: Block, second: Block, threshold: float, same: bool, *, threads: int | None = None, at_once: int = 1 << 28
+) -> Iterator[Pairs]:
+    """All pairs with a cosine over ``threshold`` that meet in a cell, each once.
+
+    Args:
+        first, second: the two blocks.
+        threshold: pairs at it are not over it.
+        same: the two blocks are one: i < j.
+        threads: threads; as many as there are cores if None.
+        at_once: pairs that are looked at for one portion; even if all of them are near, they must fit into memory (16 bytes
+            each, while they are sorted).
+
+    Yields:
+        Portions, each with all pairs of some rows i, in the order of i, then j. ``cosine`` is float32, right to 1e-6;
+        whether it is over the threshold is decided in float64.
+    """
+    from threadpoolctl import threadpool_limits
+
+    threads = threads or os.cpu_count() or 1
+    names_a, starts_a, rows_a = first.members()
+    names_b, starts_b, rows_b = (names_a, starts_a, rows_a) if same else second.members()
+    _, in_a, in_b = np.intersect1d(names_a, names_b, assume_unique=True, return_indices=True)
+    # How many pairs each row of the first block may have at most, so that portions of rows can be cut.
+    sizes = np.diff(starts_b)[in_b]
+    most = np.zeros(len(first.vectors), np.int64)
+    for place, size in zip(in_a, sizes, strict=True):
+        most[rows_a[starts_a[place] : starts_a[place + 1]]] += size
+
+    def work(tiles: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        found = [_near_in_tile(first.sketches, second.sketches, *tile, threshold, same) for tile in tiles]
+        return _distinct([np.empty(0, np.int64), *(one for tile in found for one in tile)])
+
+    for low, high in _portions(most, at_once):
+        tiles = []
+        for a, b in zip(in_a, in_b, strict=True):
+            one, other = rows_a[starts_a[a] : starts_a[a + 1]], rows_b[starts_b[b] : starts_b[b + 1]]
+            one = one[np.searchsorted(one, low) : np.searchsorted(one, high)]
+            tiles += [(one[start : start + TILE], other) for start in range(0, len(one), TILE)]
+        # Every thread does its own tiles with one thread of BLAS: the matrices are too small to be shared out.
+        with threadpool_limits(1, user_api="blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            keys = _distinct(
+                [np.empty(0, np.int64), *pool.map(work, [tiles[start :: threads * 8] for start in range(threads * 8)])]
+            )
+        i = keys // max(1, len(second.vectors))
+        j = keys - i * len(second.vectors)
+        cosine = _indexed_cosines(first.vectors, second.vectors, i, j)
+        over = cosine > threshold
+        unsure = np.flatnonzero(np.abs(cosine - np.float32(threshold)) <= CANDIDATE_MARGIN)
+        over[unsure] = cosines(first.vectors, second.vectors, i[unsure], j[unsure]) > threshold
+        yield Pairs(i[over], j[over], cosine[over])
+
+
+def _portions(most: np.ndarray, at_once: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows with up to ``at_once`` possible pairs each, or of one row."""
+    total = np.cumsum(most)
+    low = 0
+    while low < len(most):
+        before = int(total[low - 1]) if low else 0
+        high = max(low + 1, int(np.searchsorted(total, before + at_once, side="right")))
+        yield low, high
+        low = high
+
+
+def _near_in_tile(
+    sketches_a: np.ndarray, sketches_b: np.ndarray, rows: np.ndarray, other: np.ndarray, threshold: float, same: bool
+) -> list[np.ndarray]:
+    """Pairs of a few rows and all of a cell whose sketches allow a cosine over the threshold, as i · rows of b + j."""
+    found = []
+    mine = sketches_a[rows]
+    after = int(np.searchsorted(other, rows[0], side="right")) if same else 0
+    for begin in range(after, len(other), TILE):
+        columns = other[begin : begin + TILE]
+        near = mine @ sketches_b[columns].T > threshold - CANDIDATE_MARGIN
+        if same and columns[0] <= rows[-1]:
+            near &= columns[None, :] > rows[:, None]
+        places = np.flatnonzero(near)
+        if len(places):
+            i = np.repeat(np.arange(len(rows)), np.count_nonzero(near, axis=1))
+            found.append(rows[i] * len(sketches_b) + columns[places - i * len(columns)])
+    return found
+
+
+def _distinct(keys: list[np.ndarray]) -> np.ndarray:
+    """Sorted, each once. numpy's own ``unique`` hashes integers, which takes ten times as long here."""
+    joined = np.sort(np.concatenate(keys))
+    return joined[np.r_[True, joined[1:] != joined[:-1]]] if len(joined) else joined
+
+
+def _indexed_cosines(vectors_a: np.ndarray, vectors_b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """(p,) float32 cosines of rows i and j, right to 1e-6, without copying the rows."""
+    import faiss
+
+    vectors_a, vectors_b = np.ascontiguousarray(vectors_a), np.ascontiguousarray(vectors_b)
+    i, j = np.ascontiguousarray(i, np.int64), np.ascontiguousarray(j, np.int64)
+    result = np.empty(len(i), np.float32)
+    pointers = [faiss.swig_ptr(one) for one in (vectors_a, i, vectors_b, j, result)]
+    faiss.pairwise_indexed_inner_product(vectors_a.shape[1], len(i), *pointers)  # type: ignore[attr-defined]
+    return result.clip(-1, 1)
