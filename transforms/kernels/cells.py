@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -353,7 +352,7 @@ def pairs_in_cells(
         first, second: the two blocks.
         threshold: pairs at it are not over it.
         same: the two blocks are one: i < j.
-        threads: threads; as many as there are cores if None.
+        threads: threads; as many as faiss would take if None.
         at_once: pairs that are looked at for one portion; even if all of them are near, they must fit into memory (16 bytes
             each, while they are sorted).
 
@@ -361,9 +360,10 @@ def pairs_in_cells(
         Portions, each with all pairs of some rows i, in the order of i, then j. ``cosine`` is float32, right to 1e-6;
         whether it is over the threshold is decided in float64.
     """
+    import faiss
     from threadpoolctl import threadpool_limits
 
-    threads = threads or os.cpu_count() or 1
+    threads = threads or faiss.omp_get_max_threads()
     names_a, starts_a, rows_a = first.members()
     names_b, starts_b, rows_b = (names_a, starts_a, rows_a) if same else second.members()
     _, in_a, in_b = np.intersect1d(names_a, names_b, assume_unique=True, return_indices=True)
