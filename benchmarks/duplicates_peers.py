@@ -10,8 +10,8 @@ is skipped, with a line that says so:
     export EIDETIC_PEERS_PYTHON=/tmp/peers_venv/bin/python EIDETIC_FASTDUP_PYTHON=/tmp/fastdup_venv/bin/python
 
 Those are the paths that are looked at where the variables are not set. The photographs are real JPEGs of 32 × 32 pixels
-(CIFAR-10's training set as a Parquet file with a column ``jpeg``); EIDETIC_PHOTOGRAPHS names the file. Without it there is
-nothing to measure, and the command says so.
+(CIFAR-10's training set as a Parquet file with a column ``jpeg``) in the folder that EIDETIC_SHARED names, as in the tests.
+Without them there is nothing to measure, and the command says so.
 
 Writes benchmarks/results/duplicates_peers.json and docs/duplicates_by_change.md.
 """
@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
+from threadpoolctl import threadpool_limits
 
 from benchmarks.results import Row, write
 from demo.corpus import DRAWING_SIZE, draw, logos
@@ -46,7 +47,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "demo" / "models" / "clip"
 PAGE = ROOT / "docs" / "duplicates_by_change.md"
 
-PHOTOGRAPHS = Path(os.environ.get("EIDETIC_PHOTOGRAPHS", "/work/shared/data/cifar10_train.parquet"))
+SHARED = Path(os.environ.get("EIDETIC_SHARED", ROOT.parent / "shared"))
+PHOTOGRAPHS = SHARED / "data" / "cifar10_train.parquet"
 IMAGEDEDUP_PYTHON = Path(os.environ.get("EIDETIC_PEERS_PYTHON", "/tmp/peers_venv/bin/python"))
 FASTDUP_PYTHON = Path(os.environ.get("EIDETIC_FASTDUP_PYTHON", "/tmp/fastdup_venv/bin/python"))
 
@@ -352,15 +354,11 @@ def pixel_distances(pictures: list[Image.Image], i: np.ndarray, j: np.ndarray) -
     blocks = np.array_split(np.argsort(i, kind="stable"), 8 * (os.cpu_count() or 1))
     left, right = [i[block] for block in blocks], [j[block] for block in blocks]
     result = np.empty(len(i))
-    # One thread a process: on matrices as small as these, more of them only wait for each other (four times slower). numpy
-    # reads the number when it starts, so the processes must be fresh ones.
-    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    # Fresh ones: torch has threads by now, which don't survive a fork.
     fresh = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(mp_context=fresh, initializer=_start_worker, initargs=(pictures,)) as pool:
         for block, found in zip(blocks, pool.map(_block_distances, left, right), strict=True):
             result[block] = found
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        del os.environ[name]
     return result
 
 
@@ -369,6 +367,8 @@ _prepared: dict[int, Prepared] = {}
 
 
 def _start_worker(pictures: list[Image.Image]) -> None:
+    # On matrices as small as these, more threads only wait for each other (four times slower).
+    threadpool_limits(1)
     _pictures[:] = pictures
 
 
@@ -570,9 +570,10 @@ INTRODUCTION = """# Near-duplicates by kind of change
 
 Made by `python -m benchmarks.duplicates_peers`; do not edit. What it plants, measures and leaves out is said there.
 
-10,000 pictures: 7,000 from photographs of 32 × 32 pixels (CIFAR-10) and 3,000 from logos, drawn at 128 × 128. 1,000 of 4,000
-photographs and 600 of 1,200 logos have three copies each, with three different changes; the others have none. **re-encoded**:
-JPEG, quality 40 to 90; **resized**: by 0.5 to 2; **cropped**: the share cut off one side, off two, or half of it off all four;
+Photographs of 32 × 32 pixels (CIFAR-10) and logos, drawn at {drawn} × {drawn}. {copied[photographs]:,} photographs and
+{copied[logos]:,} logos have {copies} copies each, with different changes; {alone[photographs]:,} and {alone[logos]:,} have
+none. **re-encoded**: JPEG, quality 40 to 90; **resized**: by 0.5 to 2; **cropped**: the share cut off one side, off two, or
+half of it off all four;
 **mirrored**; **recoloured**: hue turned by 17 to 56 degrees and darker or brighter by a fifth or a quarter; **watermarked**: a
 half-transparent stripe with a word on it. Every tool reads the same PNG files.
 
@@ -589,14 +590,15 @@ in its name and {sure} if its pixel distance is at most {cut} (`transforms/kerne
 copies differ in their pixels, so only those that CLIP is sure of are found.
 
 The peers: each at its default, and at the setting with its best F1 in that set where that's another one. Tried were
-imagededup's `max_distance_threshold` from 0 to 16 (PHash), 14 (DHash) and 10 (the others; 10 is its default), and fastdup's
-similarity from 0.8 to 0.995 (0.96 is its default for components) with five neighbours instead of two. imagededup's CNN is not
-here: its weights come from the network. fastdup's model ships in its wheel and runs offline.
+imagededup's `max_distance_threshold` from 0 to {hashes[PHash]} (PHash), {hashes[DHash]} (DHash) and {hashes[AHash]} (the
+others; {hash_distance} is its default), and fastdup's similarity from 0.8 to 0.995 (0.96 is its default for components) with
+five neighbours instead of two. imagededup's CNN is not here: its weights come from the network. fastdup's model ships in its
+wheel and runs offline.
 
 Where Eidetic is compared *at the precision of* a peer, it's the highest recall among Eidetic's settings with at least the
 peer's precision. Both sides choose their setting knowing the truth, and Eidetic chooses among more of them: three numbers are
-tried (floor, sure cosine, pixel distance), of a peer one. The hashes' best F1 may lie at a very low precision; to be ahead of
-those says little.
+tried (floor, sure cosine, pixel distance), of a peer one. The pixel distance's own limits were chosen on these very pictures:
+nothing was held out. The hashes' best F1 may lie at a very low precision; to be ahead of those says little.
 
 Times are by the clock, on a machine that others used too. Eidetic's are of its model and kernels without Beam and tables; the
 peers' of their own calls, after their imports.
@@ -605,7 +607,7 @@ peers' of their own calls, after their imports.
 
 def main() -> None:
     if not PHOTOGRAPHS.exists():
-        print(f"skipped duplicates_peers: there are no photographs at {PHOTOGRAPHS}; EIDETIC_PHOTOGRAPHS names them")
+        print(f"skipped duplicates_peers: there are no photographs at {PHOTOGRAPHS}; EIDETIC_SHARED names the shared folder")
         return
     planted = plant()
     with tempfile.TemporaryDirectory() as place:
@@ -617,7 +619,17 @@ def main() -> None:
         looked = eidetic(planted, files)
         rivals = peers(folder)
     text, rows = tables(planted, looked, rivals)
-    introduction = INTRODUCTION.format(sure=SURE, cut=PIXEL_DISTANCE, logos=len(logos()))
+    introduction = INTRODUCTION.format(
+        sure=SURE,
+        cut=PIXEL_DISTANCE,
+        logos=len(logos()),
+        drawn=DRAWING_SIZE,
+        copied=COPIED,
+        alone=ALONE,
+        copies=COPIES,
+        hashes=HASHES,
+        hash_distance=HASH_DISTANCE,
+    )
     PAGE.write_text(f"{introduction}\n{text}\n")
     rows.append(
         Row(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -98,8 +99,12 @@ class IngestOptions:
             opt_out_directives=Limits.opt_out_directives if self.honour_opt_outs else (),
         )
 
+    @functools.cached_property
     def surveyed(self) -> dict[str, tuple[Source, Survey]]:
-        """Role → where its samples come from, and what is there. UserError where something is wrong with it."""
+        """Role → where its samples come from, and what is there. UserError where something is wrong with it.
+
+        Looked at once: what the snapshot is named after is then what the pipeline reads.
+        """
         if self.metadata is None:
             raise UserError("no training set: name it with --metadata (a Parquet file, folder or glob)")
         found = {}
@@ -115,7 +120,7 @@ class IngestOptions:
 
 def stage(lake: Lake, options: IngestOptions) -> Stage:
     """What ``ingest`` would make of the metadata."""
-    surveys = {role: survey for role, (_, survey) in options.surveyed().items()}
+    surveys = {role: survey for role, (_, survey) in options.surveyed.items()}
     parameters = {
         **dataclasses.asdict(options.storage),
         **dataclasses.asdict(options.limits),
@@ -134,7 +139,7 @@ def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOpt
     """The pipeline that writes ``samples`` and ``images``."""
     populations: list[Population] = []
     partitions: list[tuple[Population, int, str]] = []
-    for role, (one, survey) in options.surveyed().items():
+    for role, (one, survey) in options.surveyed.items():
         # Training samples first, then controls, with the buckets that their numbers of rows ask for.
         first = sum(other.buckets for other in populations)
         population = Population(role, one, first, math.ceil(survey.rows / options.rows_per_part))

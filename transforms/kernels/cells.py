@@ -8,11 +8,8 @@ The parts of it that make it fast, each with what it costs in exactness:
 - **cells**: two levels of spherical k-means on the principal components. A vector goes to the cells of its nearest
   centroids, so that two near vectors on the two sides of a boundary still meet somewhere. Pairs that meet in no cell are
   lost; how many is measured on pairs that are known, and the number of cells for each vector is chosen by it.
-- **one home for each pair**: a pair may meet in several cells. It counts in the first that the two lists of cells have in
-  common, so that what was found in different places needs no comparison.
-
-Sources: partitioning with assignment of boundary vectors to several cells is that of inverted multi-indices and of SCANN's
-SOAR (Sun et al. 2023); the bound by residual norms is that of exact nearest neighbour search by partial distances.
+- **each pair once**: a pair may meet in several cells. Which pairs are near is gathered as numbers and sorted; only then are
+  the cosines computed.
 """
 
 from __future__ import annotations
@@ -20,11 +17,14 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from transforms.kernels.neighbours import CANDIDATE_MARGIN, Pairs, cosines
+
+if TYPE_CHECKING:
+    import faiss
 
 SKETCH_NUMBERS = 128
 """Most principal components in a sketch. With as many, random directions of 512 numbers are told from pairs at 0.9."""
@@ -53,10 +53,10 @@ TILE = 512
 
 @dataclasses.dataclass(frozen=True)
 class Quantiser:
-    """Sketches vectors and tells which cells they go to. Small enough to travel to every worker as one file.
+    """Tells which cells vectors go to. Small enough to travel to every worker as one file.
 
     Attributes:
-        basis: (d, s) float32, orthonormal columns.
+        basis: (d, s) float32, orthonormal columns: that of the sketches.
         coarse: (c, s) float32 unit centroids of the upper level.
         fine: (cells, s) float32 unit centroids, those of one coarse cell together.
         starts: (c + 1,) int64: coarse cell g has the cells starts[g] to starts[g + 1] - 1.
@@ -67,51 +67,9 @@ class Quantiser:
     fine: np.ndarray
     starts: np.ndarray
 
-    @classmethod
-    def without_cells(cls, basis: np.ndarray) -> Quantiser:
-        """One that sketches and assigns nothing."""
-        nothing = np.empty((0, basis.shape[1]), np.float32)
-        return cls(basis, nothing, nothing, np.zeros(1, np.int64))
-
     @property
     def cells(self) -> int:
         return len(self.fine)
-
-    def shards(self, count: int) -> np.ndarray:
-        """(cells,) int64: cuts the cells into ``count`` shards of about as many cells, those of one shard near each other.
-
-        The coarse cells are halved again and again along the direction in which they spread most, so that most vectors
-        have all their cells in one or two shards.
-        """
-        sizes = np.diff(self.starts)
-        shard = np.zeros(len(self.coarse), np.int64)
-        parts = [(np.arange(len(self.coarse)), count)]
-        number = 0
-        while parts:
-            members, wanted = parts.pop()
-            if wanted <= 1 or len(members) <= 1:
-                shard[members] = number
-                number += 1
-                continue
-            centred = self.coarse[members] - self.coarse[members].mean(axis=0)
-            along = np.linalg.eigh(centred.T @ centred)[1][:, -1]
-            order = members[np.argsort(centred @ along, kind="stable")]
-            share = np.cumsum(sizes[order]) / max(1, sizes[order].sum())
-            left = wanted // 2
-            cut = min(max(1, int(np.searchsorted(share, left / wanted))), len(order) - 1)
-            parts += [(order[cut:], wanted - left), (order[:cut], left)]
-        return np.repeat(shard, sizes)
-
-    def sketch(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, d) float32 of unit norm → (n, s + 1) float32 whose dot products bound the cosines from above."""
-        n, numbers = len(vectors), self.basis.shape[1]
-        sketches = np.empty((n, numbers + 1), np.float32)
-        projected = sketches[:, :numbers]
-        np.matmul(vectors, self.basis, out=projected)
-        # The margin keeps it an upper bound whatever float32 loses in the sum.
-        rest = 1.0 + ROUNDING - np.einsum("ns,ns->n", projected, projected)
-        np.sqrt(rest.clip(0), out=sketches[:, numbers])
-        return sketches
 
     def assign(self, sketches: np.ndarray, assignments: int) -> np.ndarray:
         """The cells of each vector.
@@ -148,7 +106,7 @@ class Quantiser:
         return np.take_along_axis(found_cells, np.take_along_axis(some, order, axis=1), axis=1)
 
 
-def _flat(vectors: np.ndarray):
+def _flat(vectors: np.ndarray) -> faiss.IndexFlatIP:
     import faiss
 
     index = faiss.IndexFlatIP(vectors.shape[1])
@@ -156,9 +114,16 @@ def _flat(vectors: np.ndarray):
     return index
 
 
-def sample_size(n: int) -> int:
-    """Vectors that ``choose`` wants to see of ``n``."""
-    return -(-n // VECTORS_PER_CELL[0]) * TRAINING_VECTORS_PER_CELL
+def sketch(vectors: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """(n, d) float32 of unit norm and (d, s) → (n, s + 1) float32 whose dot products bound the cosines from above."""
+    n, numbers = len(vectors), basis.shape[1]
+    sketches = np.empty((n, numbers + 1), np.float32)
+    projected = sketches[:, :numbers]
+    np.matmul(vectors, basis, out=projected)
+    # The margin keeps it an upper bound whatever float32 loses in the sum.
+    rest = 1.0 + ROUNDING - np.einsum("ns,ns->n", projected, projected)
+    np.sqrt(rest.clip(0), out=sketches[:, numbers])
+    return sketches
 
 
 def principal_basis(sample: np.ndarray, threshold: float) -> np.ndarray:
@@ -254,20 +219,9 @@ class Choice(NamedTuple):
     recall: float
 
 
-def first_common(cells_a: np.ndarray, cells_b: np.ndarray) -> np.ndarray:
-    """(p,) the smallest cell that two lists of cells, (p, a) each, have in common; a very large number where there is none."""
-    nowhere = np.iinfo(np.int32).max
-    found = np.full(len(cells_a), nowhere, np.int32)
-    for p in range(cells_a.shape[1]):
-        mine = cells_a[:, p]
-        common = ((mine[:, None] == cells_b) & (mine[:, None] >= 0)).any(axis=1)
-        found = np.where(common, np.minimum(found, mine), found)
-    return found
-
-
 def meet(cells_a: np.ndarray, cells_b: np.ndarray) -> np.ndarray:
     """(p,) whether two lists of cells, (p, a) each, have one in common."""
-    return first_common(cells_a, cells_b) != np.iinfo(np.int32).max
+    return ((cells_a[:, :, None] == cells_b[:, None, :]) & (cells_a[:, :, None] >= 0)).any(axis=(1, 2))
 
 
 def made_up(vectors: np.ndarray, cosine: float, seed: int) -> Known:
@@ -301,7 +255,7 @@ def choose(sample: np.ndarray, n: int, known: Known | None, threshold: float, re
         if cells < 2:
             break
         quantiser = train(sample, basis, cells, seed)
-        one, other, own = (quantiser.assign(quantiser.sketch(x), MAX_ASSIGNMENTS) for x in (*known, sample))
+        one, other, own = (quantiser.assign(sketch(x, basis), MAX_ASSIGNMENTS) for x in (*known, sample))
         for assignments in range(1, MAX_ASSIGNMENTS + 1):
             met = float(meet(one[:, :assignments], other[:, :assignments]).mean())
             if met >= recall:
@@ -385,9 +339,8 @@ def pairs_in_cells(
             tiles += [(one[start : start + TILE], other) for start in range(0, len(one), TILE)]
         # Every thread does its own tiles with one thread of BLAS: the matrices are too small to be shared out.
         with threadpool_limits(1, user_api="blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            keys = _distinct(
-                [np.empty(0, np.int64), *pool.map(work, [tiles[start :: threads * 8] for start in range(threads * 8)])]
-            )
+            shares = [tiles[start :: threads * 8] for start in range(threads * 8)]
+            keys = _distinct([np.empty(0, np.int64), *pool.map(work, shares)])
         i = keys // max(1, len(second.vectors))
         j = keys - i * len(second.vectors)
         cosine = _indexed_cosines(first.vectors, second.vectors, i, j)

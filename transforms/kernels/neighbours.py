@@ -24,7 +24,7 @@ class Pairs(NamedTuple):
     Attributes:
         i: (p,) int64 rows of the first set.
         j: (p,) int64 rows of the second set.
-        cosine: (p,) float64, -1 to 1.
+        cosine: (p,) floating, -1 to 1.
     """
 
     i: np.ndarray

@@ -13,8 +13,8 @@ copy too: that costs one more product of small matrices; of the 17 of 4,000 diff
 What isn't: other colours, more than a faint watermark, a crop that left less. And a picture without contrast is near to
 every other one of its colour, as in any l2.
 
-The matrices are so small that threads of numpy's BLAS only wait for each other: with OMP_NUM_THREADS=1 a pair takes 1 to 6 ms,
-without it several times as long on a busy machine. Spread the pairs over processes instead.
+The matrices are so small that threads of numpy's BLAS only wait for each other: held to one thread (threadpoolctl) a pair takes
+1 to 6 ms, else several times as long on a busy machine. Spread the pairs over processes instead.
 
 Source of the distance: Carlini et al. 2023, "Extracting Training Data from Diffusion Models", section 4.2.2.
 """
@@ -40,7 +40,8 @@ PIXEL_DISTANCE = 0.08
 Of 3,000 planted copies of photographs and logos that were re-encoded, resized, mirrored or cropped by 5 to 20%, 99.9% are
 nearer; the median is 0.016, the farthest at 0.101. Of 4,000 pairs of photographs that CLIP takes for alike (cosine over 0.97,
 no copies) five are nearer, and three of those are one photograph that the set has twice; of the 409 pairs of logos over
-cosine 0.7 none is, they begin at 0.143. Recoloured copies (median 0.15) and watermarked ones (0.14) are not told from others.
+cosine 0.7 none is, they begin at 0.143. Recoloured copies (median 0.15) and watermarked ones (0.14) are not told from
+others. These are the pictures of ``benchmarks/duplicates_peers.py``: nothing was held out.
 """
 
 CUT_PENALTY = 1e-5

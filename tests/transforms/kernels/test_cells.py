@@ -7,13 +7,12 @@ from tests.planted import clusters
 from transforms.kernels.cells import (
     Block,
     Known,
-    Quantiser,
     choose,
-    first_common,
     made_up,
     meet,
     pairs_in_cells,
     principal_basis,
+    sketch,
     train,
 )
 
@@ -33,7 +32,7 @@ def brute_force(vectors, threshold=THRESHOLD):
 
 def one_cell(vectors, threshold=THRESHOLD):
     basis = principal_basis(vectors, threshold)
-    return Block(vectors, Quantiser.without_cells(basis).sketch(vectors), np.zeros((len(vectors), 1), np.int32))
+    return Block(vectors, sketch(vectors, basis), np.zeros((len(vectors), 1), np.int32))
 
 
 def found(first, second, same=True, **options):
@@ -45,7 +44,7 @@ def found(first, second, same=True, **options):
 
 def test_a_sketch_bounds_the_cosine_from_above():
     vectors = planted()
-    sketches = Quantiser.without_cells(principal_basis(vectors, THRESHOLD)).sketch(vectors)
+    sketches = sketch(vectors, principal_basis(vectors, THRESHOLD))
     wide = vectors.astype(np.float64)
     assert (sketches.astype(np.float64) @ sketches.T.astype(np.float64) >= wide @ wide.T - 1e-6).all()
     np.testing.assert_allclose(np.linalg.norm(sketches, axis=1), 1, atol=1e-5)
@@ -72,7 +71,7 @@ def test_two_blocks_hold_the_pairs_of_the_whole():
 def test_what_meets_in_no_cell_is_lost_and_nothing_else():
     vectors = planted()
     quantiser = train(vectors, principal_basis(vectors, THRESHOLD), 20, seed=1)
-    sketches = quantiser.sketch(vectors)
+    sketches = sketch(vectors, quantiser.basis)
     cells = quantiser.assign(sketches, 2)
     expected = {(i, j) for i, j in brute_force(vectors) if set(cells[i]) & set(cells[j])}
     assert found(Block(vectors, sketches, cells), Block(vectors, sketches, cells)) == expected
@@ -81,7 +80,7 @@ def test_what_meets_in_no_cell_is_lost_and_nothing_else():
 def test_cells_are_the_nearest_first():
     vectors = planted()
     quantiser = train(vectors, principal_basis(vectors, THRESHOLD), 12, seed=1)
-    sketches = quantiser.sketch(vectors)
+    sketches = sketch(vectors, quantiser.basis)
     few, more = quantiser.assign(sketches, 2), quantiser.assign(sketches, 4)
     np.testing.assert_array_equal(few, more[:, :2])
     nearness = np.take_along_axis(sketches[:, :-1] @ quantiser.fine.T, more, axis=1)
@@ -96,7 +95,7 @@ def test_the_choice_reaches_its_recall_on_pairs_that_it_has_not_seen(recall):
     seen, unseen = pairs[shuffled[:2000]], pairs[shuffled[2000:]]
     choice = choose(vectors, len(vectors), Known(vectors[seen[:, 0]], vectors[seen[:, 1]]), THRESHOLD, recall, seed=1)
     assert choice.quantiser is not None and choice.recall >= recall
-    cells = choice.quantiser.assign(choice.quantiser.sketch(vectors), choice.assignments)
+    cells = choice.quantiser.assign(sketch(vectors, choice.quantiser.basis), choice.assignments)
     assert meet(cells[unseen[:, 0]], cells[unseen[:, 1]]).mean() >= recall - 0.01
 
 
@@ -113,17 +112,6 @@ def test_few_vectors_are_compared_all():
     assert choose(vectors, 20, None, THRESHOLD, 0.9, seed=1).quantiser is None
 
 
-def test_the_first_common_cell():
+def test_which_lists_have_a_cell_in_common():
     one, other = np.array([[5, 2], [1, -1], [3, 4]]), np.array([[2, 5], [-1, 7], [4, 9]])
-    assert first_common(one, other).tolist() == [2, np.iinfo(np.int32).max, 4]
     assert meet(one, other).tolist() == [True, False, True]
-
-
-def test_shards_share_out_the_cells_of_whole_coarse_cells():
-    vectors = planted()
-    quantiser = train(vectors, principal_basis(vectors, THRESHOLD), 64, seed=1)
-    shards = quantiser.shards(3)
-    assert sorted(set(shards.tolist())) == [0, 1, 2] and len(shards) == quantiser.cells
-    for start, end in zip(quantiser.starts[:-1], quantiser.starts[1:], strict=True):
-        assert len(set(shards[start:end].tolist())) <= 1
-    assert set(quantiser.shards(1).tolist()) == {0}
