@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # Named one by one: the folders are what workers import, and nothing else may come along by accident.
-    packages=["pipelines", "transforms", "transforms.kernels", "sql", "demo"],
+    packages=["pipelines", "transforms", "transforms.duplicates", "transforms.kernels", "sql", "demo"],
     package_data={
         "transforms": ["*.j2", "*.css"],
         "sql": ["*/*.sql", "*/*.toml", "*.toml"],

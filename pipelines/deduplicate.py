@@ -1,13 +1,17 @@
-"""Finds the near-duplicates among the training images, and groups them.
+"""Finds the near-duplicates among the training images, groups them, and says which to keep for the next training run.
 
-reads   embeddings
-writes  duplicate_pairs: every pair over the threshold; duplicate_groups: every embedded training image in its group
+reads   embeddings (and images, for the second opinion; samples, for the keep list)
+writes  duplicate_pairs: every pair over the threshold; duplicate_groups: every embedded training image in its group;
+        keep_list: one image of each group; group_sizes and sampled_pairs: what another threshold would do
 
-All pairs are compared, exactly, block by block. A group is what hangs together by such pairs; the lowest cosine inside
-each group is reported, so that a chain of near pairs can be told from a set of copies. Controls take no part.
+Up to --exact_up_to vectors all pairs are compared. Beyond, only vectors that share a cell of a trained quantiser, each in as
+many cells as --recall needs; the recall is measured against brute force on a sample in every run, and is in the manifest.
+Where the lake has the vectors of an earlier run with the same options, only the new ones are compared, with the old and with
+each other. A group is what hangs together by pairs (--linkage single), or what all are pairs in (complete); its lowest cosine
+and its diameter tell a chain from a set of copies. Controls take no part.
 The paper gives no threshold. The default was chosen from the planted copies of the embedded corpus under the embedded
 CLIP, where it finds every re-encoded and every resized copy and joins no two logos: see docs/duplicates.md. Under
-another model, look at the pairs near the threshold first.
+another model, look at the sweep of thresholds in the report first.
 
   eidetic deduplicate --lake lake --duplicate_threshold 0.9
 """
@@ -22,10 +26,11 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.options import CommonOptions, option, parameters, parse
-from pipelines.stage import Execution, Progress, Stage
-from transforms.duplicates import FindDuplicates, number_of_block_pairs
+from pipelines.stage import Execution, Progress, Stage, say
+from transforms.duplicates import Block, FindDuplicates, Job, blocks, compared, contains, facts, tidy, to_compare
 from transforms.errors import UserError
-from transforms.lake import Lake, Manifest, part_number
+from transforms.keep_list import RULES, write_keep_list
+from transforms.lake import Lake, Manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,31 +38,100 @@ class DeduplicateOptions:
     """Near-duplicates."""
 
     duplicate_threshold: float = option(0.9, "two training images with a cosine over this are duplicates")
+    recall: float = option(0.99, "share of the pairs that must be found; what all pairs are not compared for is chosen by it")
+    exact_up_to: int = option(50_000, "with so many vectors or fewer all pairs are compared")
+    linkage: str = option("single", "a group is what hangs together (single), or what all are pairs in (complete)",
+                          choices=("single", "complete"))  # fmt: skip
+    keep: str = option("highest_resolution", "which image of a group keep_list keeps", choices=RULES)
+    pixel_band: float = option(0.05, "pairs with a cosine up to so much over the threshold are looked at; 0: none is")
+    pixel_distance: float = option(0.08, "aligned tiled l2 of two pictures up to which their pixels agree, 0 to 1")
+    pixels_decide: bool = option(False, "pairs whose pixels disagree join no group")
+    most_pairs: int = option(1000, "pairs of one image, in one comparison of two blocks, that get a row, the nearest first")
     block_rows: int = option(50_000, "vectors in a block; a worker holds two blocks at once")
+    incremental: bool = option(True, "build on an earlier run over some of the same vectors; --no_incremental: start anew")
+    duplicate_seed: int = option(0, "of the quantiser's training and of what is sampled")
 
     def __post_init__(self) -> None:
         if not -1 <= self.duplicate_threshold < 1:
             raise UserError(f"--duplicate_threshold is {self.duplicate_threshold}, expected a cosine: -1 to under 1")
-        if self.block_rows < 1:
-            raise UserError(f"--block_rows is {self.block_rows}, expected 1 or more")
+        if not 0 < self.recall < 1:
+            raise UserError(f"--recall is {self.recall}, expected a share: over 0 to under 1 (all pairs: raise --exact_up_to)")
+        for name, least in (("exact_up_to", 0), ("pixel_band", 0), ("pixel_distance", 0), ("most_pairs", 1), ("block_rows", 1)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"--{name} is {getattr(self, name)}, expected {least} or more")
+
+
+NOT_OF_THE_SEARCH = ("keep",)
+"""Options that a run may build on another for that has them otherwise."""
 
 
 def stage(lake: Lake, options: DeduplicateOptions, embed: Manifest | str) -> Stage:
     """What ``deduplicate`` would make of the vectors of ``embed`` (its manifest, or its id where it hasn't run yet)."""
-    done = lake.manifest("embed", embed) if isinstance(embed, str) else embed
+    vectors = lake.manifest("embed", embed) if isinstance(embed, str) else embed
+    # block_rows changes no row, but it numbers the parts, which a restarted run must find under their numbers.
+    given, upstream = parameters(options), {"embed": embed if isinstance(embed, str) else embed.snapshot_id}
+    done = [
+        one for one in lake.manifests("deduplicate") if one.parameters == given and one.upstream["embed"] == upstream["embed"]
+    ]
+    if done:
+        upstream = done[-1].upstream
+    elif vectors is not None and options.incremental:
+        earlier = night_before(lake, options, vectors)
+        # What was found depends on the cells, and so on the night whose cells these are.
+        upstream |= {"deduplicate": earlier.snapshot_id} if earlier else {}
     return Stage(
         name="deduplicate",
-        # block_rows changes no row, but it numbers the parts, which a restarted run must find under their numbers.
-        parameters=parameters(options),
-        upstream={"embed": embed if isinstance(embed, str) else embed.snapshot_id},
-        items=None if done is None else done.rows["embeddings"],
+        parameters=given,
+        upstream=upstream,
+        items=None if vectors is None else vectors.rows["embeddings"],
         unit="vectors",
     )
 
 
-def build(pipeline: beam.Pipeline, numbers: Sequence[int], transform: FindDuplicates) -> None:
-    """The pipeline over the parts of ``embeddings`` with these numbers: all of them."""
-    _ = pipeline | "Parts" >> beam.Create(list(numbers)) | "FindDuplicates" >> transform
+def night_before(lake: Lake, options: DeduplicateOptions, embed: Manifest) -> Manifest | None:
+    """The newest run with the same options over some of the same images under the same model, to build on."""
+    wanted = parameters(options, NOT_OF_THE_SEARCH)
+    for earlier in reversed(lake.manifests("deduplicate")):
+        same = {name: value for name, value in earlier.parameters.items() if name not in NOT_OF_THE_SEARCH} == wanted
+        vectors = lake.manifest("embed", earlier.upstream["embed"])
+        if not same or vectors is None or vectors.parameters != embed.parameters:
+            continue
+        # One that lost more than it was allowed to is no base.
+        recall = earlier.facts.get("recall")
+        if (recall is None or recall >= options.recall) and contains(lake, embed.snapshot_id, earlier.snapshot_id):
+            return earlier
+    return None
+
+
+def build(pipeline: beam.Pipeline, work: Sequence[Block], transform: FindDuplicates) -> None:
+    """The pipeline over ``work``: all blocks of the search."""
+    _ = pipeline | "Blocks" >> beam.Create(list(work)) | "FindDuplicates" >> transform
+
+
+def search(lake: Lake, options: DeduplicateOptions, embed: Manifest, planned: Stage) -> Job:
+    """The search that makes ``planned``."""
+    ingest = embed.upstream["ingest"]
+    base = planned.upstream.get("deduplicate")
+    earlier = None if base is None else lake.manifest("deduplicate", base)
+    return Job(
+        lake=lake,
+        embed_snapshot=embed.snapshot_id,
+        snapshot=planned.snapshot_id,
+        ingest_snapshot=ingest if options.pixel_band > 0 and lake.manifest("ingest", ingest) else None,
+        chain=() if earlier is None else (*earlier.facts["built_on"], earlier.snapshot_id),
+        carried_parts=0 if earlier is None else len(lake.parts("duplicate_pairs", earlier.snapshot_id)),
+        rows=embed.rows["embeddings"],
+        threshold=options.duplicate_threshold,
+        recall=options.recall,
+        exact_up_to=options.exact_up_to,
+        block_rows=options.block_rows,
+        most_pairs=options.most_pairs,
+        linkage=options.linkage,
+        pixel_band=options.pixel_band,
+        pixel_distance=options.pixel_distance,
+        pixels_decide=options.pixels_decide,
+        seed=options.duplicate_seed,
+    )
 
 
 def run(execution: Execution, options: DeduplicateOptions, embed: Manifest | None = None) -> Manifest:
@@ -66,25 +140,49 @@ def run(execution: Execution, options: DeduplicateOptions, embed: Manifest | Non
     vectors = embed or lake.latest("embed")
 
     def work(planned: Stage) -> dict[str, Any]:
-        numbers = [part_number(path) for path in lake.parts("embeddings", vectors.snapshot_id)]
-        if numbers:
-            transform = FindDuplicates(
-                lake=lake,
-                embed_snapshot=vectors.snapshot_id,
-                deduplicate_snapshot=planned.snapshot_id,
-                threshold=options.duplicate_threshold,
-                block_rows=options.block_rows,
-            )
-            progress = Progress(
-                "deduplicate",
-                lambda: len(lake.parts("duplicate_pairs", planned.snapshot_id)),
-                number_of_block_pairs(lake, vectors.snapshot_id, options.block_rows),
-                "pairs of blocks",
-            )
-            execution.run(lambda pipeline: build(pipeline, numbers, transform), progress)
-        return {}
+        job = search(lake, options, vectors, planned)
+        to_do = blocks(job)
+        if to_do:
+            transform = FindDuplicates(job)
+            progress = Progress("deduplicate", lambda: compared(job), lambda: to_compare(job), "comparisons")
+            execution.run(lambda pipeline: build(pipeline, to_do, transform), progress)
+        found = facts(job)
+        if found:
+            kept = write_keep_list(lake, vectors.upstream["ingest"], planned.snapshot_id, options.keep)
+            found["share_removed"] = 1 - kept / found["vectors"]
+            say(told(found, options))
+        return found
 
-    return execution.stage(stage(lake, options, vectors), work)
+    manifest = execution.stage(stage(lake, options, vectors), work)
+    tidy(search(lake, options, vectors, stage(lake, options, vectors)))
+    return manifest
+
+
+def told(found: dict[str, Any], options: DeduplicateOptions) -> str:
+    """One line about a search, for the terminal; with a second one where it lost more than was asked for."""
+    how = "all pairs compared"
+    if found["method"] == "cells":
+        how = f"{found['cells']:,} cells, each vector in {found['assignments']}"
+    if found["recall"] is None:
+        measured = "no sampled image has a duplicate, so the recall is not known"
+    else:
+        measured = (
+            f"recall {found['recall']:.4f} (at least {found['recall_at_least']:.4f}) of {found['recall_pairs']:,} sampled pairs, "
+            f"{found['recall_of_images']:.4f} of {found['recall_images']:,} sampled images"
+        )
+    lines = [
+        f"deduplicate  {how}; {measured}; {found['pairs']:,} pairs; keep_list removes {100 * found['share_removed']:.1f}%",
+    ]
+    if found["built_on"]:
+        lines.append(f"deduplicate  {found['new_vectors']:,} new vectors compared with those of {found['built_on'][-1]}")
+    elif found["why_anew"]:
+        lines.append(f"deduplicate  started anew: {found['why_anew']}")
+    if found["recall"] is not None and found["recall"] < options.recall:
+        lines.append(
+            f"deduplicate  the recall is under --recall {options.recall}: the cells were chosen by other sampled pairs; "
+            "ask for more, or raise --exact_up_to to compare all pairs"
+        )
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -183,14 +183,23 @@ class Progress:
     Args:
         stage: its name.
         count: returns the items done so far; called every few seconds from a thread.
-        total: items in all.
+        total: items in all; a function where that becomes known on the way (0 until then).
         unit: what an item is, in the plural.
         silent: show nothing.
         every: seconds between two looks.
     """
 
-    def __init__(self, stage: str, count: Callable[[], int], total: int, unit: str, silent: bool = False, every: float = 2.0):
-        self.stage, self.count, self.total, self.unit = stage, count, total, unit
+    def __init__(
+        self,
+        stage: str,
+        count: Callable[[], int],
+        total: int | Callable[[], int],
+        unit: str,
+        silent: bool = False,
+        every: float = 2.0,
+    ):
+        self.stage, self.count, self.unit = stage, count, unit
+        self.total = total if callable(total) else lambda: total
         self.silent, self.every = silent, every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -211,9 +220,10 @@ class Progress:
     def line(self, done: int, seconds: float) -> str:
         """What is shown ``seconds`` after the start: stage, items done of all, rate, time left."""
         rate = (done - self._first) / seconds if seconds > 0 else 0.0
-        left = f"{(self.total - done) / rate:,.0f} s left" if rate > 0 else "time left unknown"
-        share = 100 * done / self.total if self.total else 100
-        return f"{self.stage:<12} {done:,} of {self.total:,} {self.unit} ({share:.0f}%), {rate:,.1f}/s, {left}"
+        total = self.total()
+        left = f"{(total - done) / rate:,.0f} s left" if rate > 0 and total else "time left unknown"
+        share = 100 * done / total if total else 100
+        return f"{self.stage:<12} {done:,} of {total:,} {self.unit} ({share:.0f}%), {rate:,.1f}/s, {left}"
 
     def _watch(self) -> None:
         terminal = _stream().isatty()

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "transforms/kernels": {"transforms.kernels"},
     "transforms": {"transforms", "sql"},
+    "transforms/duplicates": {"transforms"},
     "sql": {"sql"},
     "pipelines": {"pipelines", "transforms", "sql"},
 }

@@ -241,11 +241,12 @@ def delete(path: str) -> None:
         FileSystems.delete([path])
 
 
-def write_parquet(path: str, table: pa.Table) -> None:
-    """Writes ``table`` as one Parquet file, whole or not at all."""
+def write_parquet(path: str, table: pa.Table, *, compressed: bool = True) -> None:
+    """Writes ``table`` as one Parquet file, whole or not at all. Of vectors nothing can be compressed."""
     sink = io.BytesIO()
     bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
-    pq.write_table(table, sink, compression="zstd", row_group_size=max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row)))
+    rows = max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row))
+    pq.write_table(table, sink, compression="zstd" if compressed else "none", use_dictionary=compressed, row_group_size=rows)
     write_bytes(path, sink.getvalue())
 
 

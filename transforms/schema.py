@@ -122,12 +122,15 @@ EMBEDDINGS = Table(
 DUPLICATE_PAIRS = Table(
     "duplicate_pairs",
     "deduplicate",
-    "one pair of training images over the cosine threshold, smaller id first",
+    "one pair of training images over the cosine threshold, smaller id first; of a crowd of more than 100 images with the same "
+    "vector one tells of all: see duplicate_groups.identical_to",
     pa.schema(
         [
             _column("sample_id_a", TEXT, "the smaller sample_id"),
             _column("sample_id_b", TEXT, "the larger sample_id"),
             _column("cosine", FLOAT, "dot product of the unit vectors"),
+            _column("pixel_distance", FLOAT, "aligned tiled l2 of the two pictures; null where nobody looked", nullable=True),
+            _column("pixels_agree", FLAG, "whether the pixels agree with CLIP; null where nobody looked", nullable=True),
         ]
     ),
 )
@@ -139,10 +142,58 @@ DUPLICATE_GROUPS = Table(
     pa.schema(
         [
             _SAMPLE_ID,
-            _column("group_id", TEXT, "the smallest sample_id of the connected component"),
+            _column("group_id", TEXT, "the smallest sample_id of the group"),
             _column("size", INT, "images in the group"),
             _column("representative", TEXT, "sample_id of the image nearest to the group's centroid"),
             _column("lowest_cosine", FLOAT, "over all pairs of the group: far under the threshold is a chain; 1 for one"),
+            _column("diameter", INT, "steps from pair to pair across the group: over 1 is a chain; 0 for one"),
+            _column("identical_to", TEXT, "whose pairs are its pairs; null for one that has its own", nullable=True),
+        ]
+    ),
+)
+
+GROUP_SIZES = Table(
+    "group_sizes",
+    "deduplicate",
+    "one threshold, from that of the search on, and the groups that it would make by single linkage",
+    pa.schema(
+        [
+            _column("threshold", DOUBLE, "cosine; pairs over it join"),
+            _column("groups", LONG, "of two images and more"),
+            _column("images_in_groups", LONG, "training images in those groups"),
+            _column("largest", LONG, "images in the largest of them; 1 where there is none"),
+        ]
+    ),
+)
+
+SAMPLED_PAIRS = Table(
+    "sampled_pairs",
+    "deduplicate",
+    "one pair of a sampled training image with any other, found by brute force down to 0.1 under the threshold",
+    pa.schema(
+        [
+            _column("sample_id_a", TEXT, "the sampled image"),
+            _column("sample_id_b", TEXT, "the other one"),
+            _column("cosine", FLOAT, "dot product of the unit vectors"),
+            _column("stands_for", DOUBLE, "pairs of sampled images that it was drawn from, itself included: its weight"),
+            _column("found", FLAG, "whether the search found it; null at the threshold and under it", nullable=True),
+            _column("judged", FLAG, "whether the recall is measured on it: over the threshold, and the cells not chosen by it"),
+            _column("pixel_distance", FLOAT, "aligned tiled l2 of the two pictures; null where nobody looked", nullable=True),
+            _column("pixels_agree", FLAG, "whether that is a duplicate's; null where nobody looked", nullable=True),
+        ]
+    ),
+)
+
+KEEP_LIST = Table(
+    "keep_list",
+    "deduplicate",
+    "one training image to keep for the next training run: one of each group",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _column("url", TEXT, "as the metadata has it", nullable=True),
+            _column("group_id", TEXT, "its group"),
+            _column("size", INT, "images in the group: all but this one go"),
         ]
     ),
 )
@@ -307,8 +358,8 @@ AUDITS = Table(
 TABLES = {
     table.name: table
     for table in (
-        SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, PROMPTS, GENERATIONS, CLIQUES, MATCHES,
-        CALIBRATION, EIDETIC_COUNTS, AUDITS,
+        SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
+        GENERATIONS, CLIQUES, MATCHES, CALIBRATION, EIDETIC_COUNTS, AUDITS,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""

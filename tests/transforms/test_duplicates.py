@@ -8,17 +8,18 @@ import pytest
 
 from pipelines.stage import Execution
 from tests.planted import clusters, embedding_rows, write_embeddings
-from transforms.duplicates import FindDuplicates, blocks_of, number_of_block_pairs
+from transforms.duplicates import FindDuplicates, Job, blocks, to_compare
+from transforms.duplicates.job import blocks_of
 from transforms.errors import UserError
 from transforms.lake import Lake
 
 SIZES = [1, 1, 1, 2, 3, 5, 17]
 
 
-def find(lake, embed, block_rows=1000, threshold=0.9, snapshot="d"):
-    numbers = list(range(len(lake.parts("embeddings", embed.snapshot_id))))
-    transform = FindDuplicates(lake, embed.snapshot_id, snapshot, threshold, block_rows)
-    Execution(lake, []).run(lambda pipeline: pipeline | beam.Create(numbers) | "FindDuplicates" >> transform)
+def find(lake, embed, block_rows=1000, threshold=0.9, snapshot="d", **options):
+    job = Job(lake, embed.snapshot_id, snapshot, rows=embed.rows["embeddings"], threshold=threshold, block_rows=block_rows, **options)
+    Execution(lake, []).run(lambda pipeline: pipeline | beam.Create(blocks(job)) | "FindDuplicates" >> FindDuplicates(job))
+    return job
 
 
 def plant(tmp_path, parts, seed=0, name="lake"):
@@ -94,10 +95,10 @@ def test_identical_vectors_are_pairs_at_cosine_one(tmp_path):
 
 def test_a_run_that_was_killed_goes_on(tmp_path):
     lake, embed, _, _ = plant(tmp_path, 4)
-    find(lake, embed, 8)
+    job = find(lake, embed, 8)
     whole = tables(lake)
     paths = lake.parts("duplicate_pairs", "d")
-    assert len(paths) == number_of_block_pairs(lake, embed.snapshot_id, 8) > 3
+    assert len(paths) == to_compare(job) > 3
     os.remove(paths[1])
     os.remove(lake.part("duplicate_groups", "d", 0))
     written = {path: os.stat(path).st_mtime_ns for path in paths if os.path.exists(path)}

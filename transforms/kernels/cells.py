@@ -71,6 +71,31 @@ class Quantiser:
     def cells(self) -> int:
         return len(self.fine)
 
+    def shards(self, count: int) -> np.ndarray:
+        """(cells,) int64: cuts the cells into ``count`` shards of about as many cells, those of one shard near each other.
+
+        The coarse cells are halved again and again along the direction in which they spread most, so that most vectors have
+        all their cells in one shard or two.
+        """
+        sizes = np.diff(self.starts)
+        shard = np.zeros(len(self.coarse), np.int64)
+        parts = [(np.arange(len(self.coarse)), count)]
+        number = 0
+        while parts:
+            members, wanted = parts.pop()
+            if wanted <= 1 or len(members) <= 1:
+                shard[members] = number
+                number += 1
+                continue
+            centred = self.coarse[members] - self.coarse[members].mean(axis=0)
+            along = np.linalg.eigh(centred.T @ centred)[1][:, -1]
+            order = members[np.argsort(centred @ along, kind="stable")]
+            share = np.cumsum(sizes[order]) / max(1, sizes[order].sum())
+            left = wanted // 2
+            cut = min(max(1, int(np.searchsorted(share, left / wanted))), len(order) - 1)
+            parts += [(order[cut:], wanted - left), (order[:cut], left)]
+        return np.repeat(shard, sizes)
+
     def assign(self, sketches: np.ndarray, assignments: int) -> np.ndarray:
         """The cells of each vector.
 
@@ -124,6 +149,11 @@ def sketch(vectors: np.ndarray, basis: np.ndarray) -> np.ndarray:
     rest = 1.0 + ROUNDING - np.einsum("ns,ns->n", projected, projected)
     np.sqrt(rest.clip(0), out=sketches[:, numbers])
     return sketches
+
+
+def sample_size(n: int) -> int:
+    """How many of ``n`` vectors ``choose`` learns from; the more cells there may be, the more."""
+    return min(n, -(-n // VECTORS_PER_CELL[0]) * TRAINING_VECTORS_PER_CELL)
 
 
 def principal_basis(sample: np.ndarray, threshold: float) -> np.ndarray:
@@ -219,9 +249,23 @@ class Choice(NamedTuple):
     recall: float
 
 
+NOWHERE = int(np.iinfo(np.int32).max)
+"""In place of a cell, where two vectors have none in common."""
+
+
+def first_common(cells_a: np.ndarray, cells_b: np.ndarray) -> np.ndarray:
+    """(p,) int32: the smallest cell that two lists of cells, (p, a) each, have in common; NOWHERE where there is none."""
+    found = np.full(len(cells_a), NOWHERE, np.int32)
+    for place in range(cells_a.shape[1]):
+        mine = cells_a[:, place]
+        common = ((mine[:, None] == cells_b) & (mine[:, None] >= 0)).any(axis=1)
+        found = np.where(common, np.minimum(found, mine), found)
+    return found
+
+
 def meet(cells_a: np.ndarray, cells_b: np.ndarray) -> np.ndarray:
     """(p,) whether two lists of cells, (p, a) each, have one in common."""
-    return ((cells_a[:, :, None] == cells_b[:, None, :]) & (cells_a[:, :, None] >= 0)).any(axis=(1, 2))
+    return first_common(cells_a, cells_b) != NOWHERE
 
 
 def made_up(vectors: np.ndarray, cosine: float, seed: int) -> Known:
@@ -234,11 +278,14 @@ def made_up(vectors: np.ndarray, cosine: float, seed: int) -> Known:
     return Known(vectors, (cosine * vectors + (1 - cosine**2) ** 0.5 * difference).astype(np.float32))
 
 
-def choose(sample: np.ndarray, n: int, known: Known | None, threshold: float, recall: float, seed: int) -> Choice:
+def choose(
+    sample: np.ndarray, basis: np.ndarray, n: int, known: Known | None, threshold: float, recall: float, seed: int
+) -> Choice:
     """The cheapest cells in which enough of the known pairs meet.
 
     Args:
         sample: (m, d) float32, unit norm, m ≤ n: what the quantiser is trained on, and costs are judged by.
+        basis: (d, s) float32: see ``principal_basis``.
         n: vectors in all.
         known: pairs over the threshold, the more the better; None where none was found, and then pairs just over the
             threshold are made up from the sample, in the directions in which its vectors differ.
@@ -246,7 +293,6 @@ def choose(sample: np.ndarray, n: int, known: Known | None, threshold: float, re
         recall: share of the known pairs that must meet.
         seed: of k-means.
     """
-    basis = principal_basis(sample, threshold)
     known = known or made_up(sample[:2048], threshold, seed)
     # Numbers that are multiplied: whole vectors where all pairs are compared, sketches inside cells.
     best, best_cost = Choice(None, 0, 1.0), float(n) ** 2 * sample.shape[1] / (basis.shape[1] + 1)

@@ -1,0 +1,274 @@
+"""The comparison itself: the pairs over the threshold, what their pixels say, and what hangs together by them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from transforms.duplicates.job import Job, Marks, Prepared, Vectors, keys_of, matrix, read_block, read_npz, write_npz
+from transforms.duplicates.search import Cells, Comparison, Piece, shard_file
+from transforms.images import ImageStore
+from transforms.kernels import cells as kernel
+from transforms.kernels import verification
+from transforms.kernels.groups import Edges, merge_forests, no_edges, spanning_forest
+from transforms.lake import exists, read_parquet
+
+PREPARED_PICTURES = 1024
+"""Pictures that are kept ready for the second opinion: 0.15 MB each."""
+
+AT_ONCE = 1 << 26
+"""Pairs that are looked at for one portion: if all of them are near, they take a gigabyte."""
+
+
+class ComparePieces(beam.DoFn):
+    """``Comparison`` → its number; writes its part of ``duplicate_pairs``, and ``Compared``, unless they're there."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def setup(self) -> None:
+        self.opinion = None if self.job.ingest_snapshot is None else SecondOpinion(self.job)
+
+    def process(self, comparison: Comparison) -> Iterator[int]:
+        if not exists(self.job.lake.part("duplicate_pairs", self.job.snapshot, comparison.number)):
+            self._compare(comparison)
+        yield comparison.number
+
+    def _compare(self, comparison: Comparison) -> None:
+        prepared, cells, shard = Prepared.read(self.job), Cells.read(self.job), comparison.shard
+        same = comparison.first == comparison.second
+        first, lists_a = self._load(prepared, shard, comparison.first)
+        second, lists_b = (first, lists_a) if same else self._load(prepared, shard, comparison.second)
+        block_a = _block(prepared, cells, shard, first, lists_a)
+        block_b = block_a if same else _block(prepared, cells, shard, second, lists_b)
+        sizes_a, sizes_b = (_crowd_sizes(prepared, side.key) for side in (first, second))
+        known = _KnownPairs.read(self.job, prepared, first.key, second.key)
+        tables, forests, found, pairs, left_out = [], [no_edges()], [], 0, 0
+        for i, j, cosine in kernel.pairs_in_cells(block_a, block_b, self.job.threshold, same, at_once=AT_ONCE):
+            if shard >= 0:
+                # Two that meet in several shards count in that of the first cell that they have in common.
+                here = cells.shard[kernel.first_common(lists_a[i], lists_b[j])] == shard
+                i, j, cosine = i[here], j[here], cosine[here]
+            found.append(known.among(i, j))
+            pairs += int((sizes_a[i] * sizes_b[j]).sum())
+            kept = _nearest_pairs(i, cosine, self.job.most_pairs)
+            left_out += int((sizes_a[i] * sizes_b[j]).sum() - (sizes_a[i[kept]] * sizes_b[j[kept]]).sum())
+            distance, agree = self._second_opinion(first.sample_id[i[kept]], second.sample_id[j[kept]], cosine[kept])
+            joins = np.ones(len(i), bool)
+            if self.job.pixels_decide:
+                joins[kept[agree == 0]] = False
+            forests.append(spanning_forest(Edges(first.key[i[joins]], second.key[j[joins]], cosine[joins])))
+            tables.append(_pairs_table(first.sample_id[i[kept]], second.sample_id[j[kept]], cosine[kept], distance, agree))
+        forest = merge_forests(forests)
+        compared = Compared(*forest, np.concatenate([np.empty(0, np.int64), *found]), np.int64(pairs), np.int64(left_out))
+        compared.write(self.job, comparison.number)
+        ids, numbers = np.empty(0, object), np.empty(0)
+        table = pa.concat_tables([_pairs_table(ids, ids, numbers, numbers, numbers), *tables])
+        table = table.sort_by([("sample_id_a", "ascending"), ("sample_id_b", "ascending")])
+        self.job.lake.write("duplicate_pairs", self.job.snapshot, comparison.number, table)
+
+    def _load(self, prepared: Prepared, shard: int, pieces: tuple[Piece, ...]) -> tuple[Vectors, np.ndarray]:
+        """The vectors that are compared, and the cells of each; without cells all are in one."""
+        loaded, lists = [], []
+        for piece in pieces:
+            if piece.snapshot:
+                table = read_parquet(shard_file(self.job, piece.snapshot, shard, piece.block))
+                ids = table["sample_id"].to_numpy(zero_copy_only=False)
+                vectors = Vectors(table["key"].to_numpy(), ids, matrix(table["vector"]))
+                lists.append(matrix(table["cells"]))
+            else:
+                vectors, marks = read_block(self.job, prepared.block(piece.block))
+                vectors = vectors.take(np.flatnonzero(marks.speaks & (marks.new == piece.new)))
+                lists.append(np.zeros((len(vectors.key), 1), np.int32))
+            loaded.append(vectors)
+        return Vectors(*(np.concatenate(column) for column in zip(*loaded, strict=True))), np.concatenate(lists)
+
+    def _second_opinion(self, one: np.ndarray, other: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(p,) float32 aligned tiled l2, NaN where nobody looked; (p,) int8: 1 agree, 0 don't, -1 not looked at."""
+        distance, agree = np.full(len(one), np.nan, np.float32), np.full(len(one), -1, np.int8)
+        if self.opinion is not None:
+            near = np.flatnonzero(cosine <= self.job.threshold + self.job.pixel_band)
+            distance[near] = self.opinion.distances(one[near], other[near])
+            # A picture that can't be looked at leaves its pairs without an opinion.
+            looked = near[~np.isnan(distance[near])]
+            agree[looked] = distance[looked] <= self.job.pixel_distance
+        return distance, agree
+
+
+def _block(prepared: Prepared, cells: Cells, shard: int, vectors: Vectors, lists: np.ndarray) -> kernel.Block:
+    """What is to be compared: in a shard, its own cells alone."""
+    mine = lists if shard < 0 else np.where((lists >= 0) & (cells.shard[lists] == shard), lists, -1)
+    basis = prepared.basis if cells.quantiser is None else cells.quantiser.basis
+    return kernel.Block(vectors.vector, kernel.sketch(vectors.vector, basis), mine)
+
+
+def _crowd_sizes(prepared: Prepared, keys: np.ndarray) -> np.ndarray:
+    """(n,) int64: how many images each vector tells of, itself included."""
+    place, there = _positions(prepared.crowd_keys, keys)
+    return np.where(there, prepared.crowd_sizes[place] if len(prepared.crowd_sizes) else 1, 1)
+
+
+def _positions(ascending: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where in ``ascending`` each is, and whether it is there."""
+    place = np.minimum(np.searchsorted(ascending, wanted), max(0, len(ascending) - 1))
+    return place, (ascending[place] == wanted) if len(ascending) else np.zeros(len(wanted), bool)
+
+
+def _nearest_pairs(i: np.ndarray, cosine: np.ndarray, most: int) -> np.ndarray:
+    """Positions, ascending, of the ``most`` nearest pairs of each i; i is ascending."""
+    start = np.searchsorted(i, i)
+    if len(i) == 0 or int((np.searchsorted(i, i, side="right") - start).max()) <= most:
+        return np.arange(len(i))
+    order = np.lexsort((-cosine, i))
+    return np.sort(order[np.arange(len(i)) - start < most])
+
+
+def _pairs_table(one: np.ndarray, other: np.ndarray, cosine: np.ndarray, distance: np.ndarray, agree: np.ndarray) -> pa.Table:
+    swap = one > other
+    return pa.table(
+        {
+            "sample_id_a": pa.array(np.where(swap, other, one), pa.string()),
+            "sample_id_b": pa.array(np.where(swap, one, other), pa.string()),
+            "cosine": pa.array(cosine, pa.float32()),
+            "pixel_distance": pa.array(distance, pa.float32(), mask=np.isnan(distance)),
+            "pixels_agree": pa.array(agree == 1, pa.bool_(), mask=agree < 0),
+        }
+    )
+
+
+class Compared(NamedTuple):
+    """What a comparison leaves beside its pairs.
+
+    Attributes:
+        i, j, cosine: a spanning forest of the highest cosines, by keys.
+        known: (k,) int64 numbers of the known pairs that were found.
+        pairs: of images, over the threshold, crowds counted in full.
+        left_out: of those, pairs without a row.
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    cosine: np.ndarray
+    known: np.ndarray
+    pairs: np.int64
+    left_out: np.int64
+
+    def write(self, job: Job, number: int) -> None:
+        write_npz(job.file("compared", number, "npz"), **self._asdict())
+
+    @classmethod
+    def read(cls, job: Job, number: int) -> Compared:
+        stored: dict[str, Any] = read_npz(job.file("compared", number, "npz"))
+        return cls(**stored)
+
+    @property
+    def forest(self) -> Edges:
+        return Edges(self.i, self.j, self.cosine)
+
+
+class _KnownPairs:
+    """The sampled pairs, to be found again among the pairs of two sets of vectors.
+
+    Args:
+        query, other: (k,) int64 keys of the known pairs.
+        keys_a, keys_b: (n,) and (m,) int64.
+    """
+
+    def __init__(self, query: np.ndarray, other: np.ndarray, keys_a: np.ndarray, keys_b: np.ndarray):
+        self.keys_a, self.keys_b = keys_a, keys_b
+        self.numbers: dict[tuple[int, int], list[int]] = {}
+        here = (np.isin(query, keys_a) & np.isin(other, keys_b)) | (np.isin(query, keys_b) & np.isin(other, keys_a))
+        for number in np.flatnonzero(here).tolist():
+            pair = int(query[number]), int(other[number])
+            # Of two sampled images each is the other's known pair.
+            for way in (pair, pair[::-1]):
+                self.numbers.setdefault(way, []).append(number)
+        self.query_a, self.query_b = (np.isin(keys, query) for keys in (keys_a, keys_b))
+
+    @classmethod
+    def read(cls, job: Job, prepared: Prepared, keys_a: np.ndarray, keys_b: np.ndarray) -> _KnownPairs:
+        known = read_parquet(job.work("known.parquet"), ["query", "key"])
+        return cls(prepared.query_keys[known["query"].to_numpy()], known["key"].to_numpy(), keys_a, keys_b)
+
+    def among(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Numbers of the known pairs that are among the pairs (i, j)."""
+        sampled = np.flatnonzero(self.query_a[i] | self.query_b[j])
+        pairs = zip(self.keys_a[i[sampled]].tolist(), self.keys_b[j[sampled]].tolist(), strict=True)
+        return np.array([number for pair in pairs for number in self.numbers.get(pair, ())], np.int64)
+
+
+class SecondOpinion:
+    """What pixels say of pairs; see ``kernels/verification.py``."""
+
+    def __init__(self, job: Job):
+        assert job.ingest_snapshot is not None, "without pictures there is no second opinion"
+        self.store = ImageStore(job.lake, job.ingest_snapshot, job.embed_snapshot)
+        self._ready: OrderedDict[str, verification.Prepared | None] = OrderedDict()
+
+    def distances(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """(p,) sample_ids twice → (p,) float32 aligned tiled l2; NaN where a picture can't be decoded."""
+        from threadpoolctl import threadpool_limits
+
+        result = np.full(len(one), np.nan, np.float32)
+        with threadpool_limits(1, user_api="blas"):
+            for place, (a, b) in enumerate(zip(one, other, strict=True)):
+                first, second = self._prepare(a), self._prepare(b)
+                if first is not None and second is not None:
+                    result[place] = verification.align(first, second).distance
+        return result
+
+    def _prepare(self, sample_id: str) -> verification.Prepared | None:
+        if sample_id in self._ready:
+            self._ready.move_to_end(sample_id)
+            return self._ready[sample_id]
+        try:
+            ready = verification.prepare(self.store.get(sample_id))
+        except ValueError:
+            ready = None
+        self._ready[sample_id] = ready
+        if len(self._ready) > PREPARED_PICTURES:
+            self._ready.popitem(last=False)
+        return ready
+
+
+class CarryOver(beam.DoFn):
+    """Number of a part of last night's ``duplicate_pairs`` → itself; writes it as tonight's, and ``Compared``.
+
+    Pairs of images that a crowd has taken up since are left out: the one that tells of the crowd has them too.
+    """
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def process(self, number: int) -> Iterator[int]:
+        if not exists(self.job.lake.part("duplicate_pairs", self.job.snapshot, number)):
+            self._carry(number)
+        yield number
+
+    def _carry(self, number: int) -> None:
+        job, prepared = self.job, Prepared.read(self.job)
+        rows = read_parquet(job.lake.part("duplicate_pairs", job.chain[-1], number))
+        if len(prepared.crowd_keys):
+            silent = np.concatenate([marks.key[~marks.speaks] for marks in all_marks(job, prepared)])
+            one, other = (keys_of(rows[name].to_pylist()) for name in ("sample_id_a", "sample_id_b"))
+            speak = ~(np.isin(one, silent) | np.isin(other, silent))
+            rows = rows.filter(pa.array(speak))
+            pairs = int((_crowd_sizes(prepared, one[speak]) * _crowd_sizes(prepared, other[speak])).sum())
+        else:
+            pairs = rows.num_rows
+        queries = pa.array(prepared.query_ids)
+        sampled = rows.filter(pc.or_(*(pc.is_in(rows[name], value_set=queries) for name in ("sample_id_a", "sample_id_b"))))
+        one, other = (keys_of(sampled[name].to_pylist()) for name in ("sample_id_a", "sample_id_b"))
+        known = _KnownPairs.read(job, prepared, one, other).among(np.arange(len(one)), np.arange(len(one)))
+        Compared(*no_edges(), known, np.int64(pairs), np.int64(0)).write(job, number)
+        job.lake.write("duplicate_pairs", job.snapshot, number, rows)
+
+
+def all_marks(job: Job, prepared: Prepared) -> Iterator[Marks]:
+    return (Marks.read(job, block.number) for block in prepared.blocks)

@@ -1,0 +1,343 @@
+"""How the vectors are spread for the comparison: by what brute force says of a sample.
+
+The method is that of ``kernels/cells.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from transforms.duplicates.check import sample_of
+from transforms.duplicates.job import (
+    SWEEP_DEPTH,
+    Block,
+    Job,
+    Prepared,
+    Vectors,
+    blocks_of,
+    matrix,
+    read_block,
+    read_json,
+    read_npz,
+    vectors_column,
+    write_json,
+    write_npz,
+)
+from transforms.kernels import cells as kernel
+from transforms.kernels.neighbours import CANDIDATE_MARGIN, cosines
+from transforms.lake import exists, list_files, read_parquet, write_parquet
+
+PAIRS_OF_A_QUERY = 200
+"""Pairs with one block that are kept of a sampled image, over the threshold and under it each. More are drawn from."""
+
+MOST_KNOWN = 1 << 16
+"""Pairs of the sampled images that are kept in all, over the threshold and under it each: enough to tell a recall of 0.9999."""
+
+CHOSEN_BY = 1 << 13
+"""Of those over the threshold, pairs that the cells are chosen by; the recall that is reported is that of the others."""
+
+COMPARE, SPILL, CARRY = "compare", "spill", "carry"
+
+
+# -- what brute force says of the sample ----------------------------------------------------------------------------
+
+
+class QueryBlock(beam.DoFn):
+    """``Block`` → itself; writes the sampled images' pairs with it, down to where the sweep of thresholds begins."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def process(self, block: Block) -> Iterator[Block]:
+        path = self.job.file("known", block.number)
+        if not exists(path):
+            prepared = Prepared.read(self.job)
+            vectors, marks = read_block(self.job, block)
+            vectors = vectors.take(np.flatnonzero(marks.speaks))
+            write_parquet(path, self._known(block.number, prepared, vectors), compressed=False)
+        yield block
+
+    def _known(self, number: int, prepared: Prepared, block: Vectors) -> pa.Table:
+        query, other, cosine = _all_pairs(prepared.queries, block.vector, self.job.threshold - SWEEP_DEPTH)
+        apart = prepared.query_keys[query] != block.key[other]
+        query, other, cosine = query[apart], other[apart], cosine[apart]
+        over = cosine > self.job.threshold
+        random = np.random.default_rng([self.job.seed, number])
+        most = max(256, 4 * MOST_KNOWN // len(prepared.blocks))
+        kept, stands_for = zip(*(_drawn(np.flatnonzero(side), query, most, random) for side in (over, ~over)), strict=True)
+        places = np.concatenate(kept)
+        return pa.table(
+            {
+                "query": query[places].astype(np.int32),
+                "key": block.key[other[places]],
+                "sample_id": pa.array(block.sample_id[other[places]], pa.string()),
+                "cosine": cosine[places],
+                "stands_for": np.concatenate(stands_for),
+                "vector": vectors_column(block.vector[other[places]]),
+            }
+        )
+
+
+def _all_pairs(queries: np.ndarray, vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(query, row, float64 cosine) of all pairs over the threshold."""
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    for start in range(0, len(vectors), 1 << 14):
+        near = queries @ vectors[start : start + (1 << 14)].T > threshold - CANDIDATE_MARGIN
+        query, row = np.nonzero(near)
+        found.append((query, row + start))
+    query, row = (np.concatenate(column) for column in zip(*found, strict=True))
+    cosine = cosines(queries, vectors, query, row)
+    over = cosine > threshold
+    return query[over], row[over], cosine[over]
+
+
+def _drawn(places: np.ndarray, query: np.ndarray, most: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Up to PAIRS_OF_A_QUERY places of each query and ``most`` in all, at random; and how many places each stands for."""
+    shuffled = random.permutation(places)
+    shuffled = shuffled[np.argsort(query[shuffled], kind="stable")]
+    mine = query[shuffled]
+    first = np.searchsorted(mine, mine)
+    count = np.searchsorted(mine, mine, side="right") - first
+    kept = np.arange(len(mine)) - first < PAIRS_OF_A_QUERY
+    stands_for = (count / np.minimum(count, PAIRS_OF_A_QUERY))[kept]
+    places = shuffled[kept]
+    if len(places) > most:
+        chosen = np.sort(random.permutation(len(places))[:most])
+        return places[chosen], stands_for[chosen] * len(places) / most
+    return places, stands_for
+
+
+class Cells(NamedTuple):
+    """How the vectors are spread.
+
+    Attributes:
+        quantiser: None where all pairs are compared.
+        assignments: cells for each vector.
+        shard: (cells,) int64: the shard of each cell.
+    """
+
+    quantiser: kernel.Quantiser | None
+    assignments: int
+    shard: np.ndarray
+
+    @staticmethod
+    def write(job: Job, choice: kernel.Choice, vectors: int) -> None:
+        stored: dict[str, Any] = {"assignments": np.int64(choice.assignments)}
+        if choice.quantiser is not None:
+            # A vector goes to as many shards as its cells lie in, one or two; a shard should fill a block.
+            shards = -(-2 * vectors // job.block_rows)
+            stored |= {"shard": choice.quantiser.shards(shards)}
+            stored |= {name: getattr(choice.quantiser, name) for name in ("basis", "coarse", "fine", "starts")}
+        write_npz(job.work("cells.npz"), **stored)
+
+    @classmethod
+    def read(cls, job: Job) -> Cells:
+        stored = read_npz(job.work("cells.npz"))
+        assignments, shard = int(stored.pop("assignments")), stored.pop("shard", np.empty(0, np.int64))
+        return cls(kernel.Quantiser(**stored) if stored else None, assignments, shard)
+
+
+class Piece(NamedTuple):
+    """Where some vectors lie that are compared with others.
+
+    Attributes:
+        snapshot: of the night that spilled them to a shard; empty where they are read from ``embeddings``.
+        block: what was spilled, or the block to read.
+        new: tonight's vectors of that block, or those of before.
+    """
+
+    snapshot: str
+    block: int
+    new: bool
+
+
+class Comparison(NamedTuple):
+    """Two sets of vectors to compare.
+
+    Attributes:
+        number: of their part of ``duplicate_pairs``.
+        shard: whose cells; -1 where all vectors meet.
+        first, second: the same twice where a set is compared with itself.
+    """
+
+    number: int
+    shard: int
+    first: tuple[Piece, ...]
+    second: tuple[Piece, ...]
+
+
+def comparisons(job: Job, shard: int, new: dict[Piece, int], old: dict[Piece, int], number: int) -> Iterator[Comparison]:
+    """Every two of the new, and every new with every old, block by block; numbered from ``number`` on.
+
+    Args:
+        job: the search.
+        shard: see ``Comparison``.
+        new, old: piece → vectors.
+        number: of the first.
+    """
+    blocks = []
+    for pieces in (new, old):
+        names = sorted(pieces)
+        together = blocks_of({place: pieces[name] for place, name in enumerate(names)}, job.block_rows)
+        blocks.append([tuple(names[place] for place in places) for places in together])
+    for i, first in enumerate(blocks[0]):
+        for second in blocks[0][i:] + blocks[1]:
+            yield Comparison(number, shard, first, second)
+            number += 1
+
+
+class Choose(beam.DoFn):
+    """All ``Block`` → what to do next: ``Comparison`` (COMPARE), ``Block`` to spill (SPILL), old parts to carry over (CARRY).
+
+    Writes the known pairs, cut to ``MOST_KNOWN``, and the cells.
+    """
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def process(self, blocks: Sequence[Block]) -> Iterator[beam.pvalue.TaggedOutput]:
+        job, prepared = self.job, Prepared.read(self.job)
+        known = self._known(blocks)
+        if not exists(job.work("cells.npz")):
+            if prepared.chain:
+                before = job.of(prepared.chain[-1])
+                write_npz(job.work("cells.npz"), **read_npz(before.work("cells.npz")))
+            else:
+                Cells.write(job, self._choose(prepared, known), prepared.vectors)
+        if prepared.chain:
+            yield from (beam.pvalue.TaggedOutput(CARRY, number) for number in range(job.carried_parts))
+        if Cells.read(job).quantiser is None:
+            new, old = (
+                {Piece("", block, new): rows for block, rows in counts.items()}
+                for new, counts in ((True, prepared.new), (False, prepared.old))
+            )
+            planned = list(comparisons(job, -1, new, old, job.carried_parts))
+            write_total(job, prepared, len(planned))
+            yield from (beam.pvalue.TaggedOutput(COMPARE, one) for one in planned)
+        else:
+            yield from (beam.pvalue.TaggedOutput(SPILL, block) for block in prepared.blocks if block.number in prepared.new)
+
+    def _known(self, blocks: Sequence[Block]) -> pa.Table:
+        """The known pairs, those over the threshold that are chosen by first, in an order that is random."""
+        path = self.job.work("known.parquet")
+        if exists(path):
+            return read_parquet(path)
+        known = pa.concat_tables([read_parquet(self.job.file("known", block.number)) for block in sorted(blocks)])
+        over = known["cosine"].to_numpy() > self.job.threshold
+        random = np.random.default_rng(self.job.seed)
+        kept = []
+        for side in (over, ~over):
+            places = random.permutation(np.flatnonzero(side))
+            stands_for = known["stands_for"].to_numpy()[places] * max(1.0, len(places) / MOST_KNOWN)
+            drawn = known.take(places[:MOST_KNOWN])
+            kept.append(
+                drawn.set_column(drawn.column_names.index("stands_for"), "stands_for", pa.array(stands_for[:MOST_KNOWN]))
+            )
+        known = pa.concat_tables(kept)
+        write_parquet(path, known, compressed=False)
+        return known
+
+    def _choose(self, prepared: Prepared, known: pa.Table) -> kernel.Choice:
+        if prepared.vectors <= self.job.exact_up_to:
+            return kernel.Choice(None, 0, 1.0)
+        by = known.slice(0, chosen_by(known, self.job.threshold))
+        pairs = kernel.Known(prepared.queries[by["query"].to_numpy()], matrix(by["vector"])) if by.num_rows else None
+        return kernel.choose(
+            sample_of(self.job),
+            prepared.basis,
+            sum(prepared.new.values()),
+            pairs,
+            self.job.threshold,
+            self.job.recall,
+            self.job.seed,
+        )
+
+
+def chosen_by(known: pa.Table, threshold: float) -> int:
+    """How many of the known pairs, the first, the cells were chosen by; the rest tell the recall."""
+    over = int((known["cosine"].to_numpy() > threshold).sum())
+    return min(CHOSEN_BY, -(-over // 2))
+
+
+def write_total(job: Job, prepared: Prepared, planned: int) -> None:
+    """How many parts ``duplicate_pairs`` will have: for the progress line."""
+    write_json(job.work("total.json"), planned + (job.carried_parts if prepared.chain else 0))
+
+
+# -- spreading ------------------------------------------------------------------------------------------------------
+
+
+class Spilled(NamedTuple):
+    """What one block gave to one shard."""
+
+    shard: int
+    block: int
+    rows: int
+
+
+class SpillBlock(beam.DoFn):
+    """``Block`` → a ``Spilled`` for each shard that got some of its new vectors."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def process(self, block: Block) -> Iterator[Spilled]:
+        done = self.job.file("spilled", block.number, "json")
+        if not exists(done):
+            vectors, marks = read_block(self.job, block)
+            write_json(done, self._spill(block.number, vectors.take(np.flatnonzero(marks.new & marks.speaks))))
+        for shard, rows in read_json(done):
+            yield Spilled(shard, block.number, rows)
+
+    def _spill(self, number: int, block: Vectors) -> list[tuple[int, int]]:
+        cells = Cells.read(self.job)
+        assert cells.quantiser is not None, "only what is spread over cells is spilled"
+        assigned = cells.quantiser.assign(kernel.sketch(block.vector, cells.quantiser.basis), cells.assignments)
+        shards = np.where(assigned >= 0, cells.shard[assigned], -1)
+        counts = []
+        for shard in np.unique(shards[shards >= 0]).tolist():
+            rows = np.flatnonzero((shards == shard).any(axis=1))
+            table = pa.table(
+                {
+                    "key": block.key[rows],
+                    "sample_id": pa.array(block.sample_id[rows], pa.string()),
+                    "cells": vectors_column(assigned[rows]),
+                    "vector": vectors_column(block.vector[rows]),
+                }
+            )
+            write_parquet(shard_file(self.job, self.job.snapshot, shard, number), table, compressed=False)
+            counts.append((shard, len(rows)))
+        return counts
+
+
+def shard_file(job: Job, snapshot: str, shard: int, block: int) -> str:
+    return job.lake.work("deduplicate", snapshot, "shards", f"{shard:05d}", f"{block:05d}.parquet")
+
+
+class PlanShards(beam.DoFn):
+    """All ``Spilled`` → the ``Comparison`` in each shard; one that is too large for a worker is compared block by block."""
+
+    def __init__(self, job: Job):
+        self.job = job
+
+    def process(self, spilled: Sequence[Spilled]) -> Iterator[Comparison]:
+        prepared = Prepared.read(self.job)
+        new: dict[int, dict[Piece, int]] = {}
+        old: dict[int, dict[Piece, int]] = {}
+        for one in spilled:
+            new.setdefault(one.shard, {})[Piece(self.job.snapshot, one.block, True)] = one.rows
+        for snapshot in prepared.chain:
+            for path in list_files(self.job.lake.work("deduplicate", snapshot, "spilled"), ".json"):
+                for shard, rows in read_json(path):
+                    old.setdefault(shard, {})[Piece(snapshot, int(path[-10:-5]), False)] = rows
+        planned: list[Comparison] = []
+        for shard in sorted(new):
+            number = self.job.carried_parts + len(planned)
+            planned += comparisons(self.job, shard, new[shard], old.get(shard, {}), number)
+        write_total(self.job, prepared, len(planned))
+        yield from planned
