@@ -220,7 +220,7 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def write_bytes(path: str, content: bytes) -> None:
+def write_bytes(path: str, content: bytes | memoryview) -> None:
     """Writes a file whole or not at all: under another name first, then renamed."""
     folder, name = FileSystems.split(path)
     if not exists(folder):
@@ -241,12 +241,11 @@ def delete(path: str) -> None:
         FileSystems.delete([path])
 
 
-def write_parquet(path: str, table: pa.Table, *, compressed: bool = True) -> None:
-    """Writes ``table`` as one Parquet file, whole or not at all. Of vectors nothing can be compressed."""
+def write_parquet(path: str, table: pa.Table) -> None:
+    """Writes ``table`` as one Parquet file, whole or not at all."""
     sink = io.BytesIO()
     bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
-    rows = max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row))
-    pq.write_table(table, sink, compression="zstd" if compressed else "none", use_dictionary=compressed, row_group_size=rows)
+    pq.write_table(table, sink, compression="zstd", row_group_size=max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row)))
     write_bytes(path, sink.getvalue())
 
 

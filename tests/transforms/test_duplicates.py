@@ -17,7 +17,9 @@ SIZES = [1, 1, 1, 2, 3, 5, 17]
 
 
 def find(lake, embed, block_rows=1000, threshold=0.9, snapshot="d", **options):
-    job = Job(lake, embed.snapshot_id, snapshot, rows=embed.rows["embeddings"], threshold=threshold, block_rows=block_rows, **options)
+    job = Job(
+        lake, embed.snapshot_id, snapshot, rows=embed.rows["embeddings"], threshold=threshold, block_rows=block_rows, **options
+    )
     Execution(lake, []).run(lambda pipeline: pipeline | beam.Create(blocks(job)) | "FindDuplicates" >> FindDuplicates(job))
     return job
 

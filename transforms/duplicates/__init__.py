@@ -3,7 +3,7 @@
 Every step takes numbers, reads and writes files of the lake, and leaves alone what is there already: so Beam shuffles small
 rows only, and a run that was killed goes on.
 
-    CheckBlock     a block of embeddings: refuses what has no cosine                              → work/keys, sample
+    CheckBlock     a block of embeddings: refuses what has no cosine                              → work/vectors, keys, sample
     Prepare        all of them: one model, no id twice; identical vectors; what is new tonight    → work/marks, prepared
     QueryBlock     a block: the sampled images' pairs with it, by brute force                     → work/known
     Choose         all pairs at once, or cells: which, by the recall on the known pairs           → work/cells.npz
@@ -143,7 +143,7 @@ def facts(job: Job) -> dict[str, Any]:
 
 def tidy(job: Job) -> None:
     """Removes what only a restart of this search would need; what the next night builds on stays."""
-    for name in ("sample", "marks", "known", "compared", "batches", "gathered"):
+    for name in ("vectors", "sample", "marks", "known", "compared", "batches", "gathered"):
         delete(job.work(name))
-    for name in ("sample.parquet", "known.parquet", "groups.npz"):
+    for name in ("sample.arrow", "known.arrow", "groups.npz"):
         delete(job.work(name))

@@ -20,14 +20,16 @@ from transforms.duplicates.job import (
     Vectors,
     keys_of,
     matrix,
+    read_arrow,
+    read_block,
     read_npz,
-    read_training,
     trained,
     vectors_column,
+    write_arrow,
     write_npz,
 )
 from transforms.errors import UserError
-from transforms.lake import list_files, read_parquet, write_parquet
+from transforms.lake import list_files, read_parquet
 
 NORM_TOLERANCE = 1e-4
 """How far the norm of a vector may be from 1. Ours are within 1e-7; a cosine is off by as much as the norm is."""
@@ -66,21 +68,24 @@ class Checked(NamedTuple):
 
 
 class CheckBlock(beam.DoFn):
-    """``Block`` → ``Checked``; writes its keys and its share of the sample. UserError for vectors that have no cosine."""
+    """``Block`` → ``Checked``; writes its training vectors, their keys, and its share of the sample. UserError for vectors that have no cosine."""
 
     def __init__(self, job: Job):
         self.job = job
 
     def process(self, block: Block) -> Iterator[Checked]:
         kinds: dict[Kind, str] = {}
-        every, keys, digests, sampled = [], [], [], []
+        every, keys, digests, found = [], [], [], []
         for number in block.parts:
             path = self.job.lake.part("embeddings", self.job.embed_snapshot, number)
             table = read_parquet(path, ["sample_id", "role", "model", "pretrained", "preprocessing", "vector", "status"])
             ids = keys_of(table["sample_id"].to_pylist())
             every.append(ids)
             table = table.append_column("row", pa.array(np.arange(table.num_rows)))
-            table = table.append_column("key", pa.array(ids)).filter(trained(table))
+            table = table.append_column("key", pa.array(ids))
+            chosen = trained(table)
+            # A copy of all vectors that can mostly be spared.
+            table = table if pc.all(chosen).as_py() else table.filter(chosen)
             lengths = pc.list_value_length(table["vector"]).fill_null(0)
             _check_norms(path, table, lengths.to_numpy())
             described = table.append_column("length", lengths).group_by(["model", "pretrained", "preprocessing", "length"])
@@ -88,16 +93,10 @@ class CheckBlock(beam.DoFn):
                 sample = row.pop("sample_id_min")
                 kinds[Kind(**row)] = min(kinds.get(Kind(**row), sample), sample)
             if table.num_rows and len(kinds) == 1:
-                key, vectors = table["key"].to_numpy(), matrix(table["vector"])
-                keys.append(key)
+                vectors = matrix(table["vector"])
+                keys.append(table["key"].to_numpy())
                 digests.append(_digests(vectors))
-                chosen = np.flatnonzero(key < self._cut())
-                drawn = {
-                    "key": key[chosen],
-                    "sample_id": table["sample_id"].take(chosen),
-                    "vector": vectors_column(vectors[chosen]),
-                }
-                sampled.append(pa.table(drawn))
+                found.append(pa.table({"sample_id": table["sample_id"], "vector": vectors_column(vectors)}))
         rows = sum(map(len, keys))
         nothing = np.empty(0, np.int64)
         write_npz(
@@ -107,7 +106,9 @@ class CheckBlock(beam.DoFn):
             digest=np.concatenate([nothing, *digests]),
         )
         if rows:
-            write_parquet(self.job.file("sample", block.number), pa.concat_tables(sampled), compressed=False)
+            table = pa.concat_tables(found).append_column("key", pa.array(np.concatenate(keys)))
+            write_arrow(self.job.file("vectors", block.number, "arrow"), table.select(["sample_id", "vector"]))
+            write_arrow(self.job.file("sample", block.number, "arrow"), table.filter(pc.field("key") < self._cut()))
         yield Checked(block, rows, kinds)
 
     def _cut(self) -> int:
@@ -119,9 +120,13 @@ class CheckBlock(beam.DoFn):
 
 
 def _check_norms(path: str, table: pa.Table, lengths: np.ndarray) -> None:
-    values = table["vector"].combine_chunks().flatten().to_numpy().astype(np.float64)
+    values = table["vector"].combine_chunks().flatten().to_numpy()
+    if len(values) and (lengths == lengths[0]).all():
+        some = values.reshape(table.num_rows, -1)
+        if (np.abs(np.sqrt(np.einsum("nd,nd->n", some, some)) - 1) <= NORM_TOLERANCE).all():
+            return
     rows = np.repeat(np.arange(table.num_rows), lengths)
-    norms = np.sqrt(np.bincount(rows, weights=values**2, minlength=table.num_rows))
+    norms = np.sqrt(np.bincount(rows, weights=values.astype(np.float64) ** 2, minlength=table.num_rows))
     bad = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))
     if len(bad):
         named = ", ".join(
@@ -221,8 +226,6 @@ class Prepare(beam.DoFn):
         if base is not None:
             rank[np.isin(key, base.leaders)] = 0
         leader, crowd_keys, crowd_sizes = _crowds(key, digest, rank)
-        # A sampled vector that doesn't speak for itself would be compared by its leader.
-        sample = self._sample(blocks, key[leader != key])
         counts: list[dict[int, int]] = [{}, {}]
         start = 0
         for block in blocks:
@@ -232,6 +235,8 @@ class Prepare(beam.DoFn):
             for count, chosen in zip(counts, (marks.new, ~marks.new), strict=True):
                 if rows := int((chosen & marks.speaks).sum()):
                     count[block.number] = rows
+        # A sampled vector that doesn't speak for itself would be compared by its leader.
+        sample = self._sample(blocks, key[leader != key])
         Prepared(
             chain=self.job.chain if base is not None else (),
             why_anew=why_anew,
@@ -272,20 +277,17 @@ class Prepare(beam.DoFn):
 
     def _sample(self, blocks: list[Block], silent: np.ndarray) -> Vectors:
         """The sample in the order of its keys (any first so many are a sample too), those left out that don't speak."""
-        table = pa.concat_tables([read_parquet(self.job.file("sample", block.number)) for block in blocks])
-        ids = table["sample_id"].to_numpy(zero_copy_only=False)
-        sample = Vectors(table["key"].to_numpy(), ids, matrix(table["vector"]))
+        table = pa.concat_tables([read_arrow(self.job.file("sample", block.number, "arrow")) for block in blocks])
+        sample = Vectors(table["key"].to_numpy(), table["sample_id"].to_numpy(), matrix(table["vector"]))
         if np.isin(sample.key, silent).all():
             # So few speak that none of them was drawn: then the first block with some will do.
             for block in blocks:
-                ids, vectors = read_training(self.job, block.parts)
-                sample = Vectors(keys_of(ids), ids, vectors)
+                sample, _ = read_block(self.job, block.number)
                 if not np.isin(sample.key, silent).all():
                     break
         order = np.argsort(sample.key)
         sample = sample.take(order[~np.isin(sample.key[order], silent)])
-        stored = pa.table({"vector": vectors_column(sample.vector)})
-        write_parquet(self.job.work("sample.parquet"), stored, compressed=False)
+        write_arrow(self.job.work("sample.arrow"), pa.table({"vector": vectors_column(sample.vector)}))
         return sample
 
 
@@ -310,4 +312,4 @@ def _crowds(key: np.ndarray, digest: np.ndarray, rank: np.ndarray) -> tuple[np.n
 
 def sample_of(job: Job) -> np.ndarray:
     """(m, d) float32: the sampled vectors, in the order of their keys."""
-    return matrix(read_parquet(job.work("sample.parquet"), ["vector"])["vector"])
+    return matrix(read_arrow(job.work("sample.arrow"))["vector"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -11,12 +11,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.duplicates.job import Job, Marks, Prepared, Vectors, keys_of, matrix, read_block, read_npz, write_npz
+from transforms.duplicates.job import (
+    Job,
+    Marks,
+    Prepared,
+    Vectors,
+    keys_of,
+    matrix,
+    read_arrow,
+    read_block,
+    read_npz,
+    write_npz,
+)
 from transforms.duplicates.search import Cells, Comparison, Piece, shard_file
 from transforms.images import ImageStore
 from transforms.kernels import cells as kernel
 from transforms.kernels import verification
-from transforms.kernels.groups import Edges, merge_forests, no_edges, spanning_forest
+from transforms.kernels.groups import Edges, merge_forests, no_edges, spanning_forest_of_rows
 from transforms.lake import exists, read_parquet
 
 PREPARED_PICTURES = 1024
@@ -41,60 +52,69 @@ class ComparePieces(beam.DoFn):
         yield comparison.number
 
     def _compare(self, comparison: Comparison) -> None:
-        prepared, cells, shard = Prepared.read(self.job), Cells.read(self.job), comparison.shard
+        job, prepared, cells, shard = self.job, Prepared.read(self.job), Cells.read(self.job), comparison.shard
         same = comparison.first == comparison.second
-        first, lists_a = self._load(prepared, shard, comparison.first)
-        second, lists_b = (first, lists_a) if same else self._load(prepared, shard, comparison.second)
+        first, lists_a = self._load(shard, comparison.first)
+        second, lists_b = (first, lists_a) if same else self._load(shard, comparison.second)
         block_a = _block(prepared, cells, shard, first, lists_a)
         block_b = block_a if same else _block(prepared, cells, shard, second, lists_b)
-        sizes_a, sizes_b = (_crowd_sizes(prepared, side.key) for side in (first, second))
-        known = _KnownPairs.read(self.job, prepared, first.key, second.key)
-        tables, forests, found, pairs, left_out = [], [no_edges()], [], 0, 0
-        for i, j, cosine in kernel.pairs_in_cells(block_a, block_b, self.job.threshold, same, at_once=AT_ONCE):
+        # Both sets as one, in which a pair is i and j: those of a second set come after the first.
+        offset = 0 if same else len(first.key)
+        keys = first.key if same else np.concatenate([first.key, second.key])
+        ids = pa.array(first.sample_id if same else np.concatenate([first.sample_id, second.sample_id]), pa.string())
+        place = np.empty(len(ids), np.int64)
+        place[pc.sort_indices(ids).to_numpy()] = np.arange(len(ids))
+        sizes = _crowd_sizes(prepared, keys)
+        known = _KnownPairs.read(job, prepared, keys)
+        tables, forests, found, pairs, left_out = [_no_pairs()], [no_edges()], [np.empty(0, np.int64)], 0, 0
+        for i, j, cosine in kernel.pairs_in_cells(block_a, block_b, job.threshold, same, at_once=AT_ONCE):
             if shard >= 0:
                 # Two that meet in several shards count in that of the first cell that they have in common.
                 here = cells.shard[kernel.first_common(lists_a[i], lists_b[j])] == shard
                 i, j, cosine = i[here], j[here], cosine[here]
+            j = j + offset
             found.append(known.among(i, j))
-            pairs += int((sizes_a[i] * sizes_b[j]).sum())
-            kept = _nearest_pairs(i, cosine, self.job.most_pairs)
-            left_out += int((sizes_a[i] * sizes_b[j]).sum() - (sizes_a[i[kept]] * sizes_b[j[kept]]).sum())
-            distance, agree = self._second_opinion(first.sample_id[i[kept]], second.sample_id[j[kept]], cosine[kept])
+            kept = _nearest_pairs(i, cosine, job.most_pairs)
+            images = sizes[i] * sizes[j]
+            pairs += int(images.sum())
+            left_out += int(images.sum() - images[kept].sum())
+            swap = place[i[kept]] > place[j[kept]]
+            one, other = (ids.take(pa.array(np.where(swap, x[kept], y[kept]))) for x, y in ((j, i), (i, j)))
+            distance, agree = self._second_opinion(one, other, cosine[kept])
+            tables.append(_pairs_table(one, other, cosine[kept], distance, agree))
             joins = np.ones(len(i), bool)
-            if self.job.pixels_decide:
+            if job.pixels_decide:
                 joins[kept[agree == 0]] = False
-            forests.append(spanning_forest(Edges(first.key[i[joins]], second.key[j[joins]], cosine[joins])))
-            tables.append(_pairs_table(first.sample_id[i[kept]], second.sample_id[j[kept]], cosine[kept], distance, agree))
+            forests.append(spanning_forest_of_rows(len(keys), Edges(i[joins], j[joins], cosine[joins])))
         forest = merge_forests(forests)
-        compared = Compared(*forest, np.concatenate([np.empty(0, np.int64), *found]), np.int64(pairs), np.int64(left_out))
-        compared.write(self.job, comparison.number)
-        ids, numbers = np.empty(0, object), np.empty(0)
-        table = pa.concat_tables([_pairs_table(ids, ids, numbers, numbers, numbers), *tables])
-        table = table.sort_by([("sample_id_a", "ascending"), ("sample_id_b", "ascending")])
-        self.job.lake.write("duplicate_pairs", self.job.snapshot, comparison.number, table)
+        Compared(
+            keys[forest.i], keys[forest.j], forest.cosine, np.concatenate(found), np.int64(pairs), np.int64(left_out)
+        ).write(job, comparison.number)
+        job.lake.write("duplicate_pairs", job.snapshot, comparison.number, pa.concat_tables(tables))
 
-    def _load(self, prepared: Prepared, shard: int, pieces: tuple[Piece, ...]) -> tuple[Vectors, np.ndarray]:
+    def _load(self, shard: int, pieces: tuple[Piece, ...]) -> tuple[Vectors, np.ndarray]:
         """The vectors that are compared, and the cells of each; without cells all are in one."""
         loaded, lists = [], []
         for piece in pieces:
             if piece.snapshot:
-                table = read_parquet(shard_file(self.job, piece.snapshot, shard, piece.block))
-                ids = table["sample_id"].to_numpy(zero_copy_only=False)
-                vectors = Vectors(table["key"].to_numpy(), ids, matrix(table["vector"]))
+                table = read_arrow(shard_file(self.job, piece.snapshot, shard, piece.block))
+                vectors = Vectors(table["key"].to_numpy(), table["sample_id"].to_numpy(), matrix(table["vector"]))
                 lists.append(matrix(table["cells"]))
             else:
-                vectors, marks = read_block(self.job, prepared.block(piece.block))
+                vectors, marks = read_block(self.job, piece.block)
                 vectors = vectors.take(np.flatnonzero(marks.speaks & (marks.new == piece.new)))
                 lists.append(np.zeros((len(vectors.key), 1), np.int32))
             loaded.append(vectors)
         return Vectors(*(np.concatenate(column) for column in zip(*loaded, strict=True))), np.concatenate(lists)
 
-    def _second_opinion(self, one: np.ndarray, other: np.ndarray, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _second_opinion(self, one: pa.Array, other: pa.Array, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(p,) float32 aligned tiled l2, NaN where nobody looked; (p,) int8: 1 agree, 0 don't, -1 not looked at."""
         distance, agree = np.full(len(one), np.nan, np.float32), np.full(len(one), -1, np.int8)
         if self.opinion is not None:
             near = np.flatnonzero(cosine <= self.job.threshold + self.job.pixel_band)
-            distance[near] = self.opinion.distances(one[near], other[near])
+            distance[near] = self.opinion.distances(
+                one.take(pa.array(near)).to_pylist(), other.take(pa.array(near)).to_pylist()
+            )
             # A picture that can't be looked at leaves its pairs without an opinion.
             looked = near[~np.isnan(distance[near])]
             agree[looked] = distance[looked] <= self.job.pixel_distance
@@ -129,17 +149,21 @@ def _nearest_pairs(i: np.ndarray, cosine: np.ndarray, most: int) -> np.ndarray:
     return np.sort(order[np.arange(len(i)) - start < most])
 
 
-def _pairs_table(one: np.ndarray, other: np.ndarray, cosine: np.ndarray, distance: np.ndarray, agree: np.ndarray) -> pa.Table:
-    swap = one > other
+def _pairs_table(one: pa.Array, other: pa.Array, cosine: np.ndarray, distance: np.ndarray, agree: np.ndarray) -> pa.Table:
     return pa.table(
         {
-            "sample_id_a": pa.array(np.where(swap, other, one), pa.string()),
-            "sample_id_b": pa.array(np.where(swap, one, other), pa.string()),
+            "sample_id_a": one,
+            "sample_id_b": other,
             "cosine": pa.array(cosine, pa.float32()),
             "pixel_distance": pa.array(distance, pa.float32(), mask=np.isnan(distance)),
             "pixels_agree": pa.array(agree == 1, pa.bool_(), mask=agree < 0),
         }
     )
+
+
+def _no_pairs() -> pa.Table:
+    ids, numbers = pa.array([], pa.string()), np.empty(0)
+    return _pairs_table(ids, ids, numbers, numbers, numbers)
 
 
 class Compared(NamedTuple):
@@ -173,33 +197,31 @@ class Compared(NamedTuple):
 
 
 class _KnownPairs:
-    """The sampled pairs, to be found again among the pairs of two sets of vectors.
+    """The sampled pairs, to be found again among the pairs of a set of vectors.
 
     Args:
         query, other: (k,) int64 keys of the known pairs.
-        keys_a, keys_b: (n,) and (m,) int64.
+        keys: (n,) int64 of the set.
     """
 
-    def __init__(self, query: np.ndarray, other: np.ndarray, keys_a: np.ndarray, keys_b: np.ndarray):
-        self.keys_a, self.keys_b = keys_a, keys_b
+    def __init__(self, query: np.ndarray, other: np.ndarray, keys: np.ndarray):
+        self.keys, self.sampled = keys, np.isin(keys, query)
         self.numbers: dict[tuple[int, int], list[int]] = {}
-        here = (np.isin(query, keys_a) & np.isin(other, keys_b)) | (np.isin(query, keys_b) & np.isin(other, keys_a))
-        for number in np.flatnonzero(here).tolist():
+        for number in np.flatnonzero(np.isin(query, keys) & np.isin(other, keys)).tolist():
             pair = int(query[number]), int(other[number])
             # Of two sampled images each is the other's known pair.
             for way in (pair, pair[::-1]):
                 self.numbers.setdefault(way, []).append(number)
-        self.query_a, self.query_b = (np.isin(keys, query) for keys in (keys_a, keys_b))
 
     @classmethod
-    def read(cls, job: Job, prepared: Prepared, keys_a: np.ndarray, keys_b: np.ndarray) -> _KnownPairs:
-        known = read_parquet(job.work("known.parquet"), ["query", "key"])
-        return cls(prepared.query_keys[known["query"].to_numpy()], known["key"].to_numpy(), keys_a, keys_b)
+    def read(cls, job: Job, prepared: Prepared, keys: np.ndarray) -> _KnownPairs:
+        known = read_arrow(job.work("known.arrow"))
+        return cls(prepared.query_keys[known["query"].to_numpy()], known["key"].to_numpy(), keys)
 
     def among(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Numbers of the known pairs that are among the pairs (i, j)."""
-        sampled = np.flatnonzero(self.query_a[i] | self.query_b[j])
-        pairs = zip(self.keys_a[i[sampled]].tolist(), self.keys_b[j[sampled]].tolist(), strict=True)
+        here = np.flatnonzero(self.sampled[i] | self.sampled[j])
+        pairs = zip(self.keys[i[here]].tolist(), self.keys[j[here]].tolist(), strict=True)
         return np.array([number for pair in pairs for number in self.numbers.get(pair, ())], np.int64)
 
 
@@ -211,7 +233,7 @@ class SecondOpinion:
         self.store = ImageStore(job.lake, job.ingest_snapshot, job.embed_snapshot)
         self._ready: OrderedDict[str, verification.Prepared | None] = OrderedDict()
 
-    def distances(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def distances(self, one: Sequence[str], other: Sequence[str]) -> np.ndarray:
         """(p,) sample_ids twice → (p,) float32 aligned tiled l2; NaN where a picture can't be decoded."""
         from threadpoolctl import threadpool_limits
 
@@ -265,7 +287,8 @@ class CarryOver(beam.DoFn):
         queries = pa.array(prepared.query_ids)
         sampled = rows.filter(pc.or_(*(pc.is_in(rows[name], value_set=queries) for name in ("sample_id_a", "sample_id_b"))))
         one, other = (keys_of(sampled[name].to_pylist()) for name in ("sample_id_a", "sample_id_b"))
-        known = _KnownPairs.read(job, prepared, one, other).among(np.arange(len(one)), np.arange(len(one)))
+        places = np.arange(len(one))
+        known = _KnownPairs.read(job, prepared, np.concatenate([one, other])).among(places, places + len(one))
         Compared(*no_edges(), known, np.int64(pairs), np.int64(0)).write(job, number)
         job.lake.write("duplicate_pairs", job.snapshot, number, rows)
 

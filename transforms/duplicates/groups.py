@@ -13,15 +13,17 @@ from transforms.duplicates.job import (
     Block,
     Job,
     Prepared,
+    read_arrow,
     read_block,
     read_json,
     read_npz,
+    write_arrow,
     write_json,
     write_npz,
 )
 from transforms.duplicates.search import Cells, chosen_by
 from transforms.kernels import groups as kernel
-from transforms.lake import exists, list_files, read_parquet, write_parquet
+from transforms.lake import exists, list_files
 
 SWEPT = 1000
 """Known pairs over the threshold, and as many under it, whose pixels are looked at for the sweep of thresholds."""
@@ -106,7 +108,7 @@ class GatherBlock(beam.DoFn):
 
     def _gather(self, block: Block) -> list[int]:
         job = self.job
-        vectors, marks = read_block(job, block)
+        vectors, marks = read_block(job, block.number)
         groups = read_npz(job.work("groups.npz"))
         node, label, batch = (groups[name] for name in ("node", "label", "batch"))
         place = np.minimum(np.searchsorted(node, marks.leader), max(0, len(node) - 1))
@@ -136,12 +138,12 @@ class GatherBlock(beam.DoFn):
                     "vector": column,
                 }
             )
-            write_parquet(batch_file(job, number, block.number), table, compressed=False)
+            write_arrow(batch_file(job, number, block.number), table)
         return np.unique(found).tolist()
 
 
 def batch_file(job: Job, batch: int, block: int) -> str:
-    return job.work("batches", f"{batch:05d}", f"{block:05d}.parquet")
+    return job.work("batches", f"{batch:05d}", f"{block:05d}.arrow")
 
 
 class WriteBatch(beam.DoFn):
@@ -152,12 +154,12 @@ class WriteBatch(beam.DoFn):
 
     def process(self, number: int) -> Iterator[int]:
         if not exists(self.job.lake.part("duplicate_groups", self.job.snapshot, number)):
-            paths = list_files(self.job.work("batches", f"{number:05d}"), ".parquet")
+            paths = list_files(self.job.work("batches", f"{number:05d}"), ".arrow")
             self.job.lake.write("duplicate_groups", self.job.snapshot, number, self._groups(paths))
         yield number
 
     def _groups(self, paths: list[str]) -> pa.Table:
-        table = pa.concat_tables([read_parquet(path) for path in paths])
+        table = pa.concat_tables([read_arrow(path) for path in paths])
         ids = table["sample_id"].to_numpy(zero_copy_only=False)
         key, leader, label = (table[name].to_numpy() for name in ("key", "leader", "label"))
         vectors = table["vector"].combine_chunks().flatten().to_numpy()
@@ -225,7 +227,7 @@ class MeasureRecall(beam.DoFn):
         from transforms.kernels.rates import clopper_pearson_upper
 
         job, prepared, cells = self.job, Prepared.read(self.job), Cells.read(self.job)
-        known = read_parquet(job.work("known.parquet"))
+        known = read_arrow(job.work("known.arrow"))
         over = known["cosine"].to_numpy() > job.threshold
         found = np.zeros(known.num_rows, bool)
         for path in list_files(job.work("compared"), ".npz"):
@@ -260,11 +262,12 @@ class MeasureRecall(beam.DoFn):
         distance = np.full(known.num_rows, np.nan, np.float32)
         stands_for = known["stands_for"].to_numpy().copy()
         if self.job.ingest_snapshot is not None:
+            opinion = SecondOpinion(self.job)
             # The pairs are in random order on either side of the threshold, so the first so many are a sample.
             for side in (np.flatnonzero(over), np.flatnonzero(~over)):
                 looked = side[:SWEPT]
-                ids = others.take(looked).to_numpy(zero_copy_only=False)
-                distance[looked] = SecondOpinion(self.job).distances(queries[looked], ids)
+                ids = others.take(looked).to_pylist()
+                distance[looked] = opinion.distances(queries[looked].tolist(), ids)
         return pa.table(
             {
                 "sample_id_a": pa.array(queries, pa.string()),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.lake import Lake, exists, read_bytes, read_parquet, write_bytes
+from transforms.lake import Lake, exists, read_bytes, write_bytes
 
 SWEEP_DEPTH = 0.1
 """How far under the threshold the sampled pairs go that the sweep of thresholds is made from."""
@@ -72,7 +72,7 @@ class Job:
     def work(self, *parts: str) -> str:
         return self.lake.work("deduplicate", self.snapshot, *parts)
 
-    def file(self, kind: str, number: int, ending: str = "parquet") -> str:
+    def file(self, kind: str, number: int, ending: str) -> str:
         return self.work(kind, f"{number:05d}.{ending}")
 
     def sweep(self) -> np.ndarray:
@@ -132,24 +132,11 @@ def trained(table: pa.Table) -> pa.ChunkedArray:
     return pc.and_(pc.equal(table["role"], "training"), pc.equal(table["status"], "success"))
 
 
-def read_training(job: Job, parts: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) sample_ids and (n, d) float32 vectors of the training images of some parts, in the order of their rows."""
-    ids, vectors = [np.empty(0, object)], []
-    for number in parts:
-        path = job.lake.part("embeddings", job.embed_snapshot, number)
-        table = read_parquet(path, ["sample_id", "role", "status", "vector"])
-        table = table.filter(trained(table))
-        if table.num_rows:
-            ids.append(table["sample_id"].to_numpy(zero_copy_only=False))
-            vectors.append(matrix(table["vector"]))
-    return np.concatenate(ids), np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
-
-
-def read_block(job: Job, block: Block) -> tuple[Vectors, Marks]:
-    """The training vectors of a block, and what is known about each."""
-    marks = Marks.read(job, block.number)
-    ids, vectors = read_training(job, block.parts)
-    return Vectors(marks.key, ids, vectors), marks
+def read_block(job: Job, block: int) -> tuple[Vectors, Marks]:
+    """The training vectors of a block, in the order of their rows, and what is known about each."""
+    table = read_arrow(job.file("vectors", block, "arrow"))
+    marks = Marks.read(job, block)
+    return Vectors(marks.key, table["sample_id"].to_numpy(), matrix(table["vector"])), marks
 
 
 # -- what Prepare leaves ----------------------------------------------------------------------------------------------
@@ -235,9 +222,6 @@ class Prepared(NamedTuple):
             **read_npz(job.work("prepared.npz")),
         )
 
-    def block(self, number: int) -> Block:
-        return next(block for block in self.blocks if block.number == number)
-
     @staticmethod
     def exists(job: Job) -> bool:
         return exists(job.work("prepared.json"))
@@ -254,6 +238,18 @@ def vectors_column(vectors: np.ndarray) -> pa.Array:
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
     """A column of lists of one length, none null, as (n, d)."""
     return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
+
+
+def write_arrow(path: str, table: pa.Table) -> None:
+    """Writes a file for ``read_arrow``: of vectors nothing can be compressed, and Parquet would take its time to find out."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table.combine_chunks())
+    write_bytes(path, memoryview(sink.getvalue()))
+
+
+def read_arrow(path: str) -> pa.Table:
+    return pa.ipc.open_file(pa.py_buffer(read_bytes(path))).read_all()
 
 
 def write_npz(path: str, **arrays: Any) -> None:

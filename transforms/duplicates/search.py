@@ -21,16 +21,18 @@ from transforms.duplicates.job import (
     Vectors,
     blocks_of,
     matrix,
+    read_arrow,
     read_block,
     read_json,
     read_npz,
     vectors_column,
+    write_arrow,
     write_json,
     write_npz,
 )
 from transforms.kernels import cells as kernel
 from transforms.kernels.neighbours import CANDIDATE_MARGIN, cosines
-from transforms.lake import exists, list_files, read_parquet, write_parquet
+from transforms.lake import exists, list_files
 
 PAIRS_OF_A_QUERY = 200
 """Pairs with one block that are kept of a sampled image, over the threshold and under it each. More are drawn from."""
@@ -54,12 +56,12 @@ class QueryBlock(beam.DoFn):
         self.job = job
 
     def process(self, block: Block) -> Iterator[Block]:
-        path = self.job.file("known", block.number)
+        path = self.job.file("known", block.number, "arrow")
         if not exists(path):
             prepared = Prepared.read(self.job)
-            vectors, marks = read_block(self.job, block)
+            vectors, marks = read_block(self.job, block.number)
             vectors = vectors.take(np.flatnonzero(marks.speaks))
-            write_parquet(path, self._known(block.number, prepared, vectors), compressed=False)
+            write_arrow(path, self._known(block.number, prepared, vectors))
         yield block
 
     def _known(self, number: int, prepared: Prepared, block: Vectors) -> pa.Table:
@@ -117,17 +119,19 @@ class Cells(NamedTuple):
 
     Attributes:
         quantiser: None where all pairs are compared.
-        assignments: cells for each vector.
+        assignments: cells for each vector, at most.
+        margin: radians; see ``Quantiser.assign``.
         shard: (cells,) int64: the shard of each cell.
     """
 
     quantiser: kernel.Quantiser | None
     assignments: int
+    margin: float
     shard: np.ndarray
 
     @staticmethod
     def write(job: Job, choice: kernel.Choice, vectors: int) -> None:
-        stored: dict[str, Any] = {"assignments": np.int64(choice.assignments)}
+        stored: dict[str, Any] = {"assignments": np.int64(choice.assignments), "margin": np.float64(choice.margin)}
         if choice.quantiser is not None:
             # A vector goes to as many shards as its cells lie in, one or two; a shard should fill a block.
             shards = -(-2 * vectors // job.block_rows)
@@ -138,8 +142,9 @@ class Cells(NamedTuple):
     @classmethod
     def read(cls, job: Job) -> Cells:
         stored = read_npz(job.work("cells.npz"))
-        assignments, shard = int(stored.pop("assignments")), stored.pop("shard", np.empty(0, np.int64))
-        return cls(kernel.Quantiser(**stored) if stored else None, assignments, shard)
+        assignments, margin = int(stored.pop("assignments")), float(stored.pop("margin"))
+        shard = stored.pop("shard", np.empty(0, np.int64))
+        return cls(kernel.Quantiser(**stored) if stored else None, assignments, margin, shard)
 
 
 class Piece(NamedTuple):
@@ -224,10 +229,10 @@ class Choose(beam.DoFn):
 
     def _known(self, blocks: Sequence[Block]) -> pa.Table:
         """The known pairs, those over the threshold that are chosen by first, in an order that is random."""
-        path = self.job.work("known.parquet")
+        path = self.job.work("known.arrow")
         if exists(path):
-            return read_parquet(path)
-        known = pa.concat_tables([read_parquet(self.job.file("known", block.number)) for block in sorted(blocks)])
+            return read_arrow(path)
+        known = pa.concat_tables([read_arrow(self.job.file("known", block.number, "arrow")) for block in sorted(blocks)])
         over = known["cosine"].to_numpy() > self.job.threshold
         random = np.random.default_rng(self.job.seed)
         kept = []
@@ -239,14 +244,15 @@ class Choose(beam.DoFn):
                 drawn.set_column(drawn.column_names.index("stands_for"), "stands_for", pa.array(stands_for[:MOST_KNOWN]))
             )
         known = pa.concat_tables(kept)
-        write_parquet(path, known, compressed=False)
+        write_arrow(path, known)
         return known
 
     def _choose(self, prepared: Prepared, known: pa.Table) -> kernel.Choice:
         if prepared.vectors <= self.job.exact_up_to:
-            return kernel.Choice(None, 0, 1.0)
+            return kernel.Choice(None, 0, 0.0, 1.0)
         by = known.slice(0, chosen_by(known, self.job.threshold))
-        pairs = kernel.Known(prepared.queries[by["query"].to_numpy()], matrix(by["vector"])) if by.num_rows else None
+        query = by["query"].to_numpy()
+        pairs = kernel.Known(prepared.queries[query], matrix(by["vector"]), query) if by.num_rows else None
         return kernel.choose(
             sample_of(self.job),
             prepared.basis,
@@ -289,7 +295,7 @@ class SpillBlock(beam.DoFn):
     def process(self, block: Block) -> Iterator[Spilled]:
         done = self.job.file("spilled", block.number, "json")
         if not exists(done):
-            vectors, marks = read_block(self.job, block)
+            vectors, marks = read_block(self.job, block.number)
             write_json(done, self._spill(block.number, vectors.take(np.flatnonzero(marks.new & marks.speaks))))
         for shard, rows in read_json(done):
             yield Spilled(shard, block.number, rows)
@@ -297,7 +303,7 @@ class SpillBlock(beam.DoFn):
     def _spill(self, number: int, block: Vectors) -> list[tuple[int, int]]:
         cells = Cells.read(self.job)
         assert cells.quantiser is not None, "only what is spread over cells is spilled"
-        assigned = cells.quantiser.assign(kernel.sketch(block.vector, cells.quantiser.basis), cells.assignments)
+        assigned = cells.quantiser.assign(kernel.sketch(block.vector, cells.quantiser.basis), cells.assignments, cells.margin)
         shards = np.where(assigned >= 0, cells.shard[assigned], -1)
         counts = []
         for shard in np.unique(shards[shards >= 0]).tolist():
@@ -310,13 +316,13 @@ class SpillBlock(beam.DoFn):
                     "vector": vectors_column(block.vector[rows]),
                 }
             )
-            write_parquet(shard_file(self.job, self.job.snapshot, shard, number), table, compressed=False)
+            write_arrow(shard_file(self.job, self.job.snapshot, shard, number), table)
             counts.append((shard, len(rows)))
         return counts
 
 
 def shard_file(job: Job, snapshot: str, shard: int, block: int) -> str:
-    return job.lake.work("deduplicate", snapshot, "shards", f"{shard:05d}", f"{block:05d}.parquet")
+    return job.lake.work("deduplicate", snapshot, "shards", f"{shard:05d}", f"{block:05d}.arrow")
 
 
 class PlanShards(beam.DoFn):

@@ -5,9 +5,9 @@ The parts of it that make it fast, each with what it costs in exactness:
 - **sketch**: the first numbers of a vector in the basis of principal components of a sample, and the norm of the rest.
   The dot product of two sketches is an upper bound of the cosine (Cauchy and Schwarz on the rest), so no pair over the
   threshold is ever lost by looking at sketches first. Costs nothing.
-- **cells**: two levels of spherical k-means on the principal components. A vector goes to the cells of its nearest
-  centroids, so that two near vectors on the two sides of a boundary still meet somewhere. Pairs that meet in no cell are
-  lost; how many is measured on pairs that are known, and the number of cells for each vector is chosen by it.
+- **cells**: two levels of spherical k-means on the principal components. A vector goes to the cell of its nearest centroid, and
+  to those that are nearly as near, so that two near vectors on the two sides of a boundary still meet somewhere. Pairs that meet
+  in no cell are lost; how many is measured on pairs that are known, and it is chosen by it how near is near enough.
 - **each pair once**: a pair may meet in several cells. Which pairs are near is gathered as numbers and sorted; only then are
   the cosines computed.
 """
@@ -32,8 +32,9 @@ SKETCH_NUMBERS = 128
 ROUNDING = 4e-6
 """More than a float32 sum of 128 squares of a unit vector is off by, and the vector's own norm."""
 
-VECTORS_PER_CELL = (64, 128, 256, 512, 1024, 2048, 4096)
-"""For how many vectors one cell is made, tried in this order: small cells cost less, large ones lose fewer pairs."""
+VECTORS_PER_CELL = (1024, 512, 256, 128, 64, 2048, 4096)
+"""For how many vectors one cell is made, tried in this order: small cells cost less, down to a point, and large ones lose fewer
+pairs: the last two are tried where no others will do."""
 
 MAX_CELLS = 1 << 16
 """More would need a training sample of more than a gigabyte."""
@@ -41,14 +42,20 @@ MAX_CELLS = 1 << 16
 MAX_ASSIGNMENTS = 8
 """Cells that a vector may go to. Beyond, larger cells cost less."""
 
-COARSE_PROBES = 4
+COARSE_PROBES = 6
 """Coarse cells in which the nearest cells are looked for."""
+
+JUDGED = 1 << 13
+"""Vectors of the sample by which it is judged what cells would cost."""
 
 TRAINING_VECTORS_PER_CELL = 8
 """Of the sample that the centroids are learned from."""
 
-TILE = 512
-"""Vectors of a cell that are compared at once: the product of two tiles stays in the processor's cache."""
+TILE = (256, 512)
+"""Vectors of a cell that are compared at once, with how many: their products stay in the processor's cache."""
+
+DIRECT = 1024
+"""Cells up to which the nearest are looked for among all, without the upper level."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,26 +99,43 @@ class Quantiser:
             order = members[np.argsort(centred @ along, kind="stable")]
             share = np.cumsum(sizes[order]) / max(1, sizes[order].sum())
             left = wanted // 2
-            cut = min(max(1, int(np.searchsorted(share, left / wanted))), len(order) - 1)
+            cut = min(1 + int(np.abs(share - left / wanted).argmin()), len(order) - 1)
             parts += [(order[cut:], wanted - left), (order[:cut], left)]
         return np.repeat(shard, sizes)
 
-    def assign(self, sketches: np.ndarray, assignments: int) -> np.ndarray:
+    def assign(self, sketches: np.ndarray, assignments: int, margin: float) -> np.ndarray:
         """The cells of each vector.
+
+        Args:
+            sketches: (n, s + 1) float32.
+            assignments: how many cells for each, at most.
+            margin: radians; a cell whose centroid is farther than the nearest by more than this is left out.
+
+        Returns:
+            (n, a) int32 cells, the nearest first; -1 at the end where fewer were found.
+        """
+        cells, farther = self.nearest(sketches, assignments)
+        return np.where(farther <= margin, cells, -1)
+
+    def nearest(self, sketches: np.ndarray, assignments: int) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest cells of each vector, and by how much their centroids are farther than the nearest.
 
         Args:
             sketches: (n, s + 1) float32.
             assignments: how many cells for each.
 
         Returns:
-            (n, a) int32 cells, the nearest first; -1 at the end where fewer were found.
+            (n, a) int32 cells, the nearest first, -1 at the end where fewer were found; (n, a) float32 radians, infinite there.
         """
         import faiss
 
-        # Which centroid is nearest by angle doesn't depend on a vector's length; and the norm of the rest tells no direction.
-        directions = np.ascontiguousarray(sketches[:, :-1])
-        n, probes = len(sketches), min(COARSE_PROBES, len(self.coarse))
+        # The norm of the rest tells no direction.
+        directions = _unit(sketches[:, :-1])
         assignments = min(assignments, self.cells)
+        if self.cells <= DIRECT:
+            nearness, cell = faiss.knn(directions, self.fine, assignments, metric=faiss.METRIC_INNER_PRODUCT)
+            return cell.astype(np.int32), _farther(nearness)
+        n, probes = len(sketches), min(COARSE_PROBES, len(self.coarse))
         _, near = _flat(self.coarse).search(directions, probes)
         nearness = np.full((n, probes, assignments), -np.inf, np.float32)
         cell = np.full((n, probes, assignments), -1, np.int32)
@@ -128,7 +152,20 @@ class Quantiser:
         far, found_cells = -nearness.reshape(n, -1), cell.reshape(n, -1)
         some = np.argpartition(far, assignments - 1, axis=1)[:, :assignments]
         order = np.argsort(np.take_along_axis(far, some, axis=1), axis=1, kind="stable")
-        return np.take_along_axis(found_cells, np.take_along_axis(some, order, axis=1), axis=1)
+        some = np.take_along_axis(some, order, axis=1)
+        found_cells = np.take_along_axis(found_cells, some, axis=1)
+        return found_cells, _farther(-np.take_along_axis(far, some, axis=1))
+
+
+def _farther(nearness: np.ndarray) -> np.ndarray:
+    """(n, a) cosines, the largest first, -infinity for none → (n, a) float32 radians by which each is farther than the first."""
+    angle = np.arccos(nearness.clip(-1, 1))
+    return np.where(nearness == -np.inf, np.inf, angle - angle[:, :1])
+
+
+def _unit(directions: np.ndarray) -> np.ndarray:
+    norms = np.sqrt(np.einsum("ns,ns->n", directions, directions))
+    return directions / np.maximum(norms, np.finfo(np.float32).tiny)[:, None]
 
 
 def _flat(vectors: np.ndarray) -> faiss.IndexFlatIP:
@@ -153,7 +190,7 @@ def sketch(vectors: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 def sample_size(n: int) -> int:
     """How many of ``n`` vectors ``choose`` learns from; the more cells there may be, the more."""
-    return min(n, -(-n // VECTORS_PER_CELL[0]) * TRAINING_VECTORS_PER_CELL)
+    return min(n, -(-n // min(VECTORS_PER_CELL)) * TRAINING_VECTORS_PER_CELL)
 
 
 def principal_basis(sample: np.ndarray, threshold: float) -> np.ndarray:
@@ -185,8 +222,7 @@ def train(sample: np.ndarray, basis: np.ndarray, cells: int, seed: int) -> Quant
         cells: how many, at most one for each vector of the sample.
         seed: of k-means.
     """
-    directions = sample @ basis
-    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    directions = _unit(sample @ basis)
     cells = max(1, min(cells, len(sample)))
     upper = max(1, round(cells**0.5))
     coarse = _centroids(directions, upper, seed)
@@ -229,10 +265,13 @@ class Known(NamedTuple):
 
     Attributes:
         one, other: (p, d) float32 vectors of each pair.
+        image: (p,) int64: whose pair it is. That an image keeps one of its pairs is asked for as much as that a pair is kept:
+            a few images with very many pairs say little about the others.
     """
 
     one: np.ndarray
     other: np.ndarray
+    image: np.ndarray
 
 
 class Choice(NamedTuple):
@@ -240,12 +279,14 @@ class Choice(NamedTuple):
 
     Attributes:
         quantiser: the cells; None where all pairs are to be compared, since no cells would do.
-        assignments: cells for each vector.
+        assignments: cells for each vector, at most.
+        margin: radians: see ``Quantiser.assign``.
         recall: share of the known pairs that meet in a cell.
     """
 
     quantiser: Quantiser | None
     assignments: int
+    margin: float
     recall: float
 
 
@@ -268,6 +309,28 @@ def meet(cells_a: np.ndarray, cells_b: np.ndarray) -> np.ndarray:
     return first_common(cells_a, cells_b) != NOWHERE
 
 
+def needed_margins(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], assignments: int
+) -> np.ndarray:
+    """The margin from which on two vectors meet.
+
+    Args:
+        one, other: what ``Quantiser.nearest`` says of p vectors each.
+        assignments: the most that is asked about.
+
+    Returns:
+        (a, p) float32: with up to 1, 2, … a cells for each vector; infinite where no margin is enough.
+    """
+    (cells_a, farther_a), (cells_b, farther_b) = one, other
+    needed = np.full((assignments, len(cells_a)), np.inf, np.float32)
+    for i in range(cells_a.shape[1]):
+        for j in range(cells_b.shape[1]):
+            same = (cells_a[:, i] == cells_b[:, j]) & (cells_a[:, i] >= 0)
+            margin = np.where(same, np.maximum(farther_a[:, i], farther_b[:, j]), np.inf)
+            needed[max(i, j)] = np.minimum(needed[max(i, j)], margin)
+    return np.minimum.accumulate(needed)
+
+
 def made_up(vectors: np.ndarray, cosine: float, seed: int) -> Known:
     """Each vector with one at ``cosine`` from it, in a direction in which two others of them differ."""
     random = np.random.default_rng(seed)
@@ -275,7 +338,8 @@ def made_up(vectors: np.ndarray, cosine: float, seed: int) -> Known:
     difference += 1e-6 * random.standard_normal(vectors.shape).astype(np.float32)
     difference -= (difference * vectors).sum(axis=1, keepdims=True) * vectors
     difference /= np.linalg.norm(difference, axis=1, keepdims=True)
-    return Known(vectors, (cosine * vectors + (1 - cosine**2) ** 0.5 * difference).astype(np.float32))
+    near = (cosine * vectors + (1 - cosine**2) ** 0.5 * difference).astype(np.float32)
+    return Known(vectors, near, np.arange(len(vectors)))
 
 
 def choose(
@@ -290,30 +354,49 @@ def choose(
         known: pairs over the threshold, the more the better; None where none was found, and then pairs just over the
             threshold are made up from the sample, in the directions in which its vectors differ.
         threshold: cosine of duplicates.
-        recall: share of the known pairs that must meet.
+        recall: share that must meet, of the pairs and of the images that have one. So many of the known ones do that with
+            fewer in truth it would have been a chance of one in twenty.
         seed: of k-means.
     """
     known = known or made_up(sample[:2048], threshold, seed)
+    _, image = np.unique(known.image, return_inverse=True)
     # Numbers that are multiplied: whole vectors where all pairs are compared, sketches inside cells.
-    best, best_cost = Choice(None, 0, 1.0), float(n) ** 2 * sample.shape[1] / (basis.shape[1] + 1)
+    best, best_cost = Choice(None, 0, 0.0, 1.0), float(n) ** 2 * sample.shape[1] / (basis.shape[1] + 1)
+    tried, judged = 0, sample[:JUDGED]
     for per_cell in VECTORS_PER_CELL:
         cells = min(n // per_cell, MAX_CELLS, len(sample))
-        if cells < 2:
+        if cells < 2 or cells == tried:
+            continue
+        if best.quantiser is not None and per_cell > VECTORS_PER_CELL[0]:
             break
+        tried = cells
         quantiser = train(sample, basis, cells, seed)
-        one, other, own = (quantiser.assign(sketch(x, basis), MAX_ASSIGNMENTS) for x in (*known, sample))
-        for assignments in range(1, MAX_ASSIGNMENTS + 1):
-            met = float(meet(one[:, :assignments], other[:, :assignments]).mean())
-            if met >= recall:
-                counts = np.bincount(own[:, :assignments].ravel() + 1)[1:] * (n / len(sample))
-                cost = float((counts**2).sum())
-                if cost < best_cost:
-                    best, best_cost = Choice(quantiser, assignments, met), cost
-                break
-        # Larger cells need fewer assignments, down to a point; beyond it they only cost more.
-        if best.quantiser is not None and best.quantiser is not quantiser:
+        one, other, own = (quantiser.nearest(sketch(x, basis), MAX_ASSIGNMENTS) for x in (known.one, known.other, judged))
+        cheapest = np.inf
+        for assignments, needed in enumerate(needed_margins(one, other, own[0].shape[1]), 1):
+            of_images = np.full(image.max() + 1, np.inf, np.float32)
+            np.minimum.at(of_images, image, needed)
+            margin = max(_enough(needed, recall), _enough(of_images, recall))
+            if margin == np.inf:
+                continue
+            counts = np.bincount(own[0][:, :assignments][own[1][:, :assignments] <= margin])
+            cost = float((counts * (counts - 1.0)).sum()) * (n / len(judged)) ** 2
+            cheapest = min(cheapest, cost)
+            if cost < best_cost:
+                best, best_cost = Choice(quantiser, assignments, margin, float((needed <= margin).mean())), cost
+        # Beyond the point too many cells are needed for each vector.
+        if best.quantiser is not None and cheapest > 2 * best_cost:
             break
     return best
+
+
+def _enough(needed: np.ndarray, recall: float) -> float:
+    """The smallest margin at which so many meet that the recall can be promised; see ``choose``."""
+    from scipy.stats import binom
+
+    # At most so many may be missing that fewer are seen once in twenty times where the recall is as asked for.
+    missing = int(binom.ppf(0.05, len(needed), 1 - recall))
+    return float(np.sort(needed)[len(needed) - 1 - missing])
 
 
 # -- pairs ------------------------------------------------------------------------------------------------------------
@@ -374,7 +457,9 @@ def pairs_in_cells(
         most[rows_a[starts_a[place] : starts_a[place + 1]]] += size
 
     def work(tiles: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        found = [_near_in_tile(first.sketches, second.sketches, *tile, threshold, same) for tile in tiles]
+        # Memory for the products that is used again and again: to ask for it each time takes as long as they do.
+        space = np.empty(TILE, np.float32), np.empty(TILE, bool)
+        found = [_near_in_tile(first.sketches, second.sketches, *tile, threshold, same, space) for tile in tiles]
         return _distinct([np.empty(0, np.int64), *(one for tile in found for one in tile)])
 
     for low, high in _portions(most, at_once):
@@ -382,7 +467,7 @@ def pairs_in_cells(
         for a, b in zip(in_a, in_b, strict=True):
             one, other = rows_a[starts_a[a] : starts_a[a + 1]], rows_b[starts_b[b] : starts_b[b + 1]]
             one = one[np.searchsorted(one, low) : np.searchsorted(one, high)]
-            tiles += [(one[start : start + TILE], other) for start in range(0, len(one), TILE)]
+            tiles += [(one[start : start + TILE[0]], other) for start in range(0, len(one), TILE[0])]
         # Every thread does its own tiles with one thread of BLAS: the matrices are too small to be shared out.
         with threadpool_limits(1, user_api="blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
             shares = [tiles[start :: threads * 8] for start in range(threads * 8)]
@@ -408,21 +493,28 @@ def _portions(most: np.ndarray, at_once: int) -> Iterator[tuple[int, int]]:
 
 
 def _near_in_tile(
-    sketches_a: np.ndarray, sketches_b: np.ndarray, rows: np.ndarray, other: np.ndarray, threshold: float, same: bool
+    sketches_a: np.ndarray,
+    sketches_b: np.ndarray,
+    rows: np.ndarray,
+    other: np.ndarray,
+    threshold: float,
+    same: bool,
+    space: tuple[np.ndarray, np.ndarray],
 ) -> list[np.ndarray]:
     """Pairs of a few rows and all of a cell whose sketches allow a cosine over the threshold, as i · rows of b + j."""
     found = []
     mine = sketches_a[rows]
     after = int(np.searchsorted(other, rows[0], side="right")) if same else 0
-    for begin in range(after, len(other), TILE):
-        columns = other[begin : begin + TILE]
-        near = mine @ sketches_b[columns].T > threshold - CANDIDATE_MARGIN
+    for begin in range(after, len(other), TILE[1]):
+        columns = other[begin : begin + TILE[1]]
+        products, near = (one.ravel()[: len(rows) * len(columns)].reshape(len(rows), -1) for one in space)
+        np.matmul(mine, sketches_b[columns].T, out=products)
+        np.greater(products, threshold - CANDIDATE_MARGIN, out=near)
         if same and columns[0] <= rows[-1]:
             near &= columns[None, :] > rows[:, None]
-        places = np.flatnonzero(near)
-        if len(places):
-            i = np.repeat(np.arange(len(rows)), np.count_nonzero(near, axis=1))
-            found.append(rows[i] * len(sketches_b) + columns[places - i * len(columns)])
+        i, j = np.divmod(np.flatnonzero(near), len(columns))
+        if len(i):
+            found.append(rows[i] * len(sketches_b) + columns[j])
     return found
 
 

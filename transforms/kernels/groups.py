@@ -45,21 +45,29 @@ def spanning_forest(edges: Edges) -> Edges:
 
     Memory is that of the edges: nodes may have any numbers.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import minimum_spanning_tree
-
     if len(edges.i) == 0:
         return no_edges()
     nodes, short = np.unique(np.concatenate([edges.i, edges.j]), return_inverse=True)
     i, j = short[: len(edges.i)], short[len(edges.i) :]
-    # scipy adds up what is given twice, and takes a weight of 0 for no edge: so each once, and all weights over 0.
+    # Each once: scipy adds up what is given twice.
     low, high = np.minimum(i, j), np.maximum(i, j)
     order = np.lexsort((-edges.cosine, high, low))
     low, high, cosine = low[order], high[order], np.asarray(edges.cosine, np.float64)[order]
     first = np.r_[True, (low[1:] != low[:-1]) | (high[1:] != high[:-1])] & (low != high)
-    graph = coo_array((2.0 - cosine[first], (low[first], high[first])), shape=(len(nodes), len(nodes)))
-    tree = minimum_spanning_tree(graph.tocsr()).tocoo()
-    return Edges(nodes[tree.row], nodes[tree.col], 2.0 - tree.data)
+    tree = spanning_forest_of_rows(len(nodes), Edges(low[first], high[first], cosine[first]))
+    return Edges(nodes[tree.i], nodes[tree.j], tree.cosine)
+
+
+def spanning_forest_of_rows(n: int, edges: Edges) -> Edges:
+    """As ``spanning_forest``, of nodes from 0 to n - 1 and edges in the order of i, then j, each once with i < j: no sorting."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    ends = np.searchsorted(edges.i, np.arange(n + 1))
+    # scipy takes a weight of 0 for no edge: so all are over 0.
+    graph = csr_array((2.0 - np.asarray(edges.cosine, np.float64), edges.j, ends), shape=(n, n))
+    tree = minimum_spanning_tree(graph).tocoo()
+    return Edges(tree.row.astype(np.int64), tree.col.astype(np.int64), 2.0 - tree.data)
 
 
 def merge_forests(portions: Iterable[Edges], *, at_once: int = 1 << 24) -> Edges:
@@ -259,10 +267,11 @@ def _statistics(vectors: np.ndarray, weight: np.ndarray, threshold: float) -> tu
     representative = int(_nearest(nearness[None])[0])
     if len(vectors) > LARGE:
         members = members[np.sort(np.argpartition(nearness, LARGE)[:LARGE])]
-    lowest = min(float((members[i : i + 2048] @ members.T).min()) for i in range(0, len(members), 2048))
+    least = np.concatenate([(members[i : i + 2048] @ members.T).min(axis=1) for i in range(0, len(members), 2048)])
+    lowest, start = float(least.min()), int(least.argmin())
     if lowest > threshold:
         return representative, lowest, 1
-    far = int(_steps(members, 0, threshold).argmax())
+    far = int(_steps(members, start, threshold).argmax())
     return representative, lowest, int(_steps(members, far, threshold).max())
 
 
