@@ -166,10 +166,9 @@ def told(found: dict[str, Any], options: DeduplicateOptions) -> str:
     if found["recall"] is None:
         measured = "no sampled image has a duplicate, so the recall is not known"
     else:
-        measured = (
-            f"recall {found['recall']:.4f} (at least {found['recall_at_least']:.4f}) of {found['recall_pairs']:,} sampled pairs, "
-            f"{found['recall_of_images']:.4f} of {found['recall_images']:,} sampled images"
-        )
+        pairs, images = f"{found['recall_pairs']:,} sampled pairs", f"{found['recall_images']:,} sampled images"
+        measured = f"recall {found['recall']:.4f} of {pairs} (at least {found['recall_at_least']:.4f})"
+        measured += f" and {found['recall_of_images']:.4f} of {images}"
     lines = [
         f"deduplicate  {how}; {measured}; {found['pairs']:,} pairs; keep_list removes {100 * found['share_removed']:.1f}%",
     ]

@@ -1,7 +1,8 @@
 """Turns the matches into rates: the marts, audit.duckdb, and the report.
 
 reads   every table of one audit
-writes  the marts (verdicts, extraction_rate, extractions, duplication, false_positives, filter_misses), audit.duckdb,
+writes  the marts (verdicts, extraction_rate, extractions, duplication, threshold_sweep, false_positives,
+        filter_misses), audit.duckdb,
         reports/<audit>.html and report.html, which is the newest
 
 DuckDB runs the files of sql/ on the machine that the command runs on: there is no Beam pipeline in this stage. The audit's

@@ -211,13 +211,47 @@ def _write_groups(lake: Lake, embed: Manifest, groups: list[dict[str, Any]]) -> 
     upstream = {"embed": embed.snapshot_id}
     snapshot = snapshot_id("deduplicate", {}, upstream)
     names = ("sample_id", "group_id", "size", "representative", "lowest_cosine")
-    lake.write("duplicate_groups", snapshot, 0, [{name: row[name] for name in names} for row in groups])
+    lake.write("duplicate_groups", snapshot, 0, [
+        {**{name: row[name] for name in names}, "diameter": int(row["size"] > 1), "identical_to": None} for row in groups
+    ])  # fmt: skip
+    lake.write("keep_list", snapshot, 0, [
+        {"sample_id": row["sample_id"], "url": None, "group_id": row["group_id"], "size": row["size"]}
+        for row in groups if row["sample_id"] == row["representative"]
+    ])  # fmt: skip
+    _write_sweep(lake, snapshot, groups)
     ids: dict[str, list[str]] = {}
     for row in groups:
         ids.setdefault(row["group_id"], []).append(row["sample_id"])
     pairs = [(a, b) for members in ids.values() for a in members for b in members if a < b]
-    lake.write("duplicate_pairs", snapshot, 0, [{"sample_id_a": a, "sample_id_b": b, "cosine": 0.97} for a, b in pairs])
-    return lake.complete("deduplicate", snapshot, {}, upstream)
+    lake.write("duplicate_pairs", snapshot, 0, [
+        {"sample_id_a": a, "sample_id_b": b, "cosine": 0.97, "pixel_distance": None, "pixels_agree": None} for a, b in pairs
+    ])  # fmt: skip
+    parameters = {"keep": "most_central", "pixel_distance": 0.08}
+    return lake.complete("deduplicate", snapshot, parameters, upstream, {"share_removed": 0.25})
+
+
+SWEPT = (
+    (0.97, 1.0, True, True),
+    (0.97, 3.0, True, None),
+    (0.93, 2.0, False, False),
+    (0.86, 4.0, None, True),
+    (0.82, 6.0, None, False),
+)
+"""Of each sampled pair: cosine, stands_for, found, pixels_agree. The search's threshold is 0.9."""
+
+
+def _write_sweep(lake: Lake, snapshot: str, groups: list[dict[str, Any]]) -> None:
+    if not groups:
+        return
+    sizes = [{"threshold": 0.9, "groups": 3, "images_in_groups": 9, "largest": 5},
+             {"threshold": 0.95, "groups": 2, "images_in_groups": 4, "largest": 2}]  # fmt: skip
+    lake.write("group_sizes", snapshot, 0, sizes)
+    lake.write("sampled_pairs", snapshot, 0, [
+        {"sample_id_a": "a", "sample_id_b": str(number), "cosine": cosine, "stands_for": stands_for, "found": found,
+         "judged": found is not None, "pixel_distance": None if agree is None else 0.01 if agree else 0.3,
+         "pixels_agree": agree}
+        for number, (cosine, stands_for, found, agree) in enumerate(SWEPT)
+    ])  # fmt: skip
 
 
 # -- generations ------------------------------------------------------------------------------------------------------

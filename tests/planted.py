@@ -86,13 +86,13 @@ def embedding_rows(ids: list[str], vectors: np.ndarray, **columns: str) -> list[
     return [{"sample_id": sample, "vector": vector, **shared} for sample, vector in pairs]
 
 
-def write_embeddings(lake: Lake, parts: list[list[dict] | pa.Table]) -> Manifest:
-    """A complete embed with these parts."""
+def write_embeddings(lake: Lake, parts: list[list[dict] | pa.Table], ingest: str = "none") -> Manifest:
+    """A complete embed with these parts, of the ingest with this id."""
     lake.create()
-    snapshot = snapshot_id("embed", {"planted": True}, {"ingest": "none"})
+    snapshot = snapshot_id("embed", {"planted": True}, {"ingest": ingest})
     for number, rows in enumerate(parts):
         lake.write("embeddings", snapshot, number, rows)
-    return lake.complete("embed", snapshot, {"planted": True}, {"ingest": "none"})
+    return lake.complete("embed", snapshot, {"planted": True}, {"ingest": ingest})
 
 
 def clusters(sizes: list[int], dimensions: int = 32, noise: float = 0.02, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from transforms.schema import TABLES
 if TYPE_CHECKING:
     import duckdb
 
-MARTS = ("verdicts", "extraction_rate", "extractions", "duplication", "false_positives", "filter_misses")
+MARTS = ("verdicts", "extraction_rate", "extractions", "duplication", "threshold_sweep", "false_positives", "filter_misses")
 """In the order in which they are made: a mart may read those before it."""
 
 DATABASE = "audit.duckdb"

@@ -80,6 +80,8 @@ def render(lake: Lake, match: Manifest, measure: str, limit: int) -> bytes:
         headline=headline(marts["verdicts"], len(extractions)),
         marts=marts,
         plot=plot(marts["extraction_rate"]),
+        sweep=sweep(marts["threshold_sweep"]),
+        search=measurement.chain(lake, match)["deduplicate"],
         calibration=calibration,
         chosen=next(row for row in calibration if row["chosen"]),
         pairs=pairs(lake, match, extractions[:limit]),
@@ -189,3 +191,35 @@ def plot(rates: list[dict[str, Any]]) -> list[dict[str, Any]]:
             )
         marks.append(mark)
     return marks
+
+
+# -- the plot of the thresholds of near-duplicates --------------------------------------------------------------------
+
+
+def sweep(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Where the lines of the sweep of thresholds run, in SVG units; None where no pixels were compared.
+
+    Returns:
+        precision and recall: points of an SVG polyline each; marks: (x, label) of thresholds to write below; searched: x.
+    """
+    known = [row for row in rows if row["precision"] is not None and row["recall"] is not None]
+    if len(known) < 2:
+        return None
+    low, high = known[0]["threshold"], known[-1]["threshold"]
+
+    def across(threshold: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - 12) * (threshold - low) / (high - low), 1)
+
+    def height(rate: float) -> float:
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - rate), 1)
+
+    lines = {
+        name: " ".join(f"{across(row['threshold'])},{height(row[name])}" for row in known) for name in ("precision", "recall")
+    }
+    every = max(1, len(known) // 10)
+    searched = next((across(row["threshold"]) for row in known if row["searched"]), None)
+    return {
+        **lines,
+        "marks": [(across(row["threshold"]), f"{row['threshold']:g}") for row in known[::every]],
+        "searched": searched,
+    }

@@ -5,6 +5,7 @@ WITH groups AS (
         group_id,
         any_value(size) AS size,
         any_value(lowest_cosine) AS lowest_cosine,
+        any_value(diameter) AS diameter,
         CAST(ceil(log2(any_value(size))) AS INTEGER) AS size_order
     FROM duplicate_groups
     GROUP BY group_id
@@ -20,7 +21,8 @@ final AS (
         count(*) AS groups,
         CAST(sum(size) AS BIGINT) AS images,
         sum(size) / sum(sum(size)) OVER () AS share_of_images,
-        min(lowest_cosine) AS lowest_cosine
+        min(lowest_cosine) AS lowest_cosine,
+        max(diameter) AS diameter
     FROM groups
     GROUP BY size_order
 )

@@ -18,7 +18,7 @@ def code(text):
 
 
 def test_there_are_files():
-    assert sql.names("tables") == ["prompts"]
+    assert sql.names("tables") == ["keep_list", "prompts"]
     assert set(sql.names("marts")) == set(measurement.MARTS) == set(sql.columns())
     assert len(sql.names("checks")) >= 10
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.stage import Execution
 from tests.planted import clusters, embedding_rows, write_embeddings
-from transforms.duplicates import FindDuplicates, Job, blocks, to_compare
+from transforms.duplicates import FindDuplicates, Job, blocks, facts, search, to_compare
 from transforms.duplicates.job import blocks_of
 from transforms.errors import UserError
 from transforms.lake import Lake
@@ -175,3 +175,185 @@ def test_an_id_twice_is_named(tmp_path, together):
     rows = [embedding_rows(list("ab"), clusters([1] * 2)[0]), embedding_rows(list("cb"), clusters([1] * 2)[0])]
     place = "part 0 row 3" if together else "part 1 row 1"
     refuse(tmp_path, [rows[0] + rows[1]] if together else rows, "1 sample_ids", "b (part 0 row 1", place)
+
+
+# -- at size ----------------------------------------------------------------------------------------------------------
+
+
+def many(count=1500, seed=5, dimensions=48):
+    """Clusters of heavy-tailed sizes whose pairs lie on both sides of the threshold 0.9."""
+    sizes = np.minimum(np.random.default_rng(seed).zipf(1.8, count), 40)
+    sizes = sizes[: int(np.searchsorted(np.cumsum(sizes), count))].tolist()
+    vectors, _ = clusters(sizes, dimensions=dimensions, noise=0.035, seed=seed)
+    return [f"{(7919 * number) % 10007:05d}" for number in range(len(vectors))], vectors
+
+
+def in_parts(ids, vectors, parts):
+    rows = embedding_rows(ids, vectors)
+    return [rows[i::parts] for i in range(parts)]
+
+
+def brute_force(ids, vectors, threshold=0.9):
+    cosine = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    i, j = np.nonzero(np.triu(cosine > threshold, 1))
+    return {tuple(sorted((ids[a], ids[b]))): cosine[a, b] for a, b in zip(i.tolist(), j.tolist(), strict=True)}
+
+
+def as_pairs(rows):
+    found = {(row["sample_id_a"], row["sample_id_b"]): row["cosine"] for row in rows}
+    assert len(found) == len(rows) and all(a < b for a, b in found)
+    return found
+
+
+def as_groups(rows):
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["group_id"], set()).add(row["sample_id"])
+    assert all(name == min(members) for name, members in groups.items())
+    return {frozenset(members) for members in groups.values()}
+
+
+@pytest.mark.parametrize(("parts", "block_rows"), [(3, 10_000), (7, 300), (4, 100)])
+def test_cells_find_as_many_pairs_as_was_asked_for_and_nothing_else(tmp_path, parts, block_rows):
+    ids, vectors = many()
+    truth = brute_force(ids, vectors)
+    lake = Lake(str(tmp_path / "lake"))
+    embed = write_embeddings(lake, in_parts(ids, vectors, parts))
+    job = find(lake, embed, block_rows, exact_up_to=0, recall=0.95)
+    pairs, groups = tables(lake)
+    found = as_pairs(pairs)
+    assert found.keys() <= truth.keys() and len(found) > 0.95 * len(truth) > 1000
+    told = facts(job)
+    assert (told["method"], told["vectors"], told["pairs"]) == ("cells", len(ids), len(found)) and told["cells"] > 1
+    # What it says of itself is true: the pairs that the cells were not chosen by.
+    sampled = lake.read("sampled_pairs", "d").to_pylist()
+    judged = [row for row in sampled if row["judged"]]
+    assert 0 < len(judged) == told["recall_pairs"] < sum(row["found"] is not None for row in sampled)
+    kept = [tuple(sorted((row["sample_id_a"], row["sample_id_b"]))) in found for row in judged]
+    assert kept == [row["found"] for row in judged] and told["recall"] == pytest.approx(np.mean(kept))
+    assert told["recall_at_least"] < told["recall"] or told["recall"] == 1
+    # Groups are what hangs together by the pairs that were found.
+    graph = {one: {one} for one in ids}
+    for a, b in found:
+        if graph[a] is not graph[b]:
+            graph[a] |= graph[b]
+            for member in graph[b]:
+                graph[member] = graph[a]
+    assert as_groups(groups) == {frozenset(group) for group in graph.values()}
+
+
+def test_blocks_and_shards_change_nothing_about_cells(tmp_path):
+    ids, vectors = many(900)
+    results = []
+    for parts, block_rows in ((1, 10_000), (5, 150), (3, 60)):
+        lake = Lake(str(tmp_path / f"lake{parts}"))
+        embed = write_embeddings(lake, in_parts(ids, vectors, parts))
+        find(lake, embed, block_rows, exact_up_to=0, recall=0.9)
+        results.append(tables(lake))
+    assert len(results[0][0]) > 500
+    assert results[0] == results[1] == results[2]
+
+
+def test_the_sampled_pairs_are_those_of_brute_force_with_every_image(tmp_path):
+    ids, vectors = many(400)
+    lake = Lake(str(tmp_path / "lake"))
+    find(lake, write_embeddings(lake, in_parts(ids, vectors, 3)), 150)
+    rows = lake.read("sampled_pairs", "d").to_pylist()
+    sampled = {row["sample_id_a"] for row in rows}
+    # So few images are all sampled.
+    expected = {pair: cosine for pair, cosine in brute_force(ids, vectors, 0.8).items()}
+    found = {(row["sample_id_a"], row["sample_id_b"]): row for row in rows}
+    assert found.keys() == {way for pair in expected for way in (pair, pair[::-1])} and len(sampled) > 100
+    for pair, row in found.items():
+        assert row["cosine"] == pytest.approx(expected[tuple(sorted(pair))], abs=1e-6)
+        assert row["found"] is (True if row["cosine"] > 0.9 else None)
+        assert row["stands_for"] == 1
+
+
+def test_what_is_drawn_of_many_sampled_pairs_stands_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "PAIRS_OF_A_QUERY", 4)
+    monkeypatch.setattr(search, "MOST_KNOWN", 300)
+    ids, vectors = many(400)
+    lake = Lake(str(tmp_path / "lake"))
+    find(lake, write_embeddings(lake, in_parts(ids, vectors, 3)), 150)
+    rows = lake.read("sampled_pairs", "d").to_pylist()
+    over = [row["stands_for"] for row in rows if row["found"] is not None]
+    truth = 2 * len(brute_force(ids, vectors))
+    assert len(over) <= 300 < truth
+    assert sum(over) == pytest.approx(truth, rel=0.15)
+
+
+def test_another_threshold_makes_the_groups_that_the_table_says(tmp_path):
+    ids, vectors = many(400)
+    lake = Lake(str(tmp_path / "lake"))
+    embed = write_embeddings(lake, in_parts(ids, vectors, 2))
+    find(lake, embed)
+    sizes = {round(row["threshold"], 2): row for row in lake.read("group_sizes", "d").to_pylist()}
+    assert min(sizes) == 0.9 and max(sizes) == 0.99
+    for threshold in (0.9, 0.95):
+        find(lake, embed, threshold=threshold, snapshot=f"at{threshold}")
+        groups = [len(group) for group in as_groups(tables(lake, f"at{threshold}")[1]) if len(group) > 1]
+        row = sizes[threshold]
+        assert (row["groups"], row["images_in_groups"], row["largest"]) == (len(groups), sum(groups), max(groups))
+
+
+def test_complete_linkage_makes_no_chains(tmp_path):
+    angles = np.radians([0, 20, 40, 60])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    lake = Lake(str(tmp_path / "lake"))
+    embed = write_embeddings(lake, [embedding_rows(["d", "a", "c", "b"], vectors)])
+    find(lake, embed, linkage="complete")
+    groups = tables(lake)[1]
+    assert as_groups(groups) == {frozenset("ad"), frozenset("bc")}
+    assert {(row["size"], row["diameter"]) for row in groups} == {(2, 1)}
+    find(lake, embed, snapshot="single")
+    assert {(row["size"], row["diameter"]) for row in tables(lake, "single")[1]} == {(4, 3)}
+
+
+def test_a_crowd_of_identical_images_is_told_by_one_and_counted_in_full(tmp_path):
+    near = clusters([3], noise=0.02)[0]
+    crowd = np.repeat(near[:1], 300, axis=0)
+    apart = clusters([2, 1, 1], seed=3)[0]
+    vectors = np.concatenate([crowd, near[1:], apart])
+    ids = [f"{number:03d}" for number in range(len(vectors))]
+    for name, options in (("exact", {}), ("cells", {"exact_up_to": 0})):
+        lake = Lake(str(tmp_path / name))
+        job = find(lake, write_embeddings(lake, in_parts(ids, vectors, 3)), 100, **options)
+        pairs, groups = tables(lake)
+        truth = brute_force(ids, vectors)
+        assert facts(job)["pairs"] == len(truth) == 300 * 299 // 2 + 2 * 300 + 1 + 1
+        (leader,) = {row["identical_to"] for row in groups} - {None}
+        told = [row for row in groups if row["identical_to"]]
+        assert len(told) == 299 and leader < "300" and leader not in {row["sample_id"] for row in told}
+        assert as_pairs(pairs).keys() == {
+            pair for pair in truth if not set(pair) & {row["sample_id"] for row in told}
+        } and len(pairs) == 4  # fmt: skip
+        assert sorted(map(len, as_groups(groups))) == [1, 1, 2, 302]
+        large = next(row for row in groups if row["size"] == 302)
+        assert large["group_id"] == "000" and large["diameter"] == 1 and large["lowest_cosine"] > 0.9
+
+
+def test_nothing_but_a_crowd(tmp_path):
+    vectors = np.repeat(clusters([1])[0], 3000, axis=0)
+    ids = [f"{number:04d}" for number in range(3000)]
+    lake = Lake(str(tmp_path / "lake"))
+    job = find(lake, write_embeddings(lake, in_parts(ids, vectors, 2)), 1000, exact_up_to=0)
+    pairs, groups = tables(lake)
+    assert pairs == [] and len(groups) == 3000
+    assert {(row["group_id"], row["size"], row["diameter"]) for row in groups} == {("0000", 3000, 1)}
+    assert facts(job)["pairs"] == 3000 * 2999 // 2 and facts(job)["recall"] is None
+
+
+def test_pairs_beyond_the_most_have_no_row_but_count(tmp_path):
+    vectors, _ = clusters([40], noise=0.02)
+    ids = [f"{number:02d}" for number in range(40)]
+    lake = Lake(str(tmp_path / "lake"))
+    job = find(lake, write_embeddings(lake, in_parts(ids, vectors, 1)), most_pairs=5)
+    truth = brute_force(ids, vectors)
+    assert len(truth) == facts(job)["pairs"] == 780
+    found = as_pairs(tables(lake)[0])
+    assert len(found) == 780 - facts(job)["pairs_without_a_row"] < 40 * 5
+    # Of the pairs of one image with those after it the nearest have rows.
+    of_first = sorted((cosine, pair) for pair, cosine in truth.items() if pair[0] == "00")
+    assert {pair for _, pair in of_first[-5:]} == {pair for pair in found if pair[0] == "00"}
+    assert {row["size"] for row in tables(lake)[1]} == {40}

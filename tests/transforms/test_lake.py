@@ -10,7 +10,7 @@ from transforms.errors import UserError
 from transforms.lake import Lake
 from transforms.schema import TABLES
 
-PAIR = {"sample_id_a": "a", "sample_id_b": "b", "cosine": 0.5}
+PAIR = {"sample_id_a": "a", "sample_id_b": "b", "cosine": 0.5, "pixel_distance": None, "pixels_agree": True}
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_snapshot_is_complete_with_its_manifest(lake):
     with pytest.raises(UserError, match="no complete 'deduplicate' yet; run 'eidetic deduplicate' first"):
         lake.latest("deduplicate")
     done = lake.complete("deduplicate", "s1", {"threshold": 0.9}, {"embed": "e"}, {"note": 1})
-    assert done.rows == {"duplicate_pairs": 1, "duplicate_groups": 0}
+    assert done.rows == {"duplicate_pairs": 1, "duplicate_groups": 0, "group_sizes": 0, "sampled_pairs": 0, "keep_list": 0}
     assert lake.latest("deduplicate") == done
     lake.complete("deduplicate", "s0", {}, {})
     assert lake.latest("deduplicate").snapshot_id == "s0"  # completed last, whatever its name

@@ -279,11 +279,30 @@ def test_duplication_counts_groups_and_images(tmp_path):
     assert counted == {"1": (4, 4), "2": (2, 4), "3-4": (2, 7), "5-8": (1, 5), "9-16": (1, 12)}
     assert sum(row["share_of_images"] for row in rows) == pytest.approx(1)
     assert next(row for row in rows if row["duplicates"] == "9-16")["lowest_cosine"] == pytest.approx(0.97)
+    assert {row["duplicates"]: row["diameter"] for row in rows} == {"1": 0, "2": 1, "3-4": 1, "5-8": 1, "9-16": 1}
+
+
+def test_the_sweep_weighs_what_was_looked_at(tmp_path):
+    """By hand, from the five pairs that fakes.SWEPT plants around the threshold 0.9."""
+    rows = {row["threshold"]: row for row in measured(fake_lake(tmp_path))["threshold_sweep"]}
+    assert sorted(rows) == [0.81, 0.82, 0.83, 0.84, 0.85, 0.86, 0.87, 0.88, 0.89, 0.9, 0.95]
+    assert [row["threshold"] for row in rows.values() if row["searched"]] == [0.9]
+    # Over 0.9: six pairs, of which three were looked at, so each of these stands for two of its kind.
+    assert (rows[0.9]["sampled_pairs"], rows[0.9]["looked_at"]) == (6, 2)
+    assert rows[0.9]["precision"] == pytest.approx(2 / 6)
+    assert (rows[0.9]["judged"], rows[0.9]["found"]) == (3, 2)
+    assert rows[0.9]["search_recall"] == pytest.approx(2 / 3)
+    # Down to 0.81 six more agree in part: 4 of 10.
+    assert rows[0.81]["precision"] == pytest.approx((2 + 4) / (6 + 10))
+    assert rows[0.81]["recall"] == 1 and rows[0.9]["recall"] == pytest.approx(2 / 6)
+    assert rows[0.95]["precision"] == 1 and rows[0.95]["search_recall"] == 1
+    assert (rows[0.95]["groups"], rows[0.95]["images_in_groups"], rows[0.95]["largest"]) == (2, 4, 2)
+    assert rows[0.85]["groups"] is None
 
 
 def test_an_empty_audit_has_empty_marts(tmp_path):
     marts = measured(fake_lake(tmp_path, sizes=(), captions=(), controls=0))
-    assert marts["extraction_rate"] == marts["extractions"] == marts["duplication"] == []
+    assert marts["extraction_rate"] == marts["extractions"] == marts["duplication"] == marts["threshold_sweep"] == []
     assert marts["filter_misses"][0]["prompts_missed_estimate"] == 0
 
 
@@ -331,10 +350,13 @@ FAULTS = [
     ("every_prompt_is_counted_once", "cliques", first_again),
     ("every_prompt_was_tried", "cliques", without_first),
     ("group_sizes_are_right", "duplicate_groups", in_first(size=77)),
+    ("identical_images_share_a_group", "duplicate_groups", in_first(identical_to="elsewhere")),
     ("matches_are_unique", "matches", first_again),
     ("no_extraction_is_lost", "samples", lambda rows: [row for row in rows if row["caption"] != "group 0"]),
     ("one_distance_is_chosen", "calibration", in_all(chosen=False)),
     ("one_distance_is_chosen", "calibration", in_all(chosen=True)),
+    ("one_of_each_group_is_kept", "keep_list", without_first),
+    ("one_of_each_group_is_kept", "keep_list", first_again),
     ("prompts_are_unique", "prompts", first_again),
     ("samples_are_unique", "samples", first_again),
 ]
@@ -402,8 +424,9 @@ def test_the_database_has_a_view_for_every_table_and_mart(tmp_path):
     finish(fake, "measured")
     assert measurement.build_database(fake.lake) == fake.lake.path("audit.duckdb")
     views = {name for (name,) in ask(fake.lake, "SELECT view_name FROM duckdb_views() WHERE NOT internal")}
-    expected = {"samples", "images", "embeddings", "duplicate_pairs", "duplicate_groups", "prompts", "generations", "cliques",
-                "matches", "calibration", "eidetic_counts", "audits", *measurement.MARTS}  # fmt: skip
+    expected = {"samples", "images", "embeddings", "duplicate_pairs", "duplicate_groups", "group_sizes", "sampled_pairs",
+                "keep_list", "prompts", "generations", "cliques", "matches", "calibration", "eidetic_counts", "audits",
+                *measurement.MARTS}  # fmt: skip
     assert views == expected
     for table in ("samples", "generations", "matches", "images"):
         (count,) = ask(fake.lake, f"SELECT count(*) FROM {table}")[0]

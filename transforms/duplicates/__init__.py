@@ -3,17 +3,17 @@
 Every step takes numbers, reads and writes files of the lake, and leaves alone what is there already: so Beam shuffles small
 rows only, and a run that was killed goes on.
 
-    CheckBlock     a block of embeddings: refuses what has no cosine                              → work/vectors, keys, sample
-    Prepare        all of them: one model, no id twice; identical vectors; what is new tonight    → work/marks, prepared
-    QueryBlock     a block: the sampled images' pairs with it, by brute force                     → work/known
-    Choose         all pairs at once, or cells: which, by the recall on the known pairs           → work/cells.npz
-    SpillBlock     a block: its new vectors to the shards of their cells                          → work/shards
-    CarryOver      a part of last night's pairs                                                   → duplicate_pairs
-    ComparePieces  two sets of vectors of a shard (or of all)                                     → duplicate_pairs, work/compared
-    MergeGroups    all spanning forests: what hangs together                                      → group_sizes, work/groups.npz
-    GatherBlock    a block: members of groups to the batch of their group; those alone            → work/batches, duplicate_groups
-    WriteBatch     a batch of groups: linkage and statistics                                      → duplicate_groups
-    MeasureRecall  which known pairs were found                                                   → sampled_pairs, work/facts.json
+    CheckBlock     a block of embeddings: refuses what has no cosine                            → work/vectors, keys, sample
+    Prepare        all of them: one model, no id twice; identical vectors; what is new tonight  → work/marks, prepared
+    QueryBlock     a block: the sampled images' pairs with it, by brute force                   → work/known
+    Choose         all pairs at once, or cells: which, by the recall on the known pairs         → work/cells.npz
+    SpillBlock     a block: its new vectors to the shards of their cells                        → work/shards
+    CarryOver      a part of last night's pairs                                                 → duplicate_pairs
+    ComparePieces  two sets of vectors of a shard (or of all)                                   → duplicate_pairs, work/compared
+    MergeGroups    all spanning forests: what hangs together                                    → group_sizes, work/groups.npz
+    GatherBlock    a block: members of groups to the batch of their group; those alone          → work/batches, duplicate_groups
+    WriteBatch     a batch of groups: linkage and statistics                                    → duplicate_groups
+    MeasureRecall  which known pairs were found                                                 → sampled_pairs, work/facts.json
 """
 
 from __future__ import annotations

@@ -68,7 +68,10 @@ class Checked(NamedTuple):
 
 
 class CheckBlock(beam.DoFn):
-    """``Block`` → ``Checked``; writes its training vectors, their keys, and its share of the sample. UserError for vectors that have no cosine."""
+    """``Block`` → ``Checked``; writes its training vectors, their keys, and its share of the sample.
+
+    UserError for vectors that have no cosine.
+    """
 
     def __init__(self, job: Job):
         self.job = job

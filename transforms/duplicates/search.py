@@ -232,7 +232,9 @@ class Choose(beam.DoFn):
         path = self.job.work("known.arrow")
         if exists(path):
             return read_arrow(path)
-        known = pa.concat_tables([read_arrow(self.job.file("known", block.number, "arrow")) for block in sorted(blocks)])
+        known = pa.concat_tables([read_arrow(self.job.file("known", block.number, "arrow")) for block in blocks])
+        # Whatever the blocks were, the same pairs come in the same order.
+        known = known.take(np.lexsort((known["key"].to_numpy(), known["query"].to_numpy())))
         over = known["cosine"].to_numpy() > self.job.threshold
         random = np.random.default_rng(self.job.seed)
         kept = []

@@ -5,9 +5,10 @@ The parts of it that make it fast, each with what it costs in exactness:
 - **sketch**: the first numbers of a vector in the basis of principal components of a sample, and the norm of the rest.
   The dot product of two sketches is an upper bound of the cosine (Cauchy and Schwarz on the rest), so no pair over the
   threshold is ever lost by looking at sketches first. Costs nothing.
-- **cells**: two levels of spherical k-means on the principal components. A vector goes to the cell of its nearest centroid, and
-  to those that are nearly as near, so that two near vectors on the two sides of a boundary still meet somewhere. Pairs that meet
-  in no cell are lost; how many is measured on pairs that are known, and it is chosen by it how near is near enough.
+- **cells**: two levels of spherical k-means on the principal components. A vector goes to the cell of its nearest
+  centroid, and to those that are nearly as near, so that two near vectors on the two sides of a boundary still meet
+  somewhere. Pairs that meet in no cell are lost; how many is measured on pairs that are known, and by it is chosen what is
+  near enough.
 - **each pair once**: a pair may meet in several cells. Which pairs are near is gathered as numbers and sorted; only then are
   the cosines computed.
 """
@@ -158,7 +159,7 @@ class Quantiser:
 
 
 def _farther(nearness: np.ndarray) -> np.ndarray:
-    """(n, a) cosines, the largest first, -infinity for none → (n, a) float32 radians by which each is farther than the first."""
+    """(n, a) cosines, the largest first, -infinity for none → (n, a) radians by which each is farther than the first."""
     angle = np.arccos(nearness.clip(-1, 1))
     return np.where(nearness == -np.inf, np.inf, angle - angle[:, :1])
 
@@ -309,9 +310,7 @@ def meet(cells_a: np.ndarray, cells_b: np.ndarray) -> np.ndarray:
     return first_common(cells_a, cells_b) != NOWHERE
 
 
-def needed_margins(
-    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], assignments: int
-) -> np.ndarray:
+def needed_margins(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], assignments: int) -> np.ndarray:
     """The margin from which on two vectors meet.
 
     Args:

@@ -59,7 +59,7 @@ def spanning_forest(edges: Edges) -> Edges:
 
 
 def spanning_forest_of_rows(n: int, edges: Edges) -> Edges:
-    """As ``spanning_forest``, of nodes from 0 to n - 1 and edges in the order of i, then j, each once with i < j: no sorting."""
+    """As ``spanning_forest``, of nodes from 0 to n - 1, and edges in the order of i, then j, each once with i < j."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import minimum_spanning_tree
 
