@@ -1,8 +1,10 @@
 """The verb deduplicate: its snapshot, its errors, and the default threshold on the embedded corpus."""
 
+import datetime
 import io
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -13,9 +15,12 @@ from pipelines.deduplicate import DeduplicateOptions
 from pipelines.device import DeviceOptions
 from pipelines.embed import EmbedOptions
 from pipelines.stage import Execution
-from tests.planted import clusters, embedding_rows, write_embeddings, write_images
+from tests.planted import clusters, embedding_rows, picture, write_embeddings, write_images
+from transforms.duplicates import Job, search
 from transforms.images import encode_png
+from transforms.kernels import cells as kernel
 from transforms.lake import Lake
+from transforms.schema import TABLES
 
 MODEL = Path(__file__).resolve().parents[2] / "demo" / "models" / "clip"
 
@@ -59,6 +64,10 @@ def test_the_command_line(lake):
         (["--duplicate_threshold=1"], "--duplicate_threshold is 1.0, expected a cosine"),
         (["--duplicate_threshold=nan"], "--duplicate_threshold is nan, expected a cosine"),
         (["--block_rows=0"], "--block_rows is 0, expected 1 or more"),
+        (["--recall=1"], "--recall is 1.0, expected a share: over 0 to under 1"),
+        (["--pixel_band=nan"], "--pixel_band is nan, expected 0 or more"),
+        (["--linkage=average"], "argument --linkage: invalid choice: 'average'"),
+        (["--keep=nothing"], "argument --keep: invalid choice: 'nothing'"),
         (["--threshold=0.9"], "unknown option '--threshold=0.9'"),
     ],
 )
@@ -108,3 +117,214 @@ def test_the_default_threshold_finds_every_copy_and_no_lookalike(tmp_path):
     planted = {(a, b) for a in slug_of for b in slug_of if a < b and slug_of[a] == slug_of[b]}
     assert len(planted) > 1000
     assert found == planted
+
+
+# -- night after night ------------------------------------------------------------------------------------------------
+
+
+def night(lake, ids, vectors, ingest, parts=2, **options):
+    """One night's run over these images, cut into parts in another order than the night before."""
+    order = np.random.default_rng(len(ids)).permutation(len(ids))
+    rows = embedding_rows([ids[place] for place in order], vectors[order])
+    embedded = write_embeddings(lake, [rows[start::parts] for start in range(parts)], ingest)
+    return deduplicate.run(Execution(lake, []), DeduplicateOptions(**{"block_rows": 200, **options}), embedded)
+
+
+def results(lake, manifest):
+    """pairs → cosine, and sample_id → what is said of its group."""
+    pairs = lake.read("duplicate_pairs", manifest.snapshot_id).to_pylist()
+    groups = lake.read("duplicate_groups", manifest.snapshot_id).to_pylist()
+    found = {(row["sample_id_a"], row["sample_id_b"]): round(row["cosine"], 6) for row in pairs}
+    assert len(found) == len(pairs)
+    return found, {row["sample_id"]: {**row, "lowest_cosine": round(row["lowest_cosine"], 6)} for row in groups}
+
+
+def planted(count=600):
+    sizes = np.minimum(np.random.default_rng(3).zipf(1.8, count), 30)
+    sizes = sizes[: int(np.searchsorted(np.cumsum(sizes), count))].tolist()
+    vectors, _ = clusters(sizes, dimensions=48, noise=0.035, seed=4)
+    return [f"{(7919 * number) % 10007:05d}" for number in range(len(vectors))], vectors
+
+
+@pytest.mark.parametrize("options", [{}, {"linkage": "complete"}])
+def test_three_nights_are_one_full_run(tmp_path, options):
+    ids, vectors = planted()
+    lake, fresh = Lake(str(tmp_path / "lake")), Lake(str(tmp_path / "fresh"))
+    n = len(ids)
+    first = night(lake, ids[: 3 * n // 5], vectors[: 3 * n // 5], "monday", **options)
+    second = night(lake, ids[: 4 * n // 5], vectors[: 4 * n // 5], "tuesday", parts=3, **options)
+    third = night(lake, ids, vectors, "wednesday", **options)
+    assert first.upstream.keys() == {"embed"} and second.upstream["deduplicate"] == first.snapshot_id
+    assert third.facts["built_on"] == [first.snapshot_id, second.snapshot_id]
+    assert third.facts["new_vectors"] == n - 4 * n // 5
+    full = night(fresh, ids, vectors, "wednesday", **options)
+    assert full.facts["built_on"] == [] and len(results(fresh, full)[0]) > 1000
+    assert results(lake, third) == results(fresh, full)
+    for name in ("pairs", "vectors", "share_removed", "recall"):
+        assert third.facts[name] == full.facts[name]
+    assert third.rows["keep_list"] == full.rows["keep_list"]
+    assert lake.read("group_sizes", third.snapshot_id) == fresh.read("group_sizes", full.snapshot_id)
+
+
+def test_with_the_same_cells_two_nights_are_one_full_run(tmp_path, monkeypatch):
+    """What cells find depends on the cells, so the full run is given those of the first night."""
+    ids, vectors = planted()
+    n = len(ids)
+    lake, fresh = Lake(str(tmp_path / "lake")), Lake(str(tmp_path / "fresh"))
+    options = {"exact_up_to": 0, "recall": 0.9}
+    first = night(lake, ids[: 2 * n // 3], vectors[: 2 * n // 3], "monday", **options)
+    second = night(lake, ids, vectors, "tuesday", **options)
+    assert first.facts["method"] == second.facts["method"] == "cells"
+    assert second.facts["built_on"] == [first.snapshot_id]
+    cells = search.Cells.read(Job(lake, "", first.snapshot_id))
+    choice = kernel.Choice(cells.quantiser, cells.assignments, cells.margin, 1.0)
+    monkeypatch.setattr(kernel, "choose", lambda *_: choice)
+    full = night(fresh, ids, vectors, "tuesday", **options)
+    assert full.facts["built_on"] == [] and len(results(fresh, full)[0]) > 1000
+    assert results(lake, second) == results(fresh, full)
+    assert second.facts["recall"] == full.facts["recall"]
+
+
+def test_a_crowd_that_grew_overnight_takes_its_members_pairs(tmp_path):
+    near = clusters([3], noise=0.02)[0]
+    crowd = np.repeat(near[:1], 150, axis=0)
+    ids = [f"{number:03d}" for number in range(152)]
+    vectors = np.concatenate([near[1:], crowd])
+    lake, fresh = Lake(str(tmp_path / "lake")), Lake(str(tmp_path / "fresh"))
+    # 80 of them are no crowd, and have a row for each two.
+    first = night(lake, ids[:82], vectors[:82], "monday")
+    assert first.rows["duplicate_pairs"] == first.facts["pairs"] == 82 * 81 // 2
+    second = night(lake, ids, vectors, "tuesday")
+    full = night(fresh, ids, vectors, "tuesday")
+    assert second.facts["built_on"] == [first.snapshot_id]
+    assert second.facts["pairs"] == full.facts["pairs"] == 152 * 151 // 2
+    # Which of the crowd tells of it is another matter: last night's, or the one whose digest is the smallest.
+    assert second.rows["duplicate_pairs"] == full.rows["duplicate_pairs"] == 3
+    third = night(lake, [*ids, "999"], np.concatenate([vectors, near[:1]]), "wednesday")
+    assert third.facts["built_on"][-1] == second.snapshot_id and third.facts["pairs"] == 153 * 152 // 2
+    assert results(lake, third)[0] == results(lake, second)[0]
+    assert {row["size"] for row in results(lake, third)[1].values()} == {153}
+
+
+def test_what_changed_or_went_away_starts_anew(tmp_path):
+    ids, vectors = planted()
+    lake = Lake(str(tmp_path / "lake"))
+    night(lake, ids[:300], vectors[:300], "monday")
+    # Another vector under an id that was there: the pairs of the night before don't hold.
+    changed = vectors[:400].copy()
+    changed[0] = vectors[500]
+    second = night(lake, ids[:400], changed, "tuesday")
+    assert second.facts["built_on"] == [] and "1 vectors of the night before are gone or changed" in second.facts["why_anew"]
+    # Fewer images: nothing to build on.
+    third = night(lake, ids[10:400], vectors[10:400], "wednesday")
+    assert third.upstream.keys() == {"embed"} and third.facts["new_vectors"] == 390
+    # And when the images have become more than twice as many.
+    fourth = night(lake, ids[10:400] + [f"x{one}" for one in ids], np.concatenate([vectors[10:400], vectors]), "thursday")
+    assert fourth.facts["built_on"] == [] and "more than twice the 390" in fourth.facts["why_anew"]
+    assert fourth.facts["new_vectors"] == fourth.facts["vectors"] == 390 + len(ids)
+
+
+def test_another_rule_of_keeping_compares_nothing_again(tmp_path):
+    ids, vectors = planted()
+    lake = Lake(str(tmp_path / "lake"))
+    first = night(lake, ids, vectors, "monday")
+    second = deduplicate.run(Execution(lake, []), DeduplicateOptions(block_rows=200, keep="first"))
+    assert second.snapshot_id != first.snapshot_id and second.facts["new_vectors"] == 0
+    assert results(lake, first) == results(lake, second)
+    anew = deduplicate.run(Execution(lake, []), DeduplicateOptions(block_rows=200, keep="first", incremental=False))
+    assert anew.upstream.keys() == {"embed"} and results(lake, anew) == results(lake, first)
+
+
+# -- the keep list ----------------------------------------------------------------------------------------------------
+
+KEPT = {
+    "highest_resolution": {"c", "x"},
+    "lowest_pwatermark": {"b", "x"},
+    "most_central": {"m", "x"},
+    "first": {"a", "x"},
+}
+
+
+@pytest.mark.parametrize("rule", KEPT)
+def test_one_of_each_group_is_kept(tmp_path, rule):
+    angles = np.radians([0, 9, 11, 17, 90])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    lake = Lake(str(tmp_path / "lake"))
+    lake.create()
+    #        row, width, height, pwatermark
+    known = {
+        "a": (1, 100, 100, 0.9),
+        "m": (3, 90, 90, 0.5),
+        "b": (2, 50, 50, 0.1),
+        "c": (4, 300, 200, None),
+        "x": (0, 1, 1, 0.9),
+    }
+    samples = [
+        {
+            **dict.fromkeys(TABLES["samples"].schema.names),
+            "sample_id": sample, "role": "training", "url": f"http://{sample}", "occurrence": 0, "source_file": "f",
+            "source_row": row, "status": "success", "original_width": width, "original_height": height,
+            "pwatermark": pwatermark, "ingested_at": datetime.datetime.now(datetime.UTC),
+        }
+        for sample, (row, width, height, pwatermark) in known.items()
+    ]  # fmt: skip
+    lake.write("samples", "taken", 0, samples)
+    write_embeddings(lake, [embedding_rows(list("ambcx"), vectors)], "taken")
+    manifest = deduplicate.run(Execution(lake, []), DeduplicateOptions(keep=rule))
+    kept = lake.read("keep_list", manifest.snapshot_id).to_pylist()
+    assert {row["sample_id"] for row in kept} == KEPT[rule]
+    assert {(row["url"], row["group_id"], row["size"]) for row in kept} == {
+        (f"http://{min(KEPT[rule])}", "a", 4), ("http://x", "x", 1),
+    }  # fmt: skip
+    assert manifest.facts["share_removed"] == pytest.approx(3 / 5)
+
+
+# -- the second opinion -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A lake with a picture, a re-encoded and cropped copy of it, and another picture; their vectors call all three alike."""
+    one, other = (
+        np.asarray(Image.fromarray(picture(seed, 64, 64)).resize((96, 96), Image.Resampling.BICUBIC)) for seed in (1, 2)
+    )
+    copy = Image.fromarray(one).crop((4, 4, 92, 92)).resize((80, 80), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    copy.save(buffer, "JPEG", quality=80)
+    contents = [encode_png(one), buffer.getvalue(), encode_png(other), b"no picture"]
+    lake = Lake(str(tmp_path / "lake"))
+    taken = write_images(lake, [[(name, "training", content) for name, content in zip("abcd", contents, strict=True)]])
+    angles = np.radians([0, 20, -20, 5])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    write_embeddings(lake, [embedding_rows(list("abcd"), vectors)], taken.snapshot_id)
+    return lake
+
+
+def test_pixels_say_which_pairs_near_the_threshold_are_copies(pictures):
+    manifest = deduplicate.run(Execution(pictures, []), DeduplicateOptions())
+    rows = {(row["sample_id_a"], row["sample_id_b"]): row for row in
+            pictures.read("duplicate_pairs", manifest.snapshot_id).to_pylist()}  # fmt: skip
+    assert rows.keys() == {("a", "b"), ("a", "c"), ("a", "d"), ("b", "d"), ("c", "d")}
+    assert rows["a", "b"]["pixels_agree"] is True and rows["a", "b"]["pixel_distance"] < 0.05
+    assert rows["a", "c"]["pixels_agree"] is False and rows["a", "c"]["pixel_distance"] > 0.1
+    # Nobody can look at what is no picture, and nobody looks where CLIP is sure.
+    for pair in (("a", "d"), ("b", "d"), ("c", "d")):
+        assert rows[pair]["pixels_agree"] is None and rows[pair]["pixel_distance"] is None
+    assert {row["size"] for row in pictures.read("duplicate_groups", manifest.snapshot_id).to_pylist()} == {4}
+    sampled = pictures.read("sampled_pairs", manifest.snapshot_id).to_pylist()
+    assert {(row["sample_id_a"], row["sample_id_b"]): row["pixels_agree"] for row in sampled if "d" not in
+            (row["sample_id_a"], row["sample_id_b"])} == {
+        ("a", "b"): True, ("b", "a"): True, ("a", "c"): False, ("c", "a"): False
+    }  # fmt: skip
+
+
+def test_pixels_may_decide(pictures):
+    manifest = deduplicate.run(Execution(pictures, []), DeduplicateOptions(duplicate_threshold=0.93, pixels_decide=True))
+    groups = pictures.read("duplicate_groups", manifest.snapshot_id).to_pylist()
+    assert {row["sample_id"]: row["group_id"] for row in groups} == {"a": "a", "b": "a", "c": "c", "d": "a"}
+
+
+def test_nobody_looks_without_a_band(pictures):
+    manifest = deduplicate.run(Execution(pictures, []), DeduplicateOptions(pixel_band=0))
+    for table in ("duplicate_pairs", "sampled_pairs"):
+        assert {row["pixels_agree"] for row in pictures.read(table, manifest.snapshot_id).to_pylist()} == {None}

@@ -109,8 +109,8 @@ def hostile(tmp_path_factory):
 
 def assert_harmless(page):
     assert not page.faults
-    expected = {"html", "head", "body", "meta", "title", "style", "main", "h1", "h2", "p", "span", "code", "figure",
-                "figcaption", "svg", "line", "circle", "text", "div", "table", "caption", "thead", "tbody", "tr", "th", "td",
+    expected = {"html", "head", "body", "meta", "title", "style", "main", "h1", "h2", "h3", "p", "span", "code", "figure",
+                "figcaption", "svg", "line", "polyline", "circle", "text", "div", "table", "caption", "thead", "tbody", "tr", "th", "td",
                 "ol", "li", "img", "dl", "dt", "dd", "details", "summary"}  # fmt: skip
     assert set(page.attributes) <= expected
     for tag, found in page.attributes.items():
