@@ -40,7 +40,8 @@ from benchmarks.results import Row, write
 from demo.corpus import DRAWING_SIZE, draw, logos
 from transforms.clip import ClipModel
 from transforms.images import decode
-from transforms.kernels.neighbours import Pairs, pairs_above
+from transforms.kernels.cells import Block, pairs_in_cells, principal_basis, sketch
+from transforms.kernels.neighbours import Pairs
 from transforms.kernels.verification import PIXEL_DISTANCE, Prepared, align, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -325,6 +326,14 @@ class Looked:
         return Found(f"Eidetic, CLIP over {floor:g} and pixels", self.pairs.i[chosen], self.pairs.j[chosen], seconds)
 
 
+def all_pairs(vectors: np.ndarray, threshold: float) -> Pairs:
+    """All pairs over ``threshold``, as ``eidetic deduplicate`` finds them among so few vectors."""
+    one_cell = np.zeros((len(vectors), 1), np.int32)
+    block = Block(vectors, sketch(vectors, principal_basis(vectors, threshold)), one_cell)
+    portions = list(pairs_in_cells(block, block, threshold, True))
+    return Pairs(*(np.concatenate(columns) for columns in zip(*portions, strict=True)))
+
+
 def eidetic(planted: Planted, files: list[Path]) -> Looked:
     begun = time.monotonic()
     # From the files, as the peers do.
@@ -332,10 +341,10 @@ def eidetic(planted: Planted, files: list[Path]) -> Looked:
     vectors = ClipModel(str(CLIP)).load().encode(pictures)
     embedded = time.monotonic()
     # The time is that of the default; the curve below needs more pairs of logos, which are few.
-    pairs = pairs_above(vectors, vectors, THRESHOLD, True)
+    pairs = all_pairs(vectors, THRESHOLD)
     paired = time.monotonic()
     places = np.flatnonzero(planted.collections == "logos")
-    more = pairs_above(vectors[places], vectors[places], LOOKED_AT["logos"], True)
+    more = all_pairs(vectors[places], LOOKED_AT["logos"])
     low = more.cosine <= THRESHOLD
     pairs = Pairs(
         np.concatenate([pairs.i, places[more.i[low]]]),

@@ -42,7 +42,7 @@ class DeduplicateOptions:
     exact_up_to: int = option(50_000, "with so many vectors or fewer all pairs are compared")
     linkage: str = option("single", "a group is what hangs together (single), or what all are pairs in (complete)",
                           choices=("single", "complete"))  # fmt: skip
-    keep: str = option("highest_resolution", "which image of a group keep_list keeps", choices=RULES)
+    keep_one: str = option("highest_resolution", "which image of a group keep_list keeps", choices=RULES)
     pixel_band: float = option(0.05, "pairs with a cosine up to so much over the threshold are looked at; 0: none is")
     pixel_distance: float = option(0.08, "aligned tiled l2 of two pictures up to which their pixels agree, 0 to 1")
     pixels_decide: bool = option(False, "pairs whose pixels disagree join no group")
@@ -61,7 +61,7 @@ class DeduplicateOptions:
                 raise UserError(f"--{name} is {getattr(self, name)}, expected {least} or more")
 
 
-NOT_OF_THE_SEARCH = ("keep",)
+NOT_OF_THE_SEARCH = ("keep_one",)
 """Options that a run may build on another for that has them otherwise."""
 
 
@@ -148,7 +148,7 @@ def run(execution: Execution, options: DeduplicateOptions, embed: Manifest | Non
             execution.run(lambda pipeline: build(pipeline, to_do, transform), progress)
         found = facts(job)
         if found:
-            kept = write_keep_list(lake, vectors.upstream["ingest"], planned.snapshot_id, options.keep)
+            kept = write_keep_list(lake, vectors.upstream["ingest"], planned.snapshot_id, options.keep_one)
             found["share_removed"] = 1 - kept / found["vectors"]
             say(told(found, options))
         return found

@@ -226,7 +226,7 @@ def _write_groups(lake: Lake, embed: Manifest, groups: list[dict[str, Any]]) -> 
     lake.write("duplicate_pairs", snapshot, 0, [
         {"sample_id_a": a, "sample_id_b": b, "cosine": 0.97, "pixel_distance": None, "pixels_agree": None} for a, b in pairs
     ])  # fmt: skip
-    parameters = {"keep": "most_central", "pixel_distance": 0.08}
+    parameters = {"keep_one": "most_central", "pixel_distance": 0.08}
     return lake.complete("deduplicate", snapshot, parameters, upstream, {"share_removed": 0.25})
 
 

@@ -67,7 +67,7 @@ def test_the_command_line(lake):
         (["--recall=1"], "--recall is 1.0, expected a share: over 0 to under 1"),
         (["--pixel_band=nan"], "--pixel_band is nan, expected 0 or more"),
         (["--linkage=average"], "argument --linkage: invalid choice: 'average'"),
-        (["--keep=nothing"], "argument --keep: invalid choice: 'nothing'"),
+        (["--keep_one=nothing"], "argument --keep_one: invalid choice: 'nothing'"),
         (["--threshold=0.9"], "unknown option '--threshold=0.9'"),
     ],
 )
@@ -228,10 +228,10 @@ def test_another_rule_of_keeping_compares_nothing_again(tmp_path):
     ids, vectors = planted()
     lake = Lake(str(tmp_path / "lake"))
     first = night(lake, ids, vectors, "monday")
-    second = deduplicate.run(Execution(lake, []), DeduplicateOptions(block_rows=200, keep="first"))
+    second = deduplicate.run(Execution(lake, []), DeduplicateOptions(block_rows=200, keep_one="first"))
     assert second.snapshot_id != first.snapshot_id and second.facts["new_vectors"] == 0
     assert results(lake, first) == results(lake, second)
-    anew = deduplicate.run(Execution(lake, []), DeduplicateOptions(block_rows=200, keep="first", incremental=False))
+    anew = deduplicate.run(Execution(lake, []), DeduplicateOptions(block_rows=200, keep_one="first", incremental=False))
     assert anew.upstream.keys() == {"embed"} and results(lake, anew) == results(lake, first)
 
 
@@ -270,7 +270,7 @@ def test_one_of_each_group_is_kept(tmp_path, rule):
     ]  # fmt: skip
     lake.write("samples", "taken", 0, samples)
     write_embeddings(lake, [embedding_rows(list("ambcx"), vectors)], "taken")
-    manifest = deduplicate.run(Execution(lake, []), DeduplicateOptions(keep=rule))
+    manifest = deduplicate.run(Execution(lake, []), DeduplicateOptions(keep_one=rule))
     kept = lake.read("keep_list", manifest.snapshot_id).to_pylist()
     assert {row["sample_id"] for row in kept} == KEPT[rule]
     assert {(row["url"], row["group_id"], row["size"]) for row in kept} == {

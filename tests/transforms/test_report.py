@@ -110,8 +110,8 @@ def hostile(tmp_path_factory):
 def assert_harmless(page):
     assert not page.faults
     expected = {"html", "head", "body", "meta", "title", "style", "main", "h1", "h2", "h3", "p", "span", "code", "figure",
-                "figcaption", "svg", "line", "polyline", "circle", "text", "div", "table", "caption", "thead", "tbody", "tr", "th", "td",
-                "ol", "li", "img", "dl", "dt", "dd", "details", "summary"}  # fmt: skip
+                "figcaption", "svg", "line", "polyline", "circle", "text", "div", "table", "caption", "thead", "tbody", "tr",
+                "th", "td", "ol", "li", "img", "dl", "dt", "dd", "details", "summary"}  # fmt: skip
     assert set(page.attributes) <= expected
     for tag, found in page.attributes.items():
         for attributes in found:

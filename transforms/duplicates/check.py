@@ -98,7 +98,7 @@ class CheckBlock(beam.DoFn):
             if table.num_rows and len(kinds) == 1:
                 vectors = matrix(table["vector"])
                 keys.append(table["key"].to_numpy())
-                digests.append(_digests(vectors))
+                digests.append(digests_of(vectors))
                 found.append(pa.table({"sample_id": table["sample_id"], "vector": vectors_column(vectors)}))
         rows = sum(map(len, keys))
         nothing = np.empty(0, np.int64)
@@ -143,7 +143,7 @@ def _check_norms(path: str, table: pa.Table, lengths: np.ndarray) -> None:
         )
 
 
-def _digests(vectors: np.ndarray) -> np.ndarray:
+def digests_of(vectors: np.ndarray) -> np.ndarray:
     """(n,) int64, equal where the vectors are."""
     content, size = np.ascontiguousarray(vectors).data.cast("B"), vectors.shape[1] * vectors.itemsize
     digests = b"".join(
@@ -228,7 +228,7 @@ class Prepare(beam.DoFn):
         rank = new.astype(np.int8) + 1
         if base is not None:
             rank[np.isin(key, base.leaders)] = 0
-        leader, crowd_keys, crowd_sizes = _crowds(key, digest, rank)
+        leader, crowd_keys, crowd_sizes = crowds_of(key, digest, rank)
         counts: list[dict[int, int]] = [{}, {}]
         start = 0
         for block in blocks:
@@ -294,7 +294,7 @@ class Prepare(beam.DoFn):
         return sample
 
 
-def _crowds(key: np.ndarray, digest: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def crowds_of(key: np.ndarray, digest: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(n,) leader of each vector; and the keys (ascending) and sizes of the crowds.
 
     Args:

@@ -65,7 +65,7 @@ class QueryBlock(beam.DoFn):
         yield block
 
     def _known(self, number: int, prepared: Prepared, block: Vectors) -> pa.Table:
-        query, other, cosine = _all_pairs(prepared.queries, block.vector, self.job.threshold - SWEEP_DEPTH)
+        query, other, cosine = pairs_of_queries(prepared.queries, block.vector, self.job.threshold - SWEEP_DEPTH)
         apart = prepared.query_keys[query] != block.key[other]
         query, other, cosine = query[apart], other[apart], cosine[apart]
         over = cosine > self.job.threshold
@@ -85,7 +85,7 @@ class QueryBlock(beam.DoFn):
         )
 
 
-def _all_pairs(queries: np.ndarray, vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pairs_of_queries(queries: np.ndarray, vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(query, row, float64 cosine) of all pairs over the threshold."""
     found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     for start in range(0, len(vectors), 1 << 14):
