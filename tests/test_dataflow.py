@@ -194,12 +194,13 @@ def test_ingest_needs_no_gpu(lake, build):
 
 
 def test_deduplicate_needs_no_gpu(lake, build):
-    from transforms.duplicates import FindDuplicates
+    from transforms.duplicates import FindDuplicates, blocks
 
-    options = DeduplicateOptions()
-    transform = FindDuplicates(lake, lake.latest("embed").snapshot_id, "new", options.duplicate_threshold, options.block_rows)
-    with_gpu, without = on_gpu(build(lambda pipeline: deduplicate.build(pipeline, [0, 1], transform)))
-    assert with_gpu == set() and has_step(without, "ComparePair") and has_step(without, "WriteGroups")
+    embedded, options = lake.latest("embed"), DeduplicateOptions(duplicate_threshold=0.8)
+    job = deduplicate.search(lake, options, embedded, deduplicate.stage(lake, options, embedded))
+    with_gpu, without = on_gpu(build(lambda pipeline: deduplicate.build(pipeline, blocks(job), FindDuplicates(job))))
+    steps = ("CheckBlock", "QueryBlock", "SpillBlock", "ComparePieces", "CarryOver", "GatherBlock", "WriteBatch")
+    assert with_gpu == set() and all(has_step(without, step) for step in steps)
 
 
 @pytest.fixture
