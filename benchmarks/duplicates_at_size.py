@@ -13,8 +13,9 @@ Recall is of all pairs of 20,000 images. Runs over 1,000,000 vectors are process
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
-import resource
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from pipelines.deduplicate import DeduplicateOptions
 from pipelines.stage import Execution
 from transforms.duplicates.check import MOST_SAMPLED, QUERIES, crowds_of, digests_of
 from transforms.duplicates.job import keys_of, matrix
-from transforms.duplicates.search import CHOSEN_BY, pairs_of_queries
+from transforms.duplicates.search import chosen_by, pairs_of_queries
 from transforms.kernels import cells, groups
 from transforms.lake import Lake, read_parquet, write_parquet
 
@@ -62,20 +63,19 @@ def search(vectors: np.ndarray, threshold: float, recall: float) -> cells.Pairs:
     """The pairs as ``eidetic deduplicate`` finds them, in memory and without Beam: training and choice included."""
     n = len(vectors)
     order = np.random.default_rng(0).permutation(n)
-    sample = vectors[order[: min(n, MOST_SAMPLED, max(4 * QUERIES, cells.sample_size(n)))]]
+    queries, rest = order[:QUERIES], order[QUERIES:]
+    sample = vectors[rest[: min(MOST_SAMPLED, max(8 * QUERIES, cells.sample_size(n)))]]
     basis = cells.principal_basis(sample, threshold)
-    queries = order[:QUERIES]
-    query, row, _ = pairs_of_queries(vectors[queries], vectors, threshold)
-    apart = np.random.default_rng(0).permutation(np.flatnonzero(queries[query] != row))
-    by = apart[: min(CHOSEN_BY, -(-len(apart) // 2))]
-    known = cells.Known(vectors[queries[query[by]]], vectors[row[by]], query[by])
+    query, row, _ = pairs_of_queries(vectors[queries], vectors, basis, threshold)
+    by, weight = chosen_by(query, queries[query] != row, np.ones(len(query)))
+    known = cells.Known(vectors[queries[query[by]]], vectors[row[by]], query[by], weight)
     choice = cells.choose(sample, basis, n, known, threshold, recall, 0)
     sketches = cells.sketch(vectors, basis)
     lists = np.zeros((n, 1), np.int32)
     if choice.quantiser is not None:
         lists = choice.quantiser.assign(sketches, choice.assignments, choice.margin)
     block = cells.Block(vectors, sketches, lists)
-    portions = list(cells.pairs_in_cells(block, block, threshold, True, at_once=1 << 26))
+    portions = list(cells.pairs_in_cells(block, block, threshold, True))
     return cells.Pairs(*(np.concatenate(columns) for columns in zip(*portions, strict=True)))
 
 
@@ -251,6 +251,12 @@ def at_size(folder: Path) -> list[Row]:
     ]  # fmt: skip
 
 
+def peak_memory() -> float:
+    """GiB that this process has had resident. ``getrusage`` would count what its parent had when it was forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / (1 << 20)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", choices=("verb", "plain_loop"))
@@ -258,12 +264,14 @@ def main() -> None:
     given = parser.parse_args()
     if given.work:
         result, seconds = timed(lambda: {"verb": verb, "plain_loop": plain_loop}[given.work](given.lake))
-        gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
-        print(json.dumps({**result, "seconds": seconds, "gib": gib}))
+        print(json.dumps({**result, "seconds": seconds, "gib": peak_memory()}))
         return
     rows = at_200_000("random directions", made.random_directions(SIZE), THRESHOLD)
     if made.PHOTOGRAPHS.exists():
-        vectors = made.grown(made.real_pictures(), SIZE)
+        # In a process of its own: torch's threads would be in the way of faiss's.
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pictures = pool.submit(made.real_pictures).result()
+        vectors = made.grown(pictures, SIZE)
         rows += at_200_000("real pictures", vectors, made.threshold_for(vectors, 50))
     else:
         print(

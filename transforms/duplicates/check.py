@@ -37,7 +37,7 @@ NORM_TOLERANCE = 1e-4
 NAMED = 5
 """How many rows an error message names."""
 
-QUERIES = 512
+QUERIES = 2048
 """Sampled training images whose pairs are found by brute force, to choose by and to verify."""
 
 MOST_SAMPLED = 1 << 20
@@ -118,7 +118,7 @@ class CheckBlock(beam.DoFn):
         """Keys below it are the sample."""
         from transforms.kernels.cells import sample_size
 
-        wanted = min(MOST_SAMPLED, max(4 * QUERIES, sample_size(self.job.rows)))
+        wanted = min(MOST_SAMPLED, max(8 * QUERIES, sample_size(self.job.rows)))
         return int(min(1.0, wanted / max(1, self.job.rows)) * (2**63 - 1024))
 
 
@@ -313,6 +313,10 @@ def crowds_of(key: np.ndarray, digest: np.ndarray, rank: np.ndarray) -> tuple[np
     return leader, told[by_key], sizes[crowd][by_key]
 
 
-def sample_of(job: Job) -> np.ndarray:
-    """(m, d) float32: the sampled vectors, in the order of their keys."""
-    return matrix(read_arrow(job.work("sample.arrow"))["vector"])
+def training_sample(job: Job) -> np.ndarray:
+    """(m, d) float32: the sampled vectors that cells are learned from, in the order of their keys.
+
+    Without the images whose pairs they are judged by, unless there are few others: centroids lie near what they were made of.
+    """
+    sample = matrix(read_arrow(job.work("sample.arrow"))["vector"])
+    return sample[QUERIES:] if len(sample) > 4 * QUERIES else sample

@@ -33,9 +33,6 @@ from transforms.lake import exists, read_parquet
 PREPARED_PICTURES = 1024
 """Pictures that are kept ready for the second opinion: 0.15 MB each."""
 
-AT_ONCE = 1 << 26
-"""Pairs that are looked at for one portion: if all of them are near, they take a gigabyte."""
-
 
 class ComparePieces(beam.DoFn):
     """``Comparison`` → its number; writes its part of ``duplicate_pairs``, and ``Compared``, unless they're there."""
@@ -67,7 +64,7 @@ class ComparePieces(beam.DoFn):
         sizes = _crowd_sizes(prepared, keys)
         known = _KnownPairs.read(job, prepared, keys)
         tables, forests, found, pairs, left_out = [_no_pairs()], [no_edges()], [np.empty(0, np.int64)], 0, 0
-        for i, j, cosine in kernel.pairs_in_cells(block_a, block_b, job.threshold, same, at_once=AT_ONCE):
+        for i, j, cosine in kernel.pairs_in_cells(block_a, block_b, job.threshold, same):
             if shard >= 0:
                 # Two that meet in several shards count in that of the first cell that they have in common.
                 here = cells.shard[kernel.first_common(lists_a[i], lists_b[j])] == shard

@@ -21,7 +21,7 @@ from transforms.duplicates.job import (
     write_json,
     write_npz,
 )
-from transforms.duplicates.search import Cells, chosen_by
+from transforms.duplicates.search import Cells, judged
 from transforms.kernels import groups as kernel
 from transforms.lake import exists, list_files
 
@@ -232,12 +232,13 @@ class MeasureRecall(beam.DoFn):
         found = np.zeros(known.num_rows, bool)
         for path in list_files(job.work("compared"), ".npz"):
             found[read_npz(path)["known"]] = True
-        judged = over & (np.arange(known.num_rows) >= (0 if cells.quantiser is None else chosen_by(known, job.threshold)))
-        table = self._sampled(prepared, known, over, found, judged)
+        # Where all pairs are compared none were chosen by.
+        judging = over & (judged(known["query"].to_numpy()) | (cells.quantiser is None))
+        table = self._sampled(prepared, known, over, found, judging)
         job.lake.write("sampled_pairs", job.snapshot, 0, table)
-        images = np.unique(known["query"].to_numpy()[judged])
-        of_images = np.unique(known["query"].to_numpy()[judged & found])
-        lost, seen = int((judged & ~found).sum()), int(judged.sum())
+        images = np.unique(known["query"].to_numpy()[judging])
+        of_images = np.unique(known["query"].to_numpy()[judging & found])
+        lost, seen = int((judging & ~found).sum()), int(judging.sum())
         facts = {
             "method": "all pairs" if cells.quantiser is None else "cells",
             "cells": 0 if cells.quantiser is None else cells.quantiser.cells,
@@ -256,7 +257,7 @@ class MeasureRecall(beam.DoFn):
         yield known.num_rows
 
     def _sampled(
-        self, prepared: Prepared, known: pa.Table, over: np.ndarray, found: np.ndarray, judged: np.ndarray
+        self, prepared: Prepared, known: pa.Table, over: np.ndarray, found: np.ndarray, judging: np.ndarray
     ) -> pa.Table:
         queries, others = np.array(prepared.query_ids, object)[known["query"].to_numpy()], known["sample_id"]
         distance = np.full(known.num_rows, np.nan, np.float32)
@@ -275,7 +276,7 @@ class MeasureRecall(beam.DoFn):
                 "cosine": known["cosine"].cast(pa.float32()),
                 "stands_for": stands_for,
                 "found": pa.array(found, pa.bool_(), mask=~over),
-                "judged": judged,
+                "judged": judging,
                 "pixel_distance": pa.array(distance, pa.float32(), mask=np.isnan(distance)),
                 "pixels_agree": pa.array(distance <= self.job.pixel_distance, pa.bool_(), mask=np.isnan(distance)),
             }

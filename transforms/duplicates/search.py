@@ -12,7 +12,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from transforms.duplicates.check import sample_of
+from transforms.duplicates.check import training_sample
 from transforms.duplicates.job import (
     SWEEP_DEPTH,
     Block,
@@ -31,7 +31,6 @@ from transforms.duplicates.job import (
     write_npz,
 )
 from transforms.kernels import cells as kernel
-from transforms.kernels.neighbours import CANDIDATE_MARGIN, cosines
 from transforms.lake import exists, list_files
 
 PAIRS_OF_A_QUERY = 200
@@ -41,7 +40,7 @@ MOST_KNOWN = 1 << 16
 """Pairs of the sampled images that are kept in all, over the threshold and under it each: enough to tell a recall of 0.9999."""
 
 CHOSEN_BY = 1 << 13
-"""Of those over the threshold, pairs that the cells are chosen by; the recall that is reported is that of the others."""
+"""Pairs, at most, that the cells are chosen by: of every second sampled image, so many of each that all have their say."""
 
 COMPARE, SPILL, CARRY = "compare", "spill", "carry"
 
@@ -65,7 +64,8 @@ class QueryBlock(beam.DoFn):
         yield block
 
     def _known(self, number: int, prepared: Prepared, block: Vectors) -> pa.Table:
-        query, other, cosine = pairs_of_queries(prepared.queries, block.vector, self.job.threshold - SWEEP_DEPTH)
+        floor = self.job.threshold - SWEEP_DEPTH
+        query, other, cosine = pairs_of_queries(prepared.queries, block.vector, prepared.basis, floor)
         apart = prepared.query_keys[query] != block.key[other]
         query, other, cosine = query[apart], other[apart], cosine[apart]
         over = cosine > self.job.threshold
@@ -85,17 +85,16 @@ class QueryBlock(beam.DoFn):
         )
 
 
-def pairs_of_queries(queries: np.ndarray, vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(query, row, float64 cosine) of all pairs over the threshold."""
-    found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-    for start in range(0, len(vectors), 1 << 14):
-        near = queries @ vectors[start : start + (1 << 14)].T > threshold - CANDIDATE_MARGIN
-        query, row = np.nonzero(near)
-        found.append((query, row + start))
-    query, row = (np.concatenate(column) for column in zip(*found, strict=True))
-    cosine = cosines(queries, vectors, query, row)
-    over = cosine > threshold
-    return query[over], row[over], cosine[over]
+def pairs_of_queries(
+    queries: np.ndarray, vectors: np.ndarray, basis: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(query, row, cosine) of all pairs over the threshold: every query is compared with every vector, by sketches first."""
+    one, other = (
+        kernel.Block(some, kernel.sketch(some, basis), np.zeros((len(some), 1), np.int32)) for some in (queries, vectors)
+    )
+    found = list(kernel.pairs_in_cells(one, other, threshold, False))
+    query, row, cosine = (np.concatenate(column) for column in zip(*found, strict=True))
+    return query, row, cosine
 
 
 def _drawn(places: np.ndarray, query: np.ndarray, most: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -252,11 +251,14 @@ class Choose(beam.DoFn):
     def _choose(self, prepared: Prepared, known: pa.Table) -> kernel.Choice:
         if prepared.vectors <= self.job.exact_up_to:
             return kernel.Choice(None, 0, 0.0, 1.0)
-        by = known.slice(0, chosen_by(known, self.job.threshold))
-        query = by["query"].to_numpy()
-        pairs = kernel.Known(prepared.queries[query], matrix(by["vector"]), query) if by.num_rows else None
+        query = known["query"].to_numpy()
+        places, weight = chosen_by(query, known["cosine"].to_numpy() > self.job.threshold, known["stands_for"].to_numpy())
+        query = query[places]
+        pairs = (
+            kernel.Known(prepared.queries[query], matrix(known["vector"].take(places)), query, weight) if len(places) else None
+        )
         return kernel.choose(
-            sample_of(self.job),
+            training_sample(self.job),
             prepared.basis,
             sum(prepared.new.values()),
             pairs,
@@ -266,10 +268,26 @@ class Choose(beam.DoFn):
         )
 
 
-def chosen_by(known: pa.Table, threshold: float) -> int:
-    """How many of the known pairs, the first, the cells were chosen by; the rest tell the recall."""
-    over = int((known["cosine"].to_numpy() > threshold).sum())
-    return min(CHOSEN_BY, -(-over // 2))
+def judged(query: np.ndarray) -> np.ndarray:
+    """(k,) bool: whose pairs tell the recall; the cells are chosen by those of the other sampled images."""
+    return query % 2 == 1
+
+
+def chosen_by(query: np.ndarray, over: np.ndarray, stands_for: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the pairs that the cells are chosen by, the first of each image before the second of any; and their weights.
+
+    Args:
+        query: (k,) number of the sampled image.
+        over: (k,) bool: over the threshold.
+        stands_for: (k,) pairs that each stands for.
+    """
+    places = np.flatnonzero(over & ~judged(query))
+    order = places[np.argsort(query[places], kind="stable")]
+    rank = np.arange(len(order)) - np.searchsorted(query[order], query[order])
+    chosen = order[np.argsort(rank, kind="stable")][:CHOSEN_BY]
+    images = int(query.max(initial=-1)) + 1
+    of_all, of_chosen = (np.bincount(query[some], stands_for[some], images) for some in (places, chosen))
+    return chosen, stands_for[chosen] * of_all[query[chosen]] / of_chosen[query[chosen]]
 
 
 def write_total(job: Job, prepared: Prepared, planned: int) -> None:

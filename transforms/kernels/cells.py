@@ -47,13 +47,18 @@ COARSE_PROBES = 6
 """Coarse cells in which the nearest cells are looked for."""
 
 JUDGED = 1 << 13
-"""Vectors of the sample by which it is judged what cells would cost."""
+"""Vectors of the sample, at most, by which it is judged what cells would cost; no centroid is made of them."""
+
+SURELY = 50
+"""Pairs more than halfway from the threshold to identity may be lost so many times more seldom than pairs at large."""
 
 TRAINING_VECTORS_PER_CELL = 8
 """Of the sample that the centroids are learned from."""
 
 TILE = (256, 512)
 """Vectors of a cell that are compared at once, with how many: their products stay in the processor's cache."""
+
+SHIFT = TILE[1].bit_length() - 1
 
 DIRECT = 1024
 """Cells up to which the nearest are looked for among all, without the upper level."""
@@ -191,7 +196,7 @@ def sketch(vectors: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 def sample_size(n: int) -> int:
     """How many of ``n`` vectors ``choose`` learns from; the more cells there may be, the more."""
-    return min(n, -(-n // min(VECTORS_PER_CELL)) * TRAINING_VECTORS_PER_CELL)
+    return min(n, -(-n // min(VECTORS_PER_CELL)) * TRAINING_VECTORS_PER_CELL + JUDGED)
 
 
 def principal_basis(sample: np.ndarray, threshold: float) -> np.ndarray:
@@ -268,11 +273,13 @@ class Known(NamedTuple):
         one, other: (p, d) float32 vectors of each pair.
         image: (p,) int64: whose pair it is. That an image keeps one of its pairs is asked for as much as that a pair is kept:
             a few images with very many pairs say little about the others.
+        weight: (p,) float64 pairs that each stands for.
     """
 
     one: np.ndarray
     other: np.ndarray
     image: np.ndarray
+    weight: np.ndarray
 
 
 class Choice(NamedTuple):
@@ -338,7 +345,7 @@ def made_up(vectors: np.ndarray, cosine: float, seed: int) -> Known:
     difference -= (difference * vectors).sum(axis=1, keepdims=True) * vectors
     difference /= np.linalg.norm(difference, axis=1, keepdims=True)
     near = (cosine * vectors + (1 - cosine**2) ** 0.5 * difference).astype(np.float32)
-    return Known(vectors, near, np.arange(len(vectors)))
+    return Known(vectors, near, np.arange(len(vectors)), np.ones(len(vectors)))
 
 
 def choose(
@@ -347,55 +354,69 @@ def choose(
     """The cheapest cells in which enough of the known pairs meet.
 
     Args:
-        sample: (m, d) float32, unit norm, m ≤ n: what the quantiser is trained on, and costs are judged by.
+        sample: (m, d) float32, unit norm, m ≤ n: what the quantiser is trained on, and costs are judged by. Without the
+            images of ``known``: a centroid lies near what it was made of, which would flatter the recall.
         basis: (d, s) float32: see ``principal_basis``.
         n: vectors in all.
         known: pairs over the threshold, the more the better; None where none was found, and then pairs just over the
             threshold are made up from the sample, in the directions in which its vectors differ.
         threshold: cosine of duplicates.
-        recall: share that must meet, of the pairs and of the images that have one. So many of the known ones do that with
-            fewer in truth it would have been a chance of one in twenty.
+        recall: share that must meet, of the pairs and of the images that have one; of those more than halfway from the
+            threshold to identity almost all: see ``SURELY``. With room for chance: see ``_enough``.
         seed: of k-means.
     """
-    known = known or made_up(sample[:2048], threshold, seed)
-    _, image = np.unique(known.image, return_inverse=True)
+    judged, learned = np.split(sample, [min(JUDGED, len(sample) // 3)])
+    known = known or made_up(judged, threshold, seed)
+    sure = np.einsum("pd,pd->p", known.one, known.other) > (1 + threshold) / 2
+    wanted = ((np.ones(len(sure), bool), recall), (sure, 1 - (1 - recall) / SURELY))
     # Numbers that are multiplied: whole vectors where all pairs are compared, sketches inside cells.
     best, best_cost = Choice(None, 0, 0.0, 1.0), float(n) ** 2 * sample.shape[1] / (basis.shape[1] + 1)
-    tried, judged = 0, sample[:JUDGED]
+    tried = 0
     for per_cell in VECTORS_PER_CELL:
-        cells = min(n // per_cell, MAX_CELLS, len(sample))
+        cells = min(n // per_cell, MAX_CELLS, len(learned))
         if cells < 2 or cells == tried:
             continue
         if best.quantiser is not None and per_cell > VECTORS_PER_CELL[0]:
             break
         tried = cells
-        quantiser = train(sample, basis, cells, seed)
+        quantiser = train(learned, basis, cells, seed)
         one, other, own = (quantiser.nearest(sketch(x, basis), MAX_ASSIGNMENTS) for x in (known.one, known.other, judged))
         cheapest = np.inf
         for assignments, needed in enumerate(needed_margins(one, other, own[0].shape[1]), 1):
-            of_images = np.full(image.max() + 1, np.inf, np.float32)
-            np.minimum.at(of_images, image, needed)
-            margin = max(_enough(needed, recall), _enough(of_images, recall))
+            margin = max(_enough(needed[some], known.image[some], known.weight[some], share) for some, share in wanted)
             if margin == np.inf:
                 continue
             counts = np.bincount(own[0][:, :assignments][own[1][:, :assignments] <= margin])
             cost = float((counts * (counts - 1.0)).sum()) * (n / len(judged)) ** 2
             cheapest = min(cheapest, cost)
             if cost < best_cost:
-                best, best_cost = Choice(quantiser, assignments, margin, float((needed <= margin).mean())), cost
+                best, best_cost = (
+                    Choice(quantiser, assignments, margin, float(np.average(needed <= margin, weights=known.weight))),
+                    cost,
+                )
         # Beyond the point too many cells are needed for each vector.
         if best.quantiser is not None and cheapest > 2 * best_cost:
             break
     return best
 
 
-def _enough(needed: np.ndarray, recall: float) -> float:
-    """The smallest margin at which so many meet that the recall can be promised; see ``choose``."""
+def _enough(needed: np.ndarray, image: np.ndarray, weight: np.ndarray, recall: float) -> float:
+    """The smallest margin at which so many pairs, and images with one of theirs, meet that the recall can be promised.
+
+    Of the pairs half of what may be lost is left for chance, since those of one image are lost together. Of the images at most
+    so many may be missing that fewer are seen once in twenty times where the recall is as asked for.
+    """
     from scipy.stats import binom
 
-    # At most so many may be missing that fewer are seen once in twenty times where the recall is as asked for.
-    missing = int(binom.ppf(0.05, len(needed), 1 - recall))
-    return float(np.sort(needed)[len(needed) - 1 - missing])
+    if len(needed) == 0:
+        return 0.0
+    order = np.argsort(needed)
+    kept = np.cumsum(weight[order])
+    of_pairs = needed[order[np.searchsorted(kept, (1 - (1 - recall) / 2) * kept[-1] * (1 - 1e-12))]]
+    order = np.lexsort((needed, image))
+    of_images = np.sort(needed[order[np.flatnonzero(np.r_[True, np.diff(image[order]) != 0])]])
+    missing = int(binom.ppf(0.05, len(of_images), 1 - recall))
+    return float(max(of_pairs, of_images[len(of_images) - 1 - missing]))
 
 
 # -- pairs ------------------------------------------------------------------------------------------------------------
@@ -426,7 +447,7 @@ class Block:
 
 
 def pairs_in_cells(
-    first: Block, second: Block, threshold: float, same: bool, *, threads: int | None = None, at_once: int = 1 << 28
+    first: Block, second: Block, threshold: float, same: bool, *, threads: int | None = None, at_once: int = 1 << 26
 ) -> Iterator[Pairs]:
     """All pairs with a cosine over ``threshold`` that meet in a cell, each once.
 
@@ -435,42 +456,32 @@ def pairs_in_cells(
         threshold: pairs at it are not over it.
         same: the two blocks are one: i < j.
         threads: threads; as many as faiss would take if None.
-        at_once: pairs that are looked at for one portion; even if all of them are near, they must fit into memory (16 bytes
-            each, while they are sorted).
+        at_once: candidates for one portion, about, each as often as it meets; 16 bytes each while they are sorted. A portion
+            that has more is cut in two, down to one row.
 
     Yields:
         Portions, each with all pairs of some rows i, in the order of i, then j. ``cosine`` is float32, right to 1e-6;
         whether it is over the threshold is decided in float64.
     """
     import faiss
-    from threadpoolctl import threadpool_limits
 
     threads = threads or faiss.omp_get_max_threads()
     names_a, starts_a, rows_a = first.members()
     names_b, starts_b, rows_b = (names_a, starts_a, rows_a) if same else second.members()
     _, in_a, in_b = np.intersect1d(names_a, names_b, assume_unique=True, return_indices=True)
-    # How many pairs each row of the first block may have at most, so that portions of rows can be cut.
-    sizes = np.diff(starts_b)[in_b]
-    most = np.zeros(len(first.vectors), np.int64)
-    for place, size in zip(in_a, sizes, strict=True):
-        most[rows_a[starts_a[place] : starts_a[place + 1]]] += size
-
-    def work(tiles: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        # Memory for the products that is used again and again: to ask for it each time takes as long as they do.
-        space = np.empty(TILE, np.float32), np.empty(TILE, bool)
-        found = [_near_in_tile(first.sketches, second.sketches, *tile, threshold, same, space) for tile in tiles]
-        return _distinct([np.empty(0, np.int64), *(one for tile in found for one in tile)])
-
-    for low, high in _portions(most, at_once):
-        tiles = []
-        for a, b in zip(in_a, in_b, strict=True):
-            one, other = rows_a[starts_a[a] : starts_a[a + 1]], rows_b[starts_b[b] : starts_b[b + 1]]
-            one = one[np.searchsorted(one, low) : np.searchsorted(one, high)]
-            tiles += [(one[start : start + TILE[0]], other) for start in range(0, len(one), TILE[0])]
-        # Every thread does its own tiles with one thread of BLAS: the matrices are too small to be shared out.
-        with threadpool_limits(1, user_api="blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            shares = [tiles[start :: threads * 8] for start in range(threads * 8)]
-            keys = _distinct([np.empty(0, np.int64), *pool.map(work, shares)])
+    cells = [
+        (rows_a[starts_a[a] : starts_a[a + 1]], rows_b[starts_b[b] : starts_b[b + 1]])
+        for a, b in zip(in_a.tolist(), in_b.tolist(), strict=True)
+    ]
+    portions = [(0, len(first.vectors))]
+    while portions:
+        low, high = portions.pop()
+        most = at_once if high - low > 1 else None
+        keys = _candidates(first.sketches, second.sketches, cells, (low, high), threshold, same, threads, most)
+        if keys is None:
+            middle = (low + high) // 2
+            portions += [(middle, high), (low, middle)]
+            continue
         i = keys // max(1, len(second.vectors))
         j = keys - i * len(second.vectors)
         cosine = _indexed_cosines(first.vectors, second.vectors, i, j)
@@ -480,15 +491,46 @@ def pairs_in_cells(
         yield Pairs(i[over], j[over], cosine[over])
 
 
-def _portions(most: np.ndarray, at_once: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows with up to ``at_once`` possible pairs each, or of one row."""
-    total = np.cumsum(most)
-    low = 0
-    while low < len(most):
-        before = int(total[low - 1]) if low else 0
-        high = max(low + 1, int(np.searchsorted(total, before + at_once, side="right")))
-        yield low, high
-        low = high
+def _candidates(
+    sketches_a: np.ndarray,
+    sketches_b: np.ndarray,
+    cells: Sequence[tuple[np.ndarray, np.ndarray]],
+    portion: tuple[int, int],
+    threshold: float,
+    same: bool,
+    threads: int,
+    most: int | None,
+) -> np.ndarray | None:
+    """Pairs whose sketches allow a cosine over the threshold, as i · rows of b + j, sorted, each once.
+
+    Those of the rows of a in ``portion``; None once there are more than ``most``.
+    """
+    from threadpoolctl import threadpool_limits
+
+    tiles = []
+    for one, other in cells:
+        one = one[slice(*np.searchsorted(one, portion))]
+        tiles += [(one[start : start + TILE[0]], other) for start in range(0, len(one), TILE[0])]
+    found = 0
+
+    def work(tiles: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        nonlocal found
+        # Memory for the products that is used again and again: to ask for it each time takes as long as they do.
+        space = np.empty(TILE, np.float32), np.empty(TILE, bool)
+        keys = [np.empty(0, np.int64)]
+        for tile in tiles:
+            if most is not None and found > most:
+                break
+            near = _near_in_tile(sketches_a, sketches_b, *tile, threshold, same, space)
+            found += sum(map(len, near))
+            keys += near
+        return _distinct(keys)
+
+    # Every thread does its own tiles with one thread of BLAS: the matrices are too small to be shared out.
+    with threadpool_limits(1, user_api="blas"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        shares = [tiles[start :: threads * 8] for start in range(threads * 8)]
+        keys = _distinct([np.empty(0, np.int64), *pool.map(work, shares)])
+    return None if most is not None and found > most else keys
 
 
 def _near_in_tile(
@@ -511,8 +553,11 @@ def _near_in_tile(
         np.greater(products, threshold - CANDIDATE_MARGIN, out=near)
         if same and columns[0] <= rows[-1]:
             near &= columns[None, :] > rows[:, None]
-        i, j = np.divmod(np.flatnonzero(near), len(columns))
-        if len(i):
+        places = np.flatnonzero(near)
+        if len(places):
+            # Of a full tile, whose side is a power of two, as numpy's division takes as long as the product of the tile.
+            full = len(columns) == TILE[1]
+            i, j = (places >> SHIFT, places & (TILE[1] - 1)) if full else np.divmod(places, len(columns))
             found.append(rows[i] * len(sketches_b) + columns[j])
     return found
 

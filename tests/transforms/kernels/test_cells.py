@@ -138,9 +138,8 @@ def test_the_choice_reaches_its_recall_on_pairs_that_it_has_not_seen(recall):
     shuffled = np.random.default_rng(0).permutation(len(pairs))
     seen, unseen = pairs[shuffled[:2000]], pairs[shuffled[2000:]]
     basis = principal_basis(vectors, THRESHOLD)
-    choice = choose(
-        vectors, basis, len(vectors), Known(vectors[seen[:, 0]], vectors[seen[:, 1]], seen[:, 0]), THRESHOLD, recall, seed=1
-    )
+    known = Known(vectors[seen[:, 0]], vectors[seen[:, 1]], seen[:, 0], np.ones(len(seen)))
+    choice = choose(vectors, basis, len(vectors), known, THRESHOLD, recall, seed=1)
     assert choice.quantiser is not None and choice.recall >= recall
     cells = choice.quantiser.assign(sketch(vectors, basis), choice.assignments, choice.margin)
     met = meet(cells[unseen[:, 0]], cells[unseen[:, 1]])
@@ -152,7 +151,7 @@ def test_the_choice_reaches_its_recall_on_pairs_that_it_has_not_seen(recall):
 
 def test_without_a_known_pair_some_are_made_up():
     vectors = planted()
-    one, other, _ = made_up(vectors, 0.95, seed=0)
+    one, other, *_ = made_up(vectors, 0.95, seed=0)
     np.testing.assert_allclose(np.einsum("nd,nd->n", one, other), 0.95, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, atol=1e-5)
     assert choose(vectors, principal_basis(vectors, THRESHOLD), len(vectors), None, THRESHOLD, 0.9, seed=1).recall >= 0.9
