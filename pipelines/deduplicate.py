@@ -47,7 +47,7 @@ class DeduplicateOptions:
     pixel_distance: float = option(0.08, "aligned tiled l2 of two pictures up to which their pixels agree, 0 to 1")
     pixels_decide: bool = option(False, "pairs whose pixels disagree join no group")
     most_pairs: int = option(1000, "pairs of one image, in one comparison of two blocks, that get a row, the nearest first")
-    block_rows: int = option(50_000, "vectors in a block; a worker holds two blocks at once")
+    block_rows: int = option(100_000, "vectors in a block; a worker holds two blocks at once")
     incremental: bool = option(True, "build on an earlier run over some of the same vectors; --no_incremental: start anew")
     duplicate_seed: int = option(0, "of the quantiser's training and of what is sampled")
 

@@ -13,13 +13,14 @@ or any URL that Beam knows.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import io
 import json
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -220,8 +221,15 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def write_bytes(path: str, content: bytes | memoryview) -> None:
-    """Writes a file whole or not at all: under another name first, then renamed."""
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[IO[bytes]]:
+    """A file to write to, that takes the name ``path`` once it is whole: it's written under another name, then renamed."""
     folder, name = FileSystems.split(path)
     if not exists(folder):
         try:
@@ -231,7 +239,7 @@ def write_bytes(path: str, content: bytes | memoryview) -> None:
                 raise
     temporary = FileSystems.join(folder, f".{name}.{uuid.uuid4().hex}")
     with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        file.write(content)
+        yield file
     FileSystems.rename([temporary], [path])
 
 

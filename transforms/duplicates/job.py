@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.lake import Lake, exists, read_bytes, write_bytes
+from transforms.lake import Lake, exists, read_bytes, replacing, write_bytes
 
 SWEEP_DEPTH = 0.1
 """How far under the threshold the sampled pairs go that the sweep of thresholds is made from."""
@@ -242,10 +242,8 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 def write_arrow(path: str, table: pa.Table) -> None:
     """Writes a file for ``read_arrow``: of vectors nothing can be compressed, and Parquet would take its time to find out."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as file:
+    with replacing(path) as sink, pa.ipc.new_file(sink, table.schema) as file:
         file.write_table(table.combine_chunks())
-    write_bytes(path, memoryview(sink.getvalue()))
 
 
 def read_arrow(path: str) -> pa.Table:

@@ -184,10 +184,13 @@ def comparisons(job: Job, shard: int, new: dict[Piece, int], old: dict[Piece, in
         new, old: piece → vectors.
         number: of the first.
     """
+    # What is compared with itself alone may be twice as large.
+    alone = sum(new.values()) <= 2 * job.block_rows and not old
     blocks = []
     for pieces in (new, old):
         names = sorted(pieces)
-        together = blocks_of({place: pieces[name] for place, name in enumerate(names)}, job.block_rows)
+        rows = {place: pieces[name] for place, name in enumerate(names)}
+        together = blocks_of(rows, 2 * job.block_rows if alone else job.block_rows)
         blocks.append([tuple(names[place] for place in places) for places in together])
     for i, first in enumerate(blocks[0]):
         for second in blocks[0][i:] + blocks[1]:

@@ -43,6 +43,10 @@ MAX_CELLS = 1 << 16
 MAX_ASSIGNMENTS = 8
 """Cells that a vector may go to. Beyond, larger cells cost less."""
 
+EACH_ASSIGNMENT = 1 << 13
+"""What it costs that a vector is in a cell at all (it's written, read, sketched and sorted there), in products of two sketches,
+each counted from both sides."""
+
 COARSE_PROBES = 6
 """Coarse cells in which the nearest cells are looked for."""
 
@@ -388,6 +392,7 @@ def choose(
                 continue
             counts = np.bincount(own[0][:, :assignments][own[1][:, :assignments] <= margin])
             cost = float((counts * (counts - 1.0)).sum()) * (n / len(judged)) ** 2
+            cost += float(counts.sum()) * n / len(judged) * EACH_ASSIGNMENT
             cheapest = min(cheapest, cost)
             if cost < best_cost:
                 best, best_cost = (
@@ -406,7 +411,8 @@ def _enough(needed: np.ndarray, image: np.ndarray, weight: np.ndarray, recall: f
     Of the pairs half of what may be lost is left for chance, since those of one image are lost together. Of the images at most
     so many may be missing that fewer are seen once in twenty times where the recall is as asked for.
     """
-    from scipy.stats import binom
+    # scipy.stats, which has the quantile itself, takes a second to import.
+    from scipy.special import bdtr
 
     if len(needed) == 0:
         return 0.0
@@ -415,7 +421,9 @@ def _enough(needed: np.ndarray, image: np.ndarray, weight: np.ndarray, recall: f
     of_pairs = needed[order[np.searchsorted(kept, (1 - (1 - recall) / 2) * kept[-1] * (1 - 1e-12))]]
     order = np.lexsort((needed, image))
     of_images = np.sort(needed[order[np.flatnonzero(np.r_[True, np.diff(image[order]) != 0])]])
-    missing = int(binom.ppf(0.05, len(of_images), 1 - recall))
+    missing = 0
+    while bdtr(missing, len(of_images), 1 - recall) < 0.05:
+        missing += 1
     return float(max(of_pairs, of_images[len(of_images) - 1 - missing]))
 
 
