@@ -34,7 +34,7 @@ from pipelines import deduplicate
 from pipelines.deduplicate import DeduplicateOptions
 from pipelines.stage import Execution
 from transforms.duplicates.check import MOST_SAMPLED, QUERIES, crowds_of, digests_of
-from transforms.duplicates.job import keys_of, matrix
+from transforms.duplicates.job import SWEEP_DEPTH, keys_of, matrix
 from transforms.duplicates.search import chosen_by, pairs_of_queries
 from transforms.kernels import cells, groups
 from transforms.lake import Lake, read_parquet, write_parquet
@@ -59,15 +59,18 @@ class Found(NamedTuple):
     seconds: float
 
 
-def search(vectors: np.ndarray, threshold: float, recall: float) -> cells.Pairs:
-    """The pairs as ``eidetic deduplicate`` finds them, in memory and without Beam: training and choice included."""
+def search(vectors: np.ndarray, threshold: float, recall: float, depth: float = 0) -> cells.Pairs:
+    """The pairs as ``eidetic deduplicate`` finds them, in memory and without Beam: training and choice included.
+
+    ``depth``: how far under the threshold the sampled images' pairs are looked for; the verb does it for its sweep.
+    """
     n = len(vectors)
     order = np.random.default_rng(0).permutation(n)
     queries, rest = order[:QUERIES], order[QUERIES:]
     sample = vectors[rest[: min(MOST_SAMPLED, max(8 * QUERIES, cells.sample_size(n)))]]
     basis = cells.principal_basis(sample, threshold)
-    query, row, _ = pairs_of_queries(vectors[queries], vectors, basis, threshold)
-    by, weight = chosen_by(query, queries[query] != row, np.ones(len(query)))
+    query, row, cosine = pairs_of_queries(vectors[queries], vectors, basis, threshold - depth)
+    by, weight = chosen_by(query, (queries[query] != row) & (cosine > threshold), np.ones(len(query)))
     known = cells.Known(vectors[queries[query[by]]], vectors[row[by]], query[by], weight)
     choice = cells.choose(sample, basis, n, known, threshold, recall, 0)
     sketches = cells.sketch(vectors, basis)
@@ -201,7 +204,7 @@ def plain_loop(root: str) -> dict[str, Any]:
     key = keys_of(ids)
     _, crowd_keys, _ = crowds_of(key, digests_of(vectors), np.zeros(len(key), np.int8))
     assert len(crowd_keys) == 0, "no crowds are planted"
-    found = search(vectors, DeduplicateOptions().duplicate_threshold, DeduplicateOptions().recall)
+    found = search(vectors, DeduplicateOptions().duplicate_threshold, DeduplicateOptions().recall, SWEEP_DEPTH)
     names = pa.array(ids)
     pairs = {"a": names.take(pa.array(found.i)), "b": names.take(pa.array(found.j)), "cosine": found.cosine}
     write_parquet(f"{root}/plain/pairs.parquet", pa.table(pairs))

@@ -11,6 +11,7 @@ from tests.planted import clusters, embedding_rows, write_embeddings
 from transforms.duplicates import FindDuplicates, Job, blocks, facts, search, to_compare
 from transforms.duplicates.job import blocks_of
 from transforms.errors import UserError
+from transforms.kernels import cells
 from transforms.lake import Lake
 
 SIZES = [1, 1, 1, 2, 3, 5, 17]
@@ -180,6 +181,12 @@ def test_an_id_twice_is_named(tmp_path, together):
 # -- at size ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def cells_cost_nothing(monkeypatch):
+    """For so few vectors as in a test cells don't pay."""
+    monkeypatch.setattr(cells, "EACH_ASSIGNMENT", 0)
+
+
 def many(count=1500, seed=5, dimensions=48):
     """Clusters of heavy-tailed sizes whose pairs lie on both sides of the threshold 0.9."""
     sizes = np.minimum(np.random.default_rng(seed).zipf(1.8, count), 40)
@@ -213,6 +220,7 @@ def as_groups(rows):
     return {frozenset(members) for members in groups.values()}
 
 
+@pytest.mark.usefixtures("cells_cost_nothing")
 @pytest.mark.parametrize(("parts", "block_rows"), [(3, 10_000), (7, 300), (4, 100)])
 def test_cells_find_as_many_pairs_as_was_asked_for_and_nothing_else(tmp_path, parts, block_rows):
     ids, vectors = many()
@@ -242,6 +250,7 @@ def test_cells_find_as_many_pairs_as_was_asked_for_and_nothing_else(tmp_path, pa
     assert as_groups(groups) == {frozenset(group) for group in graph.values()}
 
 
+@pytest.mark.usefixtures("cells_cost_nothing")
 def test_blocks_and_shards_change_nothing_about_cells(tmp_path):
     ids, vectors = many(900)
     results = []
@@ -310,6 +319,7 @@ def test_complete_linkage_makes_no_chains(tmp_path):
     assert {(row["size"], row["diameter"]) for row in tables(lake, "single")[1]} == {(4, 3)}
 
 
+@pytest.mark.usefixtures("cells_cost_nothing")
 def test_a_crowd_of_identical_images_is_told_by_one_and_counted_in_full(tmp_path):
     near = clusters([3], noise=0.02)[0]
     crowd = np.repeat(near[:1], 300, axis=0)

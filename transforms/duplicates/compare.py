@@ -53,6 +53,7 @@ class ComparePieces(beam.DoFn):
         same = comparison.first == comparison.second
         first, lists_a = self._load(shard, comparison.first)
         second, lists_b = (first, lists_a) if same else self._load(shard, comparison.second)
+        elsewhere_a, elsewhere_b = (_elsewhere(cells, shard, lists) for lists in (lists_a, lists_b))
         block_a = _block(prepared, cells, shard, first, lists_a)
         block_b = block_a if same else _block(prepared, cells, shard, second, lists_b)
         # Both sets as one, in which a pair is i and j: those of a second set come after the first.
@@ -65,9 +66,11 @@ class ComparePieces(beam.DoFn):
         known = _KnownPairs.read(job, prepared, keys)
         tables, forests, found, pairs, left_out = [_no_pairs()], [no_edges()], [np.empty(0, np.int64)], 0, 0
         for i, j, cosine in kernel.pairs_in_cells(block_a, block_b, job.threshold, same):
-            if shard >= 0:
-                # Two that meet in several shards count in that of the first cell that they have in common.
-                here = cells.shard[kernel.first_common(lists_a[i], lists_b[j])] == shard
+            # Two that may meet in several shards count in that of the first cell that they have in common.
+            twice = np.flatnonzero(elsewhere_a[i] & elsewhere_b[j])
+            if len(twice):
+                here = np.ones(len(i), bool)
+                here[twice] = cells.shard[kernel.first_common(lists_a[i[twice]], lists_b[j[twice]])] == shard
                 i, j, cosine = i[here], j[here], cosine[here]
             j = j + offset
             found.append(known.among(i, j))
@@ -123,6 +126,11 @@ def _block(prepared: Prepared, cells: Cells, shard: int, vectors: Vectors, lists
     mine = lists if shard < 0 else np.where((lists >= 0) & (cells.shard[lists] == shard), lists, -1)
     basis = prepared.basis if cells.quantiser is None else cells.quantiser.basis
     return kernel.Block(vectors.vector, kernel.sketch(vectors.vector, basis), mine)
+
+
+def _elsewhere(cells: Cells, shard: int, lists: np.ndarray) -> np.ndarray:
+    """(n,) bool: has a cell outside this shard, too."""
+    return ((lists >= 0) & (cells.shard[lists] != shard)).any(axis=1) if shard >= 0 else np.zeros(len(lists), bool)
 
 
 def _crowd_sizes(prepared: Prepared, keys: np.ndarray) -> np.ndarray:
@@ -213,7 +221,9 @@ class _KnownPairs:
     @classmethod
     def read(cls, job: Job, prepared: Prepared, keys: np.ndarray) -> _KnownPairs:
         known = read_arrow(job.work("known.arrow"))
-        return cls(prepared.query_keys[known["query"].to_numpy()], known["key"].to_numpy(), keys)
+        # The others are no pairs of the search; they come after these.
+        over = int((known["cosine"].to_numpy() > job.threshold).sum())
+        return cls(prepared.query_keys[known["query"].to_numpy()[:over]], known["key"].to_numpy()[:over], keys)
 
     def among(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Numbers of the known pairs that are among the pairs (i, j)."""
