@@ -183,7 +183,7 @@ class Progress:
     Args:
         stage: its name.
         count: returns the items done so far; called every few seconds from a thread.
-        total: items in all; a function where that becomes known on the way (0 until then).
+        total: items in all; a function where that becomes known on the way (None until then).
         unit: what an item is, in the plural.
         silent: show nothing.
         every: seconds between two looks.
@@ -193,7 +193,7 @@ class Progress:
         self,
         stage: str,
         count: Callable[[], int],
-        total: int | Callable[[], int],
+        total: int | Callable[[], int | None],
         unit: str,
         silent: bool = False,
         every: float = 2.0,
@@ -221,7 +221,9 @@ class Progress:
         """What is shown ``seconds`` after the start: stage, items done of all, rate, time left."""
         rate = (done - self._first) / seconds if seconds > 0 else 0.0
         total = self.total()
-        left = f"{(total - done) / rate:,.0f} s left" if rate > 0 and total else "time left unknown"
+        if total is None:
+            return f"{self.stage:<12} getting ready"
+        left = f"{(total - done) / rate:,.0f} s left" if rate > 0 else "time left unknown"
         share = 100 * done / total if total else 100
         return f"{self.stage:<12} {done:,} of {total:,} {self.unit} ({share:.0f}%), {rate:,.1f}/s, {left}"
 

@@ -60,3 +60,12 @@ def test_the_progress_line():
     progress._first = 20
     assert progress.line(60, 10.0) == "generate     60 of 100 prompts (60%), 4.0/s, 10 s left"
     assert progress.line(20, 10.0).endswith("time left unknown")
+
+
+def test_a_total_that_is_not_known_yet_is_not_made_up():
+    total = None
+    progress = Progress("s", lambda: 3, lambda: total, "things")
+    progress._first = 0
+    assert "getting ready" in progress.line(3, 1.0)
+    total = 6
+    assert "3 of 6 things (50%)" in progress.line(3, 1.0)

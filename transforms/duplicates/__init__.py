@@ -127,10 +127,10 @@ def compared(job: Job) -> int:
     return len(job.lake.parts("duplicate_pairs", job.snapshot))
 
 
-def to_compare(job: Job) -> int:
-    """Comparisons in all; 0 while it isn't known yet."""
+def to_compare(job: Job) -> int | None:
+    """Comparisons in all; None while it isn't known yet."""
     path = job.work("total.json")
-    return read_json(path) if exists(path) else 0
+    return read_json(path) if exists(path) else None
 
 
 def facts(job: Job) -> dict[str, Any]:
