@@ -13,7 +13,8 @@ WITH ranked AS (
                 CASE $keep
                     WHEN 'highest_resolution' THEN -CAST(samples.original_width AS DOUBLE) * samples.original_height
                     WHEN 'lowest_pwatermark' THEN samples.pwatermark
-                    WHEN 'most_central' THEN CAST(duplicate_groups.sample_id <> duplicate_groups.representative AS DOUBLE)
+                    WHEN 'most_central'
+                        THEN CAST(duplicate_groups.sample_id <> duplicate_groups.representative AS DOUBLE)
                     ELSE 0
                 END NULLS LAST,
                 samples.source_file,
