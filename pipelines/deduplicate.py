@@ -27,7 +27,18 @@ import apache_beam as beam
 
 from pipelines.options import CommonOptions, option, parameters, parse
 from pipelines.stage import Execution, Progress, Stage, say
-from transforms.duplicates import Block, FindDuplicates, Job, blocks, compared, contains, facts, tidy, to_compare
+from transforms.duplicates import (
+    Block,
+    FindDuplicates,
+    Job,
+    blocks,
+    compared,
+    contained,
+    facts,
+    tidy,
+    to_compare,
+    training_keys,
+)
 from transforms.errors import UserError
 from transforms.keep_list import RULES, write_keep_list
 from transforms.lake import Lake, Manifest
@@ -90,7 +101,7 @@ def stage(lake: Lake, options: DeduplicateOptions, embed: Manifest | str) -> Sta
 
 def night_before(lake: Lake, options: DeduplicateOptions, embed: Manifest) -> Manifest | None:
     """The newest run with the same options over some of the same images under the same model, to build on."""
-    wanted = parameters(options, NOT_OF_THE_SEARCH)
+    wanted, keys = parameters(options, NOT_OF_THE_SEARCH), None
     for earlier in reversed(lake.manifests("deduplicate")):
         same = {name: value for name, value in earlier.parameters.items() if name not in NOT_OF_THE_SEARCH} == wanted
         vectors = lake.manifest("embed", earlier.upstream["embed"])
@@ -98,8 +109,10 @@ def night_before(lake: Lake, options: DeduplicateOptions, embed: Manifest) -> Ma
             continue
         # One that lost more than it was allowed to is no base.
         recall = earlier.facts.get("recall")
-        if (recall is None or recall >= options.recall) and contains(lake, embed.snapshot_id, earlier.snapshot_id):
-            return earlier
+        if recall is None or recall >= options.recall:
+            keys = training_keys(lake, embed.snapshot_id) if keys is None else keys
+            if contained(lake, earlier.snapshot_id, keys):
+                return earlier
     return None
 
 

@@ -33,7 +33,8 @@ counted AS (
         sum(stands_for) FILTER (WHERE pixels_agree) AS agreeing,
         sum(stands_for) FILTER (WHERE pixels_agree IS NOT NULL) AS with_an_opinion,
         count(*) FILTER (WHERE judged) AS judged,
-        count(*) FILTER (WHERE judged AND found) AS found
+        count(*) FILTER (WHERE judged AND found) AS found,
+        sum(drawn_from) FILTER (WHERE judged AND found) / sum(drawn_from) FILTER (WHERE judged) AS search_recall
     FROM thresholds
     LEFT JOIN looked_at ON looked_at.cosine > thresholds.threshold
     GROUP BY thresholds.threshold
@@ -49,7 +50,7 @@ final AS (
         coalesce(counted.agreeing, 0) / nullif(max(counted.agreeing) OVER (), 0) AS recall,
         counted.judged,
         counted.found,
-        counted.found / nullif(counted.judged, 0) AS search_recall,
+        CASE WHEN counted.judged > 0 THEN coalesce(counted.search_recall, 0) END AS search_recall,
         group_sizes.groups,
         group_sizes.images_in_groups,
         group_sizes.largest

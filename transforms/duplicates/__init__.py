@@ -32,7 +32,7 @@ from transforms.duplicates.job import Block, Job, blocks_of, keys_of, read_json,
 from transforms.duplicates.search import CARRY, COMPARE, SPILL, Choose, PlanShards, QueryBlock, SpillBlock
 from transforms.lake import Lake, count_rows, delete, exists, list_files, part_number, read_parquet
 
-__all__ = ["Block", "FindDuplicates", "Job", "blocks", "compared", "contains", "facts", "tidy", "to_compare"]
+__all__ = ["Block", "FindDuplicates", "Job", "blocks", "compared", "contained", "facts", "tidy", "to_compare", "training_keys"]
 
 
 @dataclasses.dataclass
@@ -106,20 +106,22 @@ def blocks(job: Job) -> list[Block]:
     return [Block(number, parts) for number, parts in enumerate(blocks_of(rows, job.block_rows))]
 
 
-def contains(lake: Lake, embed_snapshot: str, deduplicate_snapshot: str) -> bool:
-    """Whether an earlier search left its work files, and all its images are (by their ids) among those of ``embed_snapshot``.
+def contained(lake: Lake, deduplicate_snapshot: str, keys: np.ndarray) -> bool:
+    """Whether an earlier search left its work files, and all its images are among those with these ``training_keys``.
 
     That their vectors are the same is checked by ``Prepare``.
     """
     stored = list_files(lake.work("deduplicate", deduplicate_snapshot, "keys"), ".npz")
-    if not stored:
-        return False
-    before = np.concatenate([read_npz(path)["key"] for path in stored])
+    return bool(stored) and all(np.isin(read_npz(path)["key"], keys).all() for path in stored)
+
+
+def training_keys(lake: Lake, embed_snapshot: str) -> np.ndarray:
+    """(n,) int64: the keys of the training images that have a vector."""
     keys = [np.empty(0, np.int64)]
     for path in lake.parts("embeddings", embed_snapshot):
         table = read_parquet(path, ["sample_id", "role", "status"])
         keys.append(keys_of(table.filter(trained(table))["sample_id"].to_pylist()))
-    return bool(np.isin(before, np.concatenate(keys)).all())
+    return np.concatenate(keys)
 
 
 def compared(job: Job) -> int:

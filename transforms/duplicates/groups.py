@@ -238,7 +238,10 @@ class MeasureRecall(beam.DoFn):
         job.lake.write("sampled_pairs", job.snapshot, 0, table)
         images = np.unique(known["query"].to_numpy()[judging])
         of_images = np.unique(known["query"].to_numpy()[judging & found])
-        lost, seen = int((judging & ~found).sum()), int(judging.sum())
+        seen = int(judging.sum())
+        # Of an image with very many pairs some were drawn, each of which stands for several.
+        weight = known["stands_for"].to_numpy()
+        recall = float(np.average(found[judging], weights=weight[judging])) if seen else None
         facts = {
             "method": "all pairs" if cells.quantiser is None else "cells",
             "cells": 0 if cells.quantiser is None else cells.quantiser.cells,
@@ -247,8 +250,8 @@ class MeasureRecall(beam.DoFn):
             "why_anew": prepared.why_anew,
             "vectors": prepared.vectors,
             "new_vectors": sum(prepared.new.values()),
-            "recall": None if seen == 0 else 1 - lost / seen,
-            "recall_at_least": None if seen == 0 else 1 - clopper_pearson_upper(lost, seen),
+            "recall": recall,
+            "recall_at_least": None if recall is None else 1 - clopper_pearson_upper(round((1 - recall) * seen), seen),
             "recall_of_images": None if len(images) == 0 else len(of_images) / len(images),
             "recall_pairs": seen,
             "recall_images": len(images),
