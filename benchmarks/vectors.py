@@ -108,6 +108,7 @@ def write_lake(root: str, vectors: np.ndarray) -> tuple[Lake, Manifest]:
             "role": pa.array(["training"] * len(part)),
             **{name: pa.array(["made"] * len(part)) for name in ("model", "pretrained", "preprocessing")},
             "vector": pa.ListArray.from_arrays(offsets, pa.array(part.ravel())),
+            "thumbnail": pa.nulls(len(part), pa.binary()),
             "status": pa.array(["success"] * len(part)),
             "reason": pa.nulls(len(part), pa.string()),
         }

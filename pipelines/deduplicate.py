@@ -49,6 +49,7 @@ class DeduplicateOptions:
     """Near-duplicates."""
 
     duplicate_threshold: float = option(0.9, "two training images with a cosine over this are duplicates")
+    thumbnail_share: float = option(0.0, "of an 8 x 8 thumbnail in the cosine, beside CLIP; 0: CLIP alone, as in the paper")
     recall: float = option(0.99, "share of the pairs that must be found; what all pairs are not compared for is chosen by it")
     exact_up_to: int = option(50_000, "with so many vectors or fewer all pairs are compared")
     linkage: str = option("single", "a group is what hangs together (single), or what all are pairs in (complete)",
@@ -65,6 +66,8 @@ class DeduplicateOptions:
     def __post_init__(self) -> None:
         if not -1 <= self.duplicate_threshold < 1:
             raise UserError(f"--duplicate_threshold is {self.duplicate_threshold}, expected a cosine: -1 to under 1")
+        if not 0 <= self.thumbnail_share <= 1:
+            raise UserError(f"--thumbnail_share is {self.thumbnail_share}, expected a share: 0 (CLIP alone) to 1")
         if not 0 < self.recall < 1:
             raise UserError(f"--recall is {self.recall}, expected a share: over 0 to under 1 (all pairs: raise --exact_up_to)")
         for name, least in (("exact_up_to", 0), ("pixel_band", 0), ("pixel_distance", 0), ("most_pairs", 1), ("block_rows", 1)):
@@ -143,6 +146,7 @@ def search(lake: Lake, options: DeduplicateOptions, embed: Manifest, planned: St
         pixel_band=options.pixel_band,
         pixel_distance=options.pixel_distance,
         pixels_decide=options.pixels_decide,
+        thumbnail_share=options.thumbnail_share,
         seed=options.duplicate_seed,
     )
 

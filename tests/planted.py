@@ -78,6 +78,7 @@ def embedding_rows(ids: list[str], vectors: np.ndarray, **columns: str) -> list[
         "model": "planted",
         "pretrained": "none",
         "preprocessing": "none",
+        "thumbnail": None,
         "status": "success",
         "reason": None,
         **columns,

@@ -16,7 +16,7 @@ import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
 
 from transforms.clip import ClipModel, OpenClipEncoder
-from transforms.images import decode
+from transforms.images import decode, thumbnail
 from transforms.lake import Lake, exists, read_rows
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
         reasons: list[str | None] = []
         statuses: list[str] = []
         vectors: list[np.ndarray] = []
+        thumbnails: list[bytes | None] = []
         waiting: list[tuple[int, torch.Tensor]] = []
 
         def encode_waiting() -> None:
@@ -77,8 +78,11 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
             statuses.append("success")
             reasons.append(None)
             vectors.append(_NO_VECTOR)
+            thumbnails.append(None)
             try:
-                waiting.append((row, encoder.prepare(decode(image["image"]))))
+                picture = decode(image["image"])
+                waiting.append((row, encoder.prepare(picture)))
+                thumbnails[row] = thumbnail(picture)
             except ValueError as error:
                 statuses[row], reasons[row] = "failed_to_decode", str(error)
             if len(waiting) == self.clip.batch_size:
@@ -92,6 +96,7 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
                 "pretrained": pa.array([self.pretrained] * len(ids), pa.string()),
                 "preprocessing": pa.array([encoder.preprocessing] * len(ids), pa.string()),
                 "vector": _vector_column(vectors),
+                "thumbnail": pa.array(thumbnails, pa.binary()),
                 "status": pa.array(statuses, pa.string()),
                 "reason": pa.array(reasons, pa.string()),
             }

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
+from transforms.kernels.thumbnails import SIDE
 from transforms.lake import Lake, open_parquet, part_number, read_parquet
 
 MAX_PIXELS = 64_000_000
@@ -62,6 +63,11 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
         paper = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(paper, picture)
     return picture.convert("RGB")
+
+
+def thumbnail(picture: Image.Image) -> bytes:
+    """A tiny picture of ``kernels.thumbnails``: 8 × 8 RGB, row by row, each pixel the mean of its share of the picture."""
+    return picture.resize((SIDE, SIDE), Image.Resampling.BOX).tobytes()
 
 
 def to_array(picture: Image.Image) -> np.ndarray:

@@ -113,6 +113,7 @@ EMBEDDINGS = Table(
             _column("pretrained", TEXT, "tag or digest of the weights"),
             _column("preprocessing", TEXT, "the transform between picture and model, as open_clip prints it"),
             _column("vector", pa.list_(FLOAT), "unit l2 norm; null where the picture could not be decoded", nullable=True),
+            _column("thumbnail", pa.binary(), "8 x 8 RGB, row by row; null where there is none", nullable=True),
             _column("status", TEXT, "success, failed_to_decode or failed_to_embed"),
             _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
         ]
@@ -128,7 +129,11 @@ DUPLICATE_PAIRS = Table(
         [
             _column("sample_id_a", TEXT, "the smaller sample_id"),
             _column("sample_id_b", TEXT, "the larger sample_id"),
-            _column("cosine", FLOAT, "dot product of the unit vectors"),
+            _column(
+                "cosine",
+                FLOAT,
+                "of the vectors that were compared: CLIP's, or with --thumbnail_share CLIP's and thumbnail's as one",
+            ),
             _column("pixel_distance", FLOAT, "aligned tiled l2 of the two pictures; null where nobody looked", nullable=True),
             _column("pixels_agree", FLAG, "whether the pixels agree with CLIP; null where nobody looked", nullable=True),
         ]
@@ -174,7 +179,11 @@ SAMPLED_PAIRS = Table(
         [
             _column("sample_id_a", TEXT, "the sampled image"),
             _column("sample_id_b", TEXT, "the other one"),
-            _column("cosine", FLOAT, "dot product of the unit vectors"),
+            _column(
+                "cosine",
+                FLOAT,
+                "of the vectors that were compared: CLIP's, or with --thumbnail_share CLIP's and thumbnail's as one",
+            ),
             _column("stands_for", DOUBLE, "pairs of sampled images that it was drawn from, itself included: its weight"),
             _column("found", FLAG, "whether the search found it; null at the threshold and under it", nullable=True),
             _column("judged", FLAG, "whether the recall is measured on it: over the threshold, and the cells not chosen by it"),

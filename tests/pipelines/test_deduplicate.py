@@ -17,9 +17,9 @@ from pipelines.embed import EmbedOptions
 from pipelines.stage import Execution
 from tests.planted import clusters, embedding_rows, picture, write_embeddings, write_images
 from transforms.duplicates import Job, search
-from transforms.images import encode_png
+from transforms.images import ImageStore, encode_png, thumbnail
 from transforms.kernels import cells as kernel
-from transforms.lake import Lake
+from transforms.lake import Lake, read_parquet
 from transforms.schema import TABLES
 
 MODEL = Path(__file__).resolve().parents[2] / "demo" / "models" / "clip"
@@ -64,6 +64,8 @@ def test_the_command_line(lake):
         (["--duplicate_threshold=1"], "--duplicate_threshold is 1.0, expected a cosine"),
         (["--duplicate_threshold=nan"], "--duplicate_threshold is nan, expected a cosine"),
         (["--block_rows=0"], "--block_rows is 0, expected 1 or more"),
+        (["--thumbnail_share=1.5"], "--thumbnail_share is 1.5, expected a share: 0 (CLIP alone) to 1"),
+        (["--thumbnail_share=0.5"], "4 vectors without a thumbnail of 192 bytes: "),
         (["--recall=1"], "--recall is 1.0, expected a share: over 0 to under 1"),
         (["--pixel_band=nan"], "--pixel_band is nan, expected 0 or more"),
         (["--linkage=average"], "argument --linkage: invalid choice: 'average'"),
@@ -323,6 +325,25 @@ def test_pixels_may_decide(pictures):
     manifest = deduplicate.run(Execution(pictures, []), DeduplicateOptions(duplicate_threshold=0.93, pixels_decide=True))
     groups = pictures.read("duplicate_groups", manifest.snapshot_id).to_pylist()
     assert {row["sample_id"]: row["group_id"] for row in groups} == {"a": "a", "b": "a", "c": "c", "d": "a"}
+
+
+def test_thumbnails_tell_apart_what_clip_finds_alike(pictures):
+    embed = pictures.latest("embed")
+    part = pictures.part("embeddings", embed.snapshot_id, 0)
+    rows = read_parquet(part).to_pylist()
+    store = ImageStore(pictures, pictures.latest("ingest").snapshot_id, embed.snapshot_id)
+    for row in rows[:3]:
+        row["thumbnail"] = thumbnail(Image.fromarray(store.get(row["sample_id"])))
+    pictures.write("embeddings", embed.snapshot_id, 0, [*rows[:3], rows[3] | {"status": "failed_to_decode", "reason": "none"}])
+    share, found = 0.5, {}
+    options = DeduplicateOptions(duplicate_threshold=0.8, thumbnail_share=share, pixel_band=0)
+    manifest = deduplicate.run(Execution(pictures, []), options)
+    for row in pictures.read("duplicate_pairs", manifest.snapshot_id).to_pylist():
+        found[row["sample_id_a"], row["sample_id_b"]] = row["cosine"]
+    # The copy, whose angle to the picture is 20 degrees, and not the other picture, which is as near by CLIP.
+    assert found.keys() == {("a", "b")}
+    tiny = [np.frombuffer(row["thumbnail"], np.uint8).astype(float) for row in rows[:2]]
+    assert found["a", "b"] == pytest.approx((1 - share) * np.cos(np.radians(20)) + share * np.corrcoef(*tiny)[0, 1], abs=1e-5)
 
 
 def test_nobody_looks_without_a_band(pictures):

@@ -14,6 +14,7 @@ from tests.planted import picture, planted_pictures, write_images, write_tiny_cl
 from transforms.clip import ClipModel, OpenClipEncoder, read_vectors, unit_norm
 from transforms.embedding import EmbedImages, OpenClipHandler
 from transforms.errors import UserError
+from transforms.images import thumbnail
 from transforms.lake import Lake, read_parquet
 
 
@@ -149,12 +150,13 @@ def test_every_picture_has_its_row_in_the_part_of_its_image(tmp_path, clip_folde
         for row, (_, _, content) in zip(rows, part, strict=True):
             assert {row["model"], row["pretrained"]} == set(ClipModel(clip_folder).identity())
             if row["sample_id"] == "broken":
-                assert (row["status"], row["vector"]) == ("failed_to_decode", None)
+                assert (row["status"], row["vector"], row["thumbnail"]) == ("failed_to_decode", None, None)
                 assert row["reason"].startswith("cannot decode the picture")
             else:
                 alone = ClipModel(clip_folder, batch_size=3).load().encode([Image.open(io.BytesIO(content))])[0]
                 assert (row["status"], row["reason"]) == ("success", None)
                 assert row["vector"] == alone.tolist()
+                assert row["thumbnail"] == thumbnail(Image.open(io.BytesIO(content)))
 
 
 def test_a_model_that_gives_no_direction_makes_error_rows(tmp_path, clip_folder, monkeypatch):

@@ -29,6 +29,7 @@ from transforms.duplicates.job import (
     write_npz,
 )
 from transforms.errors import UserError
+from transforms.kernels.thumbnails import LENGTH, joined
 from transforms.lake import list_files, read_parquet
 
 NORM_TOLERANCE = 1e-4
@@ -81,7 +82,7 @@ class CheckBlock(beam.DoFn):
         every, keys, digests, found = [], [], [], []
         for number in block.parts:
             path = self.job.lake.part("embeddings", self.job.embed_snapshot, number)
-            table = read_parquet(path, ["sample_id", "role", "model", "pretrained", "preprocessing", "vector", "status"])
+            table = read_parquet(path, self._columns())
             ids = keys_of(table["sample_id"].to_pylist())
             every.append(ids)
             table = table.append_column("row", pa.array(np.arange(table.num_rows)))
@@ -96,7 +97,7 @@ class CheckBlock(beam.DoFn):
                 sample = row.pop("sample_id_min")
                 kinds[Kind(**row)] = min(kinds.get(Kind(**row), sample), sample)
             if table.num_rows and len(kinds) == 1:
-                vectors = matrix(table["vector"])
+                vectors = self._compared(path, table)
                 keys.append(table["key"].to_numpy())
                 digests.append(digests_of(vectors))
                 found.append(pa.table({"sample_id": table["sample_id"], "vector": vectors_column(vectors)}))
@@ -113,6 +114,25 @@ class CheckBlock(beam.DoFn):
             write_arrow(self.job.file("vectors", block.number, "arrow"), table.select(["sample_id", "vector"]))
             write_arrow(self.job.file("sample", block.number, "arrow"), table.filter(pc.field("key") < self._cut()))
         yield Checked(block, rows, kinds)
+
+    def _columns(self) -> list[str]:
+        columns = ["sample_id", "role", "model", "pretrained", "preprocessing", "vector", "status"]
+        return [*columns, "thumbnail"] if self.job.thumbnail_share else columns
+
+    def _compared(self, path: str, table: pa.Table) -> np.ndarray:
+        """(n, d) float32: CLIP's vectors, or these and the thumbnails as one."""
+        vectors = matrix(table["vector"])
+        if not self.job.thumbnail_share:
+            return vectors
+        bad = table.filter(pc.not_equal(pc.binary_length(table["thumbnail"]).fill_null(0), LENGTH))
+        if bad.num_rows:
+            named = ", ".join(bad["sample_id"].to_pylist()[:NAMED])
+            raise UserError(
+                f"{path!r} has {bad.num_rows} vectors without a thumbnail of {LENGTH} bytes: {named}; run 'eidetic embed', "
+                "which makes them, or leave --thumbnail_share at 0"
+            )
+        thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8).reshape(-1, LENGTH)
+        return joined(vectors, thumbnails, self.job.thumbnail_share)
 
     def _cut(self) -> int:
         """Keys below it are the sample."""

@@ -44,6 +44,7 @@ class Job:
         pixel_band: pairs with a cosine up to so much over the threshold get the second opinion.
         pixel_distance: aligned tiled l2 up to which the pictures agree.
         pixels_decide: pairs whose pixels disagree join no groups.
+        thumbnail_share: of the thumbnail in what is compared; 0 to 1.
         seed: of k-means and of what is drawn.
     """
 
@@ -63,6 +64,7 @@ class Job:
     pixel_band: float = 0.05
     pixel_distance: float = 0.08
     pixels_decide: bool = False
+    thumbnail_share: float = 0.0
     seed: int = 0
 
     def of(self, snapshot: str) -> Job:
