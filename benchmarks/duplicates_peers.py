@@ -670,7 +670,8 @@ wheel and runs offline.
 Where Eidetic is compared *at the precision of* a peer, it's the highest recall among Eidetic's settings with at least the
 peer's precision. Both sides choose their setting knowing the truth, and Eidetic chooses among more of them: three numbers are
 tried (floor, sure cosine, pixel distance), of a peer one. The pixel distance's own limit and the share of the thumbnail were
-chosen on these very pictures: nothing was held out. The hashes' best F1 may lie at a very low precision; to be ahead of those says little.
+chosen on these very pictures: nothing was held out. The hashes' best F1 may lie at a very low precision; to be ahead of those
+says little.
 
 Times are by the clock, on a machine that others used too. Eidetic's are of its model and kernels without Beam and tables; the
 peers' of their own calls, after their imports.
