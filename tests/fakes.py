@@ -243,7 +243,9 @@ SWEPT = (
 def _write_sweep(lake: Lake, snapshot: str, groups: list[dict[str, Any]]) -> None:
     if not groups:
         return
-    sizes = [{"threshold": 0.9, "groups": 3, "images_in_groups": 9, "largest": 5},
+    sizes = [*({"threshold": threshold / 100, "groups": None, "images_in_groups": None, "largest": None}
+               for threshold in range(80, 90)),
+             {"threshold": 0.9, "groups": 3, "images_in_groups": 9, "largest": 5},
              {"threshold": 0.95, "groups": 2, "images_in_groups": 4, "largest": 2}]  # fmt: skip
     lake.write("group_sizes", snapshot, 0, sizes)
     lake.write("sampled_pairs", snapshot, 0, [

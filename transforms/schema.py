@@ -160,13 +160,13 @@ DUPLICATE_GROUPS = Table(
 GROUP_SIZES = Table(
     "group_sizes",
     "deduplicate",
-    "one threshold, from that of the search on, and the groups that it would make by single linkage",
+    "one threshold of the sweep, and the groups that it would make by single linkage: null under that of the search",
     pa.schema(
         [
             _column("threshold", DOUBLE, "cosine; pairs over it join"),
-            _column("groups", LONG, "of two images and more"),
-            _column("images_in_groups", LONG, "training images in those groups"),
-            _column("largest", LONG, "images in the largest of them; 1 where there is none"),
+            _column("groups", LONG, "of two images and more", nullable=True),
+            _column("images_in_groups", LONG, "training images in those groups", nullable=True),
+            _column("largest", LONG, "images in the largest of them; 1 where there is none", nullable=True),
         ]
     ),
 )

@@ -1,15 +1,7 @@
 -- Grain: one cosine threshold, from 0.1 under that of the search on.
 -- Source: sampled_pairs, group_sizes. Whether a pair is one of copies is what its pixels say (docs/duplicates.md).
 WITH searched AS (
-    SELECT min(threshold) AS threshold FROM group_sizes
-),
-
-thresholds AS (
-    SELECT threshold FROM group_sizes
-    UNION ALL
-    SELECT round(searched.threshold - steps.n / 100, 6) AS threshold
-    FROM searched CROSS JOIN range(1, 10) AS steps(n)
-    WHERE searched.threshold IS NOT NULL
+    SELECT min(threshold) AS threshold FROM group_sizes WHERE groups IS NOT NULL
 ),
 
 looked_at AS (
@@ -27,7 +19,7 @@ looked_at AS (
 
 counted AS (
     SELECT
-        thresholds.threshold,
+        group_sizes.threshold,
         coalesce(sum(drawn_from), 0) AS sampled_pairs,
         count(*) FILTER (WHERE pixels_agree IS NOT NULL) AS looked_at,
         sum(stands_for) FILTER (WHERE pixels_agree) AS agreeing,
@@ -35,9 +27,9 @@ counted AS (
         count(*) FILTER (WHERE judged) AS judged,
         count(*) FILTER (WHERE judged AND found) AS found,
         sum(drawn_from) FILTER (WHERE judged AND found) / sum(drawn_from) FILTER (WHERE judged) AS search_recall
-    FROM thresholds
-    LEFT JOIN looked_at ON looked_at.cosine > thresholds.threshold
-    GROUP BY thresholds.threshold
+    FROM group_sizes
+    LEFT JOIN looked_at ON looked_at.cosine > group_sizes.threshold
+    GROUP BY group_sizes.threshold
 ),
 
 final AS (
@@ -56,7 +48,7 @@ final AS (
         group_sizes.largest
     FROM counted
     CROSS JOIN searched
-    LEFT JOIN group_sizes ON group_sizes.threshold = counted.threshold
+    INNER JOIN group_sizes ON group_sizes.threshold = counted.threshold
 )
 
 SELECT * FROM final

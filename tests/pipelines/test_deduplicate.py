@@ -35,7 +35,7 @@ def lake(tmp_path):
 
 def test_the_manifest_counts_pairs_and_groups(lake):
     manifest = deduplicate.run(Execution(lake, []), DeduplicateOptions())
-    rows = {"duplicate_pairs": 3, "duplicate_groups": 4, "group_sizes": 10, "sampled_pairs": 6, "keep_list": 2}
+    rows = {"duplicate_pairs": 3, "duplicate_groups": 4, "group_sizes": 20, "sampled_pairs": 6, "keep_list": 2}
     assert manifest.rows == rows
     assert manifest.facts["share_removed"] == 0.5
     assert manifest.upstream == {"embed": lake.latest("embed").snapshot_id}

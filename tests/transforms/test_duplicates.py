@@ -298,7 +298,9 @@ def test_another_threshold_makes_the_groups_that_the_table_says(tmp_path):
     embed = write_embeddings(lake, in_parts(ids, vectors, 2))
     find(lake, embed)
     sizes = {round(row["threshold"], 2): row for row in lake.read("group_sizes", "d").to_pylist()}
-    assert min(sizes) == 0.9 and max(sizes) == 0.99
+    assert sorted(sizes) == [round(0.8 + step / 100, 2) for step in range(20)]
+    # Under the search's own threshold only the sampled pairs are known.
+    assert all((row["groups"] is None) == (threshold < 0.9) for threshold, row in sizes.items())
     for threshold in (0.9, 0.95):
         find(lake, embed, threshold=threshold, snapshot=f"at{threshold}")
         groups = [len(group) for group in as_groups(tables(lake, f"at{threshold}")[1]) if len(group) > 1]

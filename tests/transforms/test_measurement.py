@@ -285,7 +285,7 @@ def test_duplication_counts_groups_and_images(tmp_path):
 def test_the_sweep_weighs_what_was_looked_at(tmp_path):
     """By hand, from the five pairs that fakes.SWEPT plants around the threshold 0.9."""
     rows = {row["threshold"]: row for row in measured(fake_lake(tmp_path))["threshold_sweep"]}
-    assert sorted(rows) == [0.81, 0.82, 0.83, 0.84, 0.85, 0.86, 0.87, 0.88, 0.89, 0.9, 0.95]
+    assert sorted(rows) == [0.8, 0.81, 0.82, 0.83, 0.84, 0.85, 0.86, 0.87, 0.88, 0.89, 0.9, 0.95]
     assert [row["threshold"] for row in rows.values() if row["searched"]] == [0.9]
     # Over 0.9: six pairs, of which three were looked at, so each of these stands for two of its kind.
     assert (rows[0.9]["sampled_pairs"], rows[0.9]["looked_at"]) == (6, 2)

@@ -20,6 +20,7 @@ from transforms.duplicates.job import (
     Vectors,
     keys_of,
     matrix,
+    positions,
     read_arrow,
     read_block,
     read_npz,
@@ -292,8 +293,8 @@ class Prepare(beam.DoFn):
         old_key, old_digest = (np.concatenate([one[name] for one in stored]) for name in ("key", "digest"))
         order, old_order = np.argsort(key), np.argsort(old_key)
         old_key, old_digest = old_key[old_order], old_digest[old_order]
-        places = np.minimum(np.searchsorted(key[order], old_key), len(key) - 1)
-        same = (key[order][places] == old_key) & (digest[order][places] == old_digest)
+        places, there = positions(key[order], old_key)
+        same = there & (digest[order][places] == old_digest)
         if not same.all():
             return None, f"{int((~same).sum()):,} vectors of the night before are gone or changed"
         return _Base(old_key, old_digest, before.crowd_keys), ""

@@ -18,6 +18,7 @@ from transforms.duplicates.job import (
     Vectors,
     keys_of,
     matrix,
+    positions,
     read_arrow,
     read_block,
     read_npz,
@@ -135,14 +136,8 @@ def _elsewhere(cells: Cells, shard: int, lists: np.ndarray) -> np.ndarray:
 
 def _crowd_sizes(prepared: Prepared, keys: np.ndarray) -> np.ndarray:
     """(n,) int64: how many images each vector tells of, itself included."""
-    place, there = _positions(prepared.crowd_keys, keys)
+    place, there = positions(prepared.crowd_keys, keys)
     return np.where(there, prepared.crowd_sizes[place] if len(prepared.crowd_sizes) else 1, 1)
-
-
-def _positions(ascending: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where in ``ascending`` each is, and whether it is there."""
-    place = np.minimum(np.searchsorted(ascending, wanted), max(0, len(ascending) - 1))
-    return place, (ascending[place] == wanted) if len(ascending) else np.zeros(len(wanted), bool)
 
 
 def _nearest_pairs(i: np.ndarray, cosine: np.ndarray, most: int) -> np.ndarray:

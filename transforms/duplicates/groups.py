@@ -13,6 +13,7 @@ from transforms.duplicates.job import (
     Block,
     Job,
     Prepared,
+    positions,
     read_arrow,
     read_block,
     read_json,
@@ -63,9 +64,12 @@ class MergeGroups(beam.DoFn):
         batch = (np.cumsum(vectors) - vectors) // job.block_rows
         write_npz(job.work("forest.npz"), **forest._asdict())
         write_npz(job.work("groups.npz"), node=groups.node, label=groups.label, batch=batch)
-        sizes = kernel.sizes_by_threshold(forest, crowds, job.sweep()[job.sweep() >= job.threshold])
         columns = ("threshold", "groups", "images_in_groups", "largest")
-        job.lake.write("group_sizes", job.snapshot, 0, [dict(zip(columns, one, strict=True)) for one in sizes])
+        # Of pairs under the search's own threshold only the sampled ones are known.
+        unknown = [(threshold, None, None, None) for threshold in job.sweep() if threshold < job.threshold]
+        sizes = kernel.sizes_by_threshold(forest, crowds, [one for one in job.sweep() if one >= job.threshold])
+        rows = [dict(zip(columns, one, strict=True)) for one in (*unknown, *sizes)]
+        job.lake.write("group_sizes", job.snapshot, 0, rows)
         if prepared.chain:
             before = read_json(job.of(prepared.chain[-1]).work("merged.json"))
             pairs, left_out = pairs + before["pairs_without_a_row"], left_out + before["pairs_without_a_row"]
@@ -87,8 +91,8 @@ class MergeGroups(beam.DoFn):
         keys, leaders = keys[order], leaders[order]
 
         def told_by(nodes: np.ndarray) -> np.ndarray:
-            place = np.minimum(np.searchsorted(keys, nodes), len(keys) - 1)
-            return np.where(keys[place] == nodes, leaders[place], nodes)
+            place, there = positions(keys, nodes)
+            return np.where(there, leaders[place], nodes)
 
         i, j = told_by(before.i), told_by(before.j)
         return kernel.Edges(i[i != j], j[i != j], before.cosine[i != j])
@@ -111,8 +115,7 @@ class GatherBlock(beam.DoFn):
         vectors, marks = read_block(job, block.number)
         groups = read_npz(job.work("groups.npz"))
         node, label, batch = (groups[name] for name in ("node", "label", "batch"))
-        place = np.minimum(np.searchsorted(node, marks.leader), max(0, len(node) - 1))
-        grouped = (node[place] == marks.leader) if len(node) else np.zeros(len(marks.key), bool)
+        place, grouped = positions(node, marks.leader)
         batches = read_json(job.work("merged.json"))["batches"]
         alone = np.sort(vectors.sample_id[~grouped])
         ones = np.ones(len(alone))
@@ -162,7 +165,8 @@ class WriteBatch(beam.DoFn):
         table = pa.concat_tables([read_arrow(path) for path in paths])
         ids = table["sample_id"].to_numpy(zero_copy_only=False)
         key, leader, label = (table[name].to_numpy() for name in ("key", "leader", "label"))
-        vectors = table["vector"].combine_chunks().flatten().to_numpy()
+        # Not as one Arrow list, whose offsets end at 2 billion numbers: a group may have more.
+        vectors = np.concatenate([chunk.flatten().to_numpy() for chunk in table["vector"].chunks])
         speaks = np.flatnonzero(key == leader)
         vectors = vectors.reshape(len(speaks), -1)
         # In the order of their ids inside each group: it decides between equals, whatever the blocks were.

@@ -112,6 +112,12 @@ def keys_of(sample_ids: Iterable[str]) -> np.ndarray:
     return (np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64)
 
 
+def positions(ascending: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where in ``ascending`` each is (any place where it isn't), and whether it is there."""
+    place = np.minimum(np.searchsorted(ascending, wanted), max(0, len(ascending) - 1))
+    return place, (ascending[place] == wanted) if len(ascending) else np.zeros(len(wanted), bool)
+
+
 class Vectors(NamedTuple):
     """Training vectors.
 
