@@ -1,8 +1,20 @@
-"""Intervals of rates. The arithmetic is scipy's; what is decided here is what no trial at all says."""
+"""Intervals of rates: exact where prompts were tried in full, exact by strata where they were drawn by strata.
+
+    blaker_interval           all of a kind were tried, or each was drawn with the same probability
+    stratified_interval       drawn by strata with different probabilities
+    wilson_interval           the field's usual one, to compare with: at small rates it covers too little
+    clopper_pearson_interval  what the others are measured by
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
 CONFIDENCE = 0.95
+
+Interval = tuple[float, float]
 
 
 def _check(successes: int, trials: int) -> None:
@@ -10,7 +22,7 @@ def _check(successes: int, trials: int) -> None:
         raise ValueError(f"{successes} successes in {trials} trials, expected 0 ≤ successes ≤ trials")
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+def wilson_interval(successes: int, trials: int) -> Interval:
     """Wilson's 95% score interval of a rate (Wilson 1927), without continuity correction.
 
     Args:
@@ -33,9 +45,129 @@ def clopper_pearson_upper(successes: int, trials: int) -> float:
         successes: 0 to ``trials``.
         trials: 0 or more; without a trial the bound is 1.
     """
-    from scipy.stats import beta
+    return _clopper_pearson_upper(successes, trials, 1 - CONFIDENCE)
+
+
+def clopper_pearson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
+    """Clopper and Pearson's exact interval (1934): each end is missed with at most half of what is not covered.
+
+    Args:
+        successes: 0 to ``trials``.
+        trials: 0 or more; without a trial nothing is known, and the interval is (0, 1).
+        confidence: over 0, under 1.
+    """
+    outside = (1 - confidence) / 2
+    lower = 1 - _clopper_pearson_upper(trials - successes, trials, outside)
+    return lower, _clopper_pearson_upper(successes, trials, outside)
+
+
+def _clopper_pearson_upper(successes: int, trials: int, outside: float) -> float:
+    from scipy.special import betainccinv
 
     _check(successes, trials)
-    if successes == trials:
-        return 1.0
-    return float(beta.ppf(CONFIDENCE, successes + 1, trials - successes))
+    return 1.0 if successes == trials else float(betainccinv(successes + 1, trials - successes, outside))
+
+
+def blaker_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
+    """Blaker's exact interval: never wider than Clopper and Pearson's, and it covers as surely.
+
+    It holds the rates under which a result as unlikely as this one has a probability over ``1 - confidence``: that of the
+    smaller tail which begins at the result, and of as much of the other tail as is no likelier. Where these rates leave a gap,
+    the gap is inside.
+
+    Args:
+        successes: 0 to ``trials``.
+        trials: 0 or more; without a trial nothing is known, and the interval is (0, 1).
+        confidence: over 0, under 1.
+
+    Source: Blaker 2000, "Confidence curves and improved exact confidence intervals for discrete distributions". How the ends
+    are found: Klaschka 2010, "BlakerCI: an algorithm and R package for the Blaker's binomial confidence limits calculation".
+    """
+    _check(successes, trials)
+    if trials == 0:
+        return 0.0, 1.0
+    return _blaker_lower(successes, trials, confidence), 1 - _blaker_lower(trials - successes, trials, confidence)
+
+
+def _blaker_lower(successes: int, trials: int, confidence: float) -> float:
+    """The lower end.
+
+    Between Clopper and Pearson's end and the next rate at which one more of the other tail counts, the probability of both tails
+    falls, then rises. At that next rate both tails are equally likely, so together over 1 - confidence: the end is not beyond it.
+    """
+    if successes == 0:
+        return 0.0
+    begin = clopper_pearson_interval(successes, trials, confidence)[0]
+    # Not over 1/2 for either tail, since the upper one is that small at this rate.
+    other = _last(lambda count: _at_most(count, trials, begin) <= _at_least(successes, trials, begin), -1, successes)
+    end = _root(lambda rate: _at_least(successes, trials, rate) - _at_most(other + 1, trials, rate), begin, 1.0)
+
+    def excess(rate: float) -> float:
+        return _at_least(successes, trials, rate) + _at_most(other, trials, rate) - (1 - confidence)
+
+    return _root(excess, begin, end) if excess(end) > 0 else end
+
+
+def _at_least(count: int, trials: int, rate: float) -> float:
+    """P(count or more of the trials)."""
+    from scipy.special import betainc
+
+    return 1.0 if count <= 0 else float(betainc(count, trials - count + 1, rate))
+
+
+def _at_most(count: int, trials: int, rate: float) -> float:
+    """P(count or fewer of the trials)."""
+    from scipy.special import betaincc
+
+    return 0.0 if count < 0 else 1.0 if count >= trials else float(betaincc(count + 1, trials - count, rate))
+
+
+def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The last whole number from ``low`` to before ``high`` for which it holds; it holds for ``low`` and up to some number."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _root(value: Callable[[float], float], low: float, high: float) -> float:
+    """Where ``value`` is over 0 for the first time, between ``low`` (where it isn't) and ``high``."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if value(middle) > 0 else (middle, high)
+    return low
+
+
+def stratified_interval(
+    successes: Sequence[int], trials: Sequence[int], weights: Sequence[float], confidence: float = CONFIDENCE
+) -> Interval:
+    """An interval of the rate of a whole population of which strata were drawn with different probabilities.
+
+    Every stratum gives its own exact interval (Clopper and Pearson); how far their ends are from their rates is put together
+    as independent errors are. So a stratum without a hit still says how much it may hide, in proportion to its weight; and with
+    one stratum the interval is the exact one. Korn and Graubard's interval, which is the usual one for surveys, takes such a
+    stratum for certain.
+
+    Args:
+        successes: (s,) 0 to the trials.
+        trials: (s,) 1 or more. A stratum that was not tried could be anything: leave it out, and say so.
+        weights: (s,) its part of the population, in any unit; 0 or more, not all 0.
+        confidence: over 0, under 1.
+
+    Source: the method of variance estimates recovery: Zou and Donner 2008, "Construction of confidence limits about effect
+    measures: a general approach"; Zou, Huang and Zhang 2009, "A note on confidence interval estimation for a linear function
+    of binomial proportions". Its coverage is measured in the tests.
+    """
+    share = np.asarray(weights, float)
+    if not len(share) or len(share) != len(successes) or len(share) != len(trials) or share.min() < 0 or share.sum() <= 0:
+        raise ValueError(f"weights {list(weights)} for {len(successes)} strata, expected one each, 0 or more and not all 0")
+    if min(trials) < 1:
+        raise ValueError(f"a stratum without a trial among {list(trials)}, expected 1 or more in each")
+    share = share / share.sum()
+    rates = np.asarray(successes) / np.asarray(trials)
+    ends = np.array(
+        [clopper_pearson_interval(int(x), int(n), confidence) for x, n in zip(successes, trials, strict=True)]
+    )
+    rate = float(share @ rates)
+    below, above = (float(np.sqrt(((share * (end - rates)) ** 2).sum())) for end in ends.T)
+    return max(0.0, rate - below), min(1.0, rate + above)

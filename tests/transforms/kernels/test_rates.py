@@ -1,11 +1,18 @@
 """Intervals of rates: hand values, scipy as the second opinion, and the ends where nothing or all succeeded."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest, norm
+from scipy.stats import beta, binom, binomtest, norm
 
-from transforms.kernels.rates import clopper_pearson_upper, wilson_interval
+from transforms.kernels.rates import (
+    blaker_interval,
+    clopper_pearson_interval,
+    clopper_pearson_upper,
+    stratified_interval,
+    wilson_interval,
+)
 
 counts = st.integers(1, 5000).flatmap(lambda trials: st.tuples(st.integers(0, trials), st.just(trials)))
 
@@ -74,3 +81,122 @@ def test_what_is_no_count_is_refused(bad):
         wilson_interval(*bad)
     with pytest.raises(ValueError, match="successes in"):
         clopper_pearson_upper(*bad)
+
+
+# -- Clopper and Pearson's, and Blaker's --------------------------------------------------------------------------------
+
+
+def acceptability(successes, trials, rate):
+    """Blaker 2000, straight from its definition: the smaller tail, and what of the other is no likelier."""
+    at_least, at_most = binom.sf(np.arange(trials + 1) - 1, trials, rate), binom.cdf(np.arange(trials + 1), trials, rate)
+    tail = min(at_least[successes], at_most[successes])
+    if at_least[successes] < at_most[successes]:
+        other = at_most[at_most <= tail * (1 + 1e-12)].max(initial=0)
+    else:
+        other = at_least[at_least <= tail * (1 + 1e-12)].max(initial=0)
+    return min(1.0, tail + other)
+
+
+@given(counts)
+@settings(max_examples=60, deadline=None)
+def test_clopper_and_pearsons_interval_is_scipys(count):
+    expected = binomtest(*count).proportion_ci(method="exact")
+    assert clopper_pearson_interval(*count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@given(counts)
+@settings(max_examples=100, deadline=None)
+def test_blakers_is_never_wider_than_clopper_and_pearsons(count):
+    (lower, upper), (widest_lower, widest_upper) = blaker_interval(*count), clopper_pearson_interval(*count)
+    assert widest_lower - 1e-12 <= lower <= count[0] / count[1] <= upper <= widest_upper + 1e-12
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3, 7, 20, 41])
+def test_blakers_ends_are_where_its_definition_says(trials):
+    """All rates of a fine grid: outside the interval none is acceptable, and right inside each end one is."""
+    grid = np.linspace(0, 1, 4001)
+    for successes in range(trials + 1):
+        lower, upper = blaker_interval(successes, trials)
+        accepted = np.array([acceptability(successes, trials, rate) > 0.05 for rate in grid])
+        assert not accepted[(grid < lower - 1e-9) | (grid > upper + 1e-9)].any()
+        for end, inwards in ((lower, 1e-7), (upper, -1e-7)):
+            if 0 < end < 1:
+                assert acceptability(successes, trials, end + inwards) > 0.05 - 1e-5
+
+
+def test_blakers_by_hand():
+    # Over 1/2 no other result is as unlikely as none of one, which has 1 - p.
+    assert blaker_interval(0, 1) == pytest.approx((0, 0.95))
+    assert blaker_interval(5, 10)[0] + blaker_interval(5, 10)[1] == pytest.approx(1)
+    assert blaker_interval(0, 0) == (0.0, 1.0)
+
+
+RATES = np.unique(np.concatenate([np.geomspace(1e-4, 0.5, 400), np.linspace(1e-4, 0.5, 400)]))
+
+
+@pytest.mark.parametrize("trials", [5, 30, 100, 1000])
+def test_blakers_covers_at_every_rate(trials):
+    """By summing the binomial, at a grid of rates and on both sides of every end, where coverage jumps."""
+    ends = np.array([blaker_interval(successes, trials) for successes in range(trials + 1)])
+    jumps = np.concatenate([ends.ravel() - 1e-9, ends.ravel() + 1e-9])
+    rates = np.concatenate([RATES, jumps[(jumps >= 1e-4) & (jumps <= 0.5)]])
+    covered = (ends[:, :1] <= rates) & (rates <= ends[:, 1:])
+    coverage = (binom.pmf(np.arange(trials + 1)[:, None], trials, rates) * covered).sum(axis=0)
+    assert coverage.min() >= 0.95 - 1e-6
+
+
+def test_wilsons_covers_too_little_at_small_rates():
+    """Why it is a column to compare with, and no more."""
+    ends = np.array([wilson_interval(successes, 1000) for successes in range(1001)])
+    covered = (ends[:, :1] <= RATES) & (RATES <= ends[:, 1:])
+    coverage = (binom.pmf(np.arange(1001)[:, None], 1000, RATES) * covered).sum(axis=0)
+    assert coverage.min() < 0.9
+
+
+# -- by strata ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_stratum_has_the_exact_interval():
+    for count in ((0, 20), (3, 50), (50, 50)):
+        assert stratified_interval([count[0]], [count[1]], [7.0]) == pytest.approx(clopper_pearson_interval(*count))
+
+
+def test_a_stratum_without_a_hit_is_bounded_by_its_weight():
+    """The most duplicated are extracted, and none of 100 singles is: those may still hide 3.6%, of nearly everything."""
+    lower, upper = stratified_interval([20, 0], [40, 100], [40, 1_000_000])
+    assert lower < 40 * 0.5 / 1_000_040 and upper == pytest.approx(clopper_pearson_interval(0, 100)[1], rel=1e-3)
+    # What is left of the singles if nobody weighs them.
+    assert stratified_interval([20, 0], [40, 100], [1, 0]) == pytest.approx(clopper_pearson_interval(20, 40))
+
+
+def test_strata_that_are_alike_in_any_order_and_unit():
+    one = stratified_interval([1, 5, 0], [30, 10, 200], [1, 2, 3])
+    assert stratified_interval([0, 1, 5], [200, 30, 10], [3, 1, 2]) == pytest.approx(one)
+    assert stratified_interval([1, 5, 0], [30, 10, 200], [10, 20, 30]) == pytest.approx(one)
+
+
+DESIGNS = {
+    "singles that seldom come back": ([100, 100, 50, 20], [0.95, 0.04, 0.009, 0.001], [0.0005, 0.01, 0.1, 0.5]),
+    "nothing comes back of the singles": ([200, 50], [0.99, 0.01], [0.0, 0.3]),
+    "all alike and rare": ([50] * 10, [0.1] * 10, [0.005] * 10),
+    "few prompts": ([5, 5, 5], [0.7, 0.2, 0.1], [0.02, 0.1, 0.4]),
+    "half of everything": ([30, 30], [0.5, 0.5], [0.5, 0.4]),
+    "one in a thousand, many prompts": ([1000, 300], [0.9, 0.1], [0.001, 0.02]),
+}
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_the_interval_by_strata_covers(design):
+    """By simulation with a fixed seed: at least 94% of the intervals hold the population's rate."""
+    trials, weights, rates = DESIGNS[design]
+    random, truth, held = np.random.default_rng(0), float(np.dot(weights, rates)), 0
+    for _ in range(2000):
+        lower, upper = stratified_interval(random.binomial(trials, rates), trials, weights)
+        held += lower <= truth <= upper
+    assert held / 2000 >= 0.94
+
+
+@pytest.mark.parametrize("bad", [([1], [2], [0.0]), ([1], [2], [-1.0]), ([1, 1], [2, 2], [1.0]), ([], [], []), ([0], [0], [1.0])])
+def test_what_are_no_strata_is_refused(bad):
+    with pytest.raises(ValueError, match="expected"):
+        stratified_interval(*bad)
