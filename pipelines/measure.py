@@ -1,8 +1,7 @@
 """Turns the matches into rates: the marts, audit.duckdb, and the report.
 
 reads   every table of one audit
-writes  the marts (verdicts, extraction_rate, extractions, duplication, threshold_sweep, false_positives,
-        filter_misses), audit.duckdb,
+writes  the marts (verdicts, extraction_rate, extractions, takedown, cost and others: docs/sql.md), audit.duckdb,
         reports/<audit>.html and report.html, which is the newest
 
 DuckDB runs the files of sql/ on the machine that the command runs on: there is no Beam pipeline in this stage. The audit's
@@ -38,12 +37,23 @@ class MeasureOptions:
             raise UserError(f"--report_limit is {self.report_limit}, expected 0 or more")
 
 
+@dataclasses.dataclass(frozen=True)
+class RelocateOptions:
+    """After the lake was moved."""
+
+    relocate: bool = option(False, "only tell audit.duckdb where the lake lies now")
+
+
 def stage(lake: Lake, options: MeasureOptions, match: str) -> Stage:
     """What ``measure`` would make of the matches of snapshot ``match``."""
     done = lake.manifest("match", match)
     return Stage(
         name="measure",
-        parameters={**parameters(options), "sql": measurement.sql_digest(), "report": report.digest_of_template()},
+        parameters={
+            **parameters(options),
+            "sql": measurement.sql_digest(),
+            "report": report.digest_of_template(),
+        },
         upstream={"match": match},
         items=None if done is None else done.rows["matches"],
         unit="matches",
@@ -85,12 +95,13 @@ def summary(lake: Lake, measure: Manifest) -> str:
     rates = measurement.read_mart(lake, "extraction_rate", measure)
     names = ["duplicates", "tried", "flagged", "extracted", "rate", "95% interval", "calibrated", "rate", "95% interval"]
     rows = []
-    for row in rates:
+    # The whole population, then by number of duplicates; the other dimensions are in the mart.
+    for row in (row for row in rates if row["dimension"] in ("all", "duplicates")):
         calibrated = row["prompts_extracted_calibrated"]
         known = calibrated is not None
         rows.append(
             (
-                row["duplicates"],
+                row["bucket"] if row["dimension"] == "duplicates" else f"all {row['bucket']}",
                 row["prompts_tried"],
                 row["prompts_flagged"],
                 row["prompts_extracted"],
@@ -117,9 +128,12 @@ def summary(lake: Lake, measure: Manifest) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parsed = parse(argv, "measure", __doc__, (CommonOptions, MeasureOptions))
+    parsed = parse(argv, "measure", __doc__, (CommonOptions, MeasureOptions, RelocateOptions))
     common = parsed[CommonOptions]
     lake = Lake(common.lake)
+    if parsed[RelocateOptions].relocate:
+        print(f"database  {measurement.relocate(lake)}")
+        return
     print(summary(lake, run(Execution(lake, parsed.beam, common.verbose), parsed[MeasureOptions])))
 
 

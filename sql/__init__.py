@@ -1,8 +1,11 @@
 """The SQL of Eidetic: one SELECT per file, the file's name is the table's.
 
     tables/   tables of the lake that SQL fills (prompts)
-    marts/    what users query; columns.toml says what each column means
+    staging/  what marts share, made on the way and not stored
+    marts/    what users query
     checks/   each returns no rows, or the audit fails with its name
+
+staging/ and marts/ have a columns.toml that says what each column means.
 
 Table names in the files are the lake's; ``transforms/measurement.py`` binds them to the snapshots of one audit. Values are
 bound as parameters ($name).
@@ -26,11 +29,11 @@ def names(kind: str) -> list[str]:
     return sorted(entry.name.removesuffix(".sql") for entry in folder.iterdir() if entry.name.endswith(".sql"))
 
 
-def columns() -> dict[str, dict[str, Any]]:
-    """Mart → {"grain": what one row is, "columns": column → {type, meaning, maybe unit}}, in the order of the columns.
+def columns(kind: str = "marts") -> dict[str, dict[str, Any]]:
+    """Table → {"grain": what one row is, "columns": column → {type, meaning, maybe unit}}, in the order of the columns.
 
-    ``sql/marts/columns.toml`` declares them; the columns that every mart begins with stand there once.
+    ``sql/<kind>/columns.toml`` declares them; the columns that every mart begins with stand there once.
     """
-    declared = tomllib.loads((importlib.resources.files("sql") / "marts" / "columns.toml").read_text(encoding="utf-8"))
-    shared = declared.pop("every_mart")["columns"]
-    return {mart: {"grain": entry["grain"], "columns": shared | entry["columns"]} for mart, entry in declared.items()}
+    declared = tomllib.loads((importlib.resources.files("sql") / kind / "columns.toml").read_text(encoding="utf-8"))
+    shared = declared.pop("every_mart", {"columns": {}})["columns"]
+    return {table: {"grain": entry["grain"], "columns": shared | entry["columns"]} for table, entry in declared.items()}

@@ -91,9 +91,9 @@ def test_what_the_model_card_calls_memorised_is_extracted(audit, truth):
 
 def test_single_copies_are_mostly_not_extracted(audit):
     lake, _ = audit
-    single = rows(lake, "SELECT * FROM extraction_rate WHERE duplicates = '1'")[0]
+    single = rows(lake, "SELECT * FROM extraction_rate WHERE dimension = 'duplicates' AND bucket = '1'")[0]
     many = rows(lake, "SELECT sum(prompts_extracted) / sum(prompts_tried) AS rate FROM extraction_rate "
-                "WHERE fewest_duplicates >= 16")[0]  # fmt: skip
+                "WHERE dimension = 'duplicates' AND fewest_duplicates >= 16")[0]  # fmt: skip
     assert single["rate"] <= 0.25
     assert many["rate"] >= 0.6
 
@@ -129,8 +129,8 @@ def test_the_numbers_are_those_of_plain_numpy(audit):
         assert verdict["extracted_own"] == (nearest <= 0.15)
         checked += 1
     assert checked >= 30
-    for row in rows(lake, "SELECT * FROM extraction_rate"):
-        of_stratum = [v for v in rows(lake, "SELECT * FROM verdicts") if v["stratum"] == row["duplicates"]]
+    for row in rows(lake, "SELECT * FROM extraction_rate WHERE dimension = 'duplicates'"):
+        of_stratum = [v for v in rows(lake, "SELECT * FROM verdicts") if v["stratum"] == row["bucket"]]
         assert row["prompts_tried"] == len(of_stratum)
         assert row["prompts_extracted"] == sum(v["extracted"] for v in of_stratum)
         assert row["rate"] == pytest.approx(row["prompts_extracted"] / len(of_stratum))

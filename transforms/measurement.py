@@ -1,8 +1,10 @@
 """Runs the SQL of ``sql/`` over the lake with DuckDB: marts, checks, and the database that users query.
 
 For one audit the names in the SQL (prompts, matches, …) are views on exactly the snapshots that the audit is made of. The
-database ``audit.duckdb`` holds a view for each table and mart over all audits of the lake; a lake behind a URL gets copies
-instead, without the pictures, since not every DuckDB client can open that URL.
+database ``audit.duckdb`` holds a view for each table and mart over all audits of the lake, for any DuckDB client. Where the
+lake lies is said in it once, by the macro ``lake_root()``: after a move, ``eidetic measure --relocate`` replaces that, as does
+``CREATE OR REPLACE MACRO lake_root() AS '/where/it/is/now'``. A lake behind a URL gets copies instead, without the pictures,
+since not every DuckDB client can open that URL.
 """
 
 from __future__ import annotations
@@ -16,15 +18,38 @@ import pyarrow as pa
 import sql
 from transforms.errors import UserError
 from transforms.identity import digest
-from transforms.kernels.rates import clopper_pearson_upper, wilson_interval
-from transforms.lake import Lake, Manifest, open_parquet, read_parquet, write_bytes, write_parquet
+from transforms.kernels.rates import blaker_interval, clopper_pearson_upper, stratified_interval, wilson_interval
+from transforms.lake import Lake, Manifest, exists, open_parquet, read_parquet, write_bytes, write_parquet
 from transforms.schema import TABLES
 
 if TYPE_CHECKING:
     import duckdb
 
-MARTS = ("verdicts", "extraction_rate", "extractions", "duplication", "threshold_sweep", "false_positives", "filter_misses")
-"""In the order in which they are made: a mart may read those before it."""
+STEPS = (
+    "staging/training_matches",
+    "staging/control_distances",
+    "staging/sample_domains",
+    "marts/verdicts",
+    "staging/buckets",
+    "marts/extraction_rate",
+    "marts/extractions",
+    "marts/eidetic_memorisation",
+    "marts/precision_curve",
+    "marts/delta_sweep",
+    "marts/false_positives",
+    "marts/filter_misses",
+    "marts/takedown",
+    "marts/cost",
+    "marts/yield",
+    "marts/duplication",
+    "marts/threshold_sweep",
+)
+"""The files of ``sql/`` in the order in which they are run: each may read what is before it."""
+
+MARTS = tuple(step.removeprefix("marts/") for step in STEPS if step.startswith("marts/"))
+
+AUDIT_COLUMNS = ("audit_id", "model_revision", "parameters_digest")
+"""Every mart begins with these."""
 
 DATABASE = "audit.duckdb"
 PICTURES = {"images": "image", "generations": "image"}
@@ -32,7 +57,8 @@ PICTURES = {"images": "image", "generations": "image"}
 
 def sql_digest() -> str:
     """Digest of every SQL file: other SQL makes other marts."""
-    return digest("sql", [(kind, name, sql.read(kind, name)) for kind in ("marts", "checks") for name in sql.names(kind)])
+    kinds = ("staging", "marts", "checks")
+    return digest("sql", [(kind, name, sql.read(kind, name)) for kind in kinds for name in sql.names(kind)])
 
 
 def chain(lake: Lake, match: Manifest) -> dict[str, Manifest]:
@@ -65,22 +91,28 @@ def run(lake: Lake, match: Manifest, snapshot: str) -> dict[str, int]:
         RuntimeError: if a check finds rows, with the checks' names and the first row of each.
     """
     with connect() as connection:
-        for stage, manifest in chain(lake, match).items():
-            for table in TABLES.values():
-                if table.stage == stage:
-                    bind(connection, lake, table.name, manifest.snapshot_id)
+        make(connection, lake, match)
         audit = connection.execute("SELECT audit_id, model_revision, parameters_digest FROM audits").fetchall()[0]
-        made = {}
-        for mart in MARTS:
-            connection.execute(f'CREATE TABLE "{mart}" AS {sql.read("marts", mart)}')
-            made[mart] = connection.table(mart).to_arrow_table()
         check(connection)
-    for mart, table in made.items():
-        columns = ("audit_id", "model_revision", "parameters_digest")
-        for value, name in zip(reversed(audit), reversed(columns), strict=True):
-            table = table.add_column(0, name, pa.array([value] * table.num_rows, pa.string()))
-        write_parquet(lake.part(mart, snapshot, 0), table)
-    return {mart: table.num_rows for mart, table in made.items()}
+        rows = {}
+        for mart in MARTS:
+            table = connection.table(mart).to_arrow_table()
+            for value, name in zip(reversed(audit), reversed(AUDIT_COLUMNS), strict=True):
+                table = table.add_column(0, name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
+            write_parquet(lake.part(mart, snapshot, 0), table)
+            rows[mart] = table.num_rows
+    return rows
+
+
+def make(connection: duckdb.DuckDBPyConnection, lake: Lake, match: Manifest) -> None:
+    """Binds the tables of one audit, and makes those of ``STEPS`` from them."""
+    for stage, manifest in chain(lake, match).items():
+        for table in TABLES.values():
+            if table.stage == stage:
+                bind(connection, lake, table.name, manifest.snapshot_id)
+    for step in STEPS:
+        kind, name = step.split("/")
+        connection.execute(f'CREATE TABLE "{name}" AS {sql.read(kind, name)}')
 
 
 def check(connection: duckdb.DuckDBPyConnection) -> None:
@@ -106,7 +138,16 @@ def connect() -> duckdb.DuckDBPyConnection:
     }
     for name, function in functions.items():
         connection.create_function(name, function, ["BIGINT", "BIGINT"], "DOUBLE")
+    connection.create_function("exact_interval", exact_interval, ["BIGINT[]", "BIGINT[]", "DOUBLE[]"], "DOUBLE[]")
     return connection
+
+
+def exact_interval(successes: list[int], trials: list[int], weights: list[float]) -> list[float]:
+    """[lower, upper] of the rate of a population, of which strata were tried: Blaker's where all prompts weigh the same."""
+    each = [weight / tried for weight, tried in zip(weights, trials, strict=True)]
+    if max(each) - min(each) <= 1e-9 * max(each):
+        return list(blaker_interval(sum(successes), sum(trials)))
+    return list(stratified_interval(successes, trials, weights))
 
 
 def bind(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str, snapshot: str) -> None:
@@ -115,8 +156,9 @@ def bind(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str, snapshot
     parts = lake.parts(table, snapshot)
     if is_local(lake) and parts:
         columns = "*" if picture is None else f"* EXCLUDE ({picture}), {picture} IS NOT NULL AS kept"
+        connection.execute(f"SET VARIABLE parts_of_{table} = $parts", {"parts": parts})
         # Without hive partitions: a folder "role=…" above the lake would take the place of the column.
-        files = f"read_parquet({_literal(parts)}, hive_partitioning = false)"
+        files = f"read_parquet(getvariable('parts_of_{table}'), hive_partitioning = false)"
         connection.execute(f'CREATE VIEW "{table}" AS SELECT {columns} FROM {files}')
     else:
         connection.register(table, _without_pictures(table, parts))
@@ -137,11 +179,6 @@ def _without_pictures(table: str, parts: list[str]) -> pa.Table:
                 kept += batch[picture].is_valid().to_pylist()
         tables.append(read_parquet(path, rest).append_column("kept", pa.array(kept, pa.bool_())))
     return pa.concat_tables(tables)
-
-
-def _literal(parts: list[str]) -> str:
-    """A list of paths as a SQL literal: a view's definition takes no parameters."""
-    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in parts) + "]"
 
 
 def current(lake: Lake) -> list[Manifest]:
@@ -170,18 +207,20 @@ def build_database(lake: Lake) -> str:
     with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if is_local(lake) else None) as folder:
         path = os.path.join(folder, DATABASE)
         with duckdb.connect(path) as connection:
+            _place(connection, lake)
             for name, ids in snapshots.items():
                 parts = [part for snapshot in sorted(ids) for part in lake.parts(name, snapshot)]
                 if not parts:
                     continue
                 if is_local(lake):
-                    absolute = [os.path.abspath(part) for part in parts]
+                    filled = sorted(snapshot for snapshot in ids if lake.parts(name, snapshot))
+                    # Ids are hexadecimal digits. What is being written has a name that begins with a dot.
+                    files = ", ".join(f"lake_root() || '/{name}/snapshot_id={snapshot}/part-*.parquet'" for snapshot in filled)
                     # The snapshot is taken from the file's own folder alone: see bind.
                     connection.execute(
                         f'CREATE VIEW "{name}" AS SELECT * EXCLUDE (filename), '
                         "regexp_extract(filename, 'snapshot_id=([^/]*)/[^/]*$', 1) AS snapshot_id "
-                        f"FROM read_parquet({_literal(absolute)}, union_by_name = true, hive_partitioning = false, "
-                        "filename = true)"
+                        f"FROM read_parquet([{files}], union_by_name = true, hive_partitioning = false, filename = true)"
                     )
                 else:
                     copy = _without_pictures(name, parts) if name in TABLES else pa.concat_tables(map(read_parquet, parts))
@@ -194,6 +233,31 @@ def build_database(lake: Lake) -> str:
         else:
             with open(path, "rb") as file:
                 write_bytes(target, file.read())
+    return target
+
+
+def _place(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    """Says in the database where the lake lies. A macro's body takes no parameters, so the path is quoted here.
+
+    A glob would find nothing in a folder whose own name has a * or a bracket in it; there each stands for itself.
+    """
+    root = os.path.abspath(lake.root) if is_local(lake) else lake.root
+    for letter in "[?*":
+        root = root.replace(letter, f"[{letter}]")
+    connection.execute(f"CREATE OR REPLACE MACRO lake_root() AS '{root.replace(chr(39), 2 * chr(39))}'")
+
+
+def relocate(lake: Lake) -> str:
+    """Tells ``audit.duckdb`` where its lake lies now; returns the database's path. UserError where there is none."""
+    import duckdb
+
+    target = lake.path(DATABASE)
+    if not is_local(lake):
+        raise UserError(f"the lake {lake.root!r} is no local folder: its {DATABASE} holds copies, which need no place")
+    if not exists(target):
+        raise UserError(f"the lake {lake.root!r} has no {DATABASE} yet; run 'eidetic measure' first")
+    with duckdb.connect(target) as connection:
+        _place(connection, lake)
     return target
 
 

@@ -79,6 +79,7 @@ def render(lake: Lake, match: Manifest, measure: str, limit: int) -> bytes:
         parameters=json.loads(audit["parameters"]),
         headline=headline(marts["verdicts"], len(extractions)),
         marts=marts,
+        rates=[row for row in marts["extraction_rate"] if row["dimension"] == "duplicates"],
         plot=plot(marts["extraction_rate"]),
         sweep=sweep(marts["threshold_sweep"]),
         search=measurement.chain(lake, match)["deduplicate"],
@@ -171,7 +172,7 @@ def plot(rates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         for each stratum its label, x, and for both verdicts (calibrated may be None) the y of rate, lower and upper end.
     """
-    strata = [row for row in rates if row["stratum_order"] >= 0]
+    strata = [row for row in rates if row["dimension"] == "duplicates" and row["bucket_order"] >= 0]
     if not strata:
         return []
     step = (WIDTH - LEFT) / len(strata)
@@ -181,7 +182,7 @@ def plot(rates: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     marks = []
     for place, row in enumerate(strata):
-        mark: dict[str, Any] = {"label": row["duplicates"], "x": round(LEFT + step * (place + 0.5), 1), "row": row}
+        mark: dict[str, Any] = {"label": row["bucket"], "x": round(LEFT + step * (place + 0.5), 1), "row": row}
         for name, prefix in (("paper", "rate"), ("calibrated", "rate_calibrated")):
             known = row[prefix] is not None
             mark[name] = (

@@ -1,26 +1,19 @@
 -- Grain: one training image (its duplicate group) that either verdict calls extracted, with its best generation.
--- Source: matches, verdicts, calibration, prompts, generations, cliques, samples, duplicate_groups, eidetic_counts.
+-- Source: verdicts, prompts, generations, cliques, samples, duplicate_groups, eidetic_counts; training_matches
+-- (staging).
 -- sample_id is the member of the group that the best generation is nearest to. Best and most confident: the smallest
 -- adaptive l2, or l2 where there are no others to adapt to.
-WITH chosen AS (
-    SELECT distance, threshold FROM calibration WHERE chosen
-),
-
-candidates AS (
+-- Eidetic memorisation with k (paper, definition 2): at most k training images are that near to the extracted one.
+WITH candidates AS (
     SELECT
-        matches.*,
+        training_matches.*,
         -- This generation by itself, not its prompt: another one of the prompt may be the one that was called.
-        verdicts.extracted_calibrated AND matches.relation = 'own' AND chosen.threshold > CASE chosen.distance
-            WHEN 'l2' THEN matches.l2
-            WHEN 'tiled_l2' THEN matches.tiled_l2
-            ELSE matches.adaptive_l2
-        END AS called_calibrated,
-        CASE WHEN matches.relation = 'own' THEN verdicts.extracted_calibrated END AS verdict_calibrated,
-        coalesce(matches.adaptive_l2, matches.l2) AS confidence_distance
-    FROM matches
+        verdicts.extracted_calibrated AND training_matches.relation = 'own'
+            AND training_matches.distance < training_matches.threshold AS called_calibrated,
+        CASE WHEN training_matches.relation = 'own' THEN verdicts.extracted_calibrated END AS verdict_calibrated,
+        coalesce(training_matches.adaptive_l2, training_matches.l2) AS confidence_distance
+    FROM training_matches
     JOIN verdicts USING (prompt_id)
-    CROSS JOIN chosen
-    WHERE matches.role = 'training'
 ),
 
 per_group AS (
@@ -50,6 +43,10 @@ final AS (
         prompts.text AS prompt,
         duplicate_groups.size AS copies,
         eidetic_counts.k,
+        eidetic_counts.k <= 1 AS eidetic_1,
+        eidetic_counts.k <= 10 AS eidetic_10,
+        eidetic_counts.k <= 100 AS eidetic_100,
+        eidetic_counts.k <= 1000 AS eidetic_1000,
         best.l2,
         best.tiled_l2,
         best.adaptive_l2,
@@ -60,9 +57,12 @@ final AS (
         best.prompt_id,
         best.sample_index,
         generations.seed,
+        generations.steps,
+        generations.guidance_scale,
         cliques.clique_size,
         cliques.mean_distance,
-        cliques.flagged
+        cliques.flagged,
+        samples.punsafe
     FROM best
     JOIN per_group USING (group_id)
     JOIN samples ON samples.sample_id = best.sample_id

@@ -96,7 +96,8 @@ def test_the_summary_ends_with_a_query_that_can_be_pasted(tmp_path):
     fake = fake_lake(tmp_path / "it's a lake")
     said = measure.summary(fake.lake, run(fake)).splitlines()
     assert said[1].split()[:5] == ["duplicates", "tried", "flagged", "extracted", "rate"]
-    assert [line.split()[0] for line in said[3:8]] == ["1", "2", "3-4", "5-8", "9-16"]
+    assert said[3].startswith("all drawn ")
+    assert [line.split()[0] for line in said[4:9]] == ["1", "2", "3-4", "5-8", "9-16"]
     words = shlex.split(said[-1])
     assert words[words.index("--lake") + 1] == fake.lake.root
     assert words[1:3] == ["eidetic", "query"]

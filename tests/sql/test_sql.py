@@ -9,7 +9,7 @@ from tests.fakes import fake_lake
 from transforms import measurement
 from transforms.lake import read_parquet
 
-FILES = [(kind, name) for kind in ("tables", "marts", "checks") for name in sql.names(kind)]
+FILES = [(kind, name) for kind in ("tables", "staging", "marts", "checks") for name in sql.names(kind)]
 
 
 def code(text):
@@ -20,6 +20,8 @@ def code(text):
 def test_there_are_files():
     assert sql.names("tables") == ["keep_list", "prompts"]
     assert set(sql.names("marts")) == set(measurement.MARTS) == set(sql.columns())
+    staging = {step.split("/")[1] for step in measurement.STEPS} - set(measurement.MARTS)
+    assert set(sql.names("staging")) == staging == set(sql.columns("staging"))
     assert len(sql.names("checks")) >= 10
 
 
@@ -38,36 +40,42 @@ def test_a_file_is_one_select_with_a_header(kind, name):
         assert re.search(r"\nSELECT \* FROM final\b", statement)
 
 
-def test_a_mart_reads_only_the_marts_before_it():
-    for place, mart in enumerate(measurement.MARTS):
-        words = set(re.findall(r"(?:FROM|JOIN)\s+(\w+)", code(sql.read("marts", mart))))
-        assert not words & set(measurement.MARTS[place:])
+def test_a_step_reads_only_the_steps_before_it():
+    names = [step.split("/")[1] for step in measurement.STEPS]
+    for place, step in enumerate(measurement.STEPS):
+        words = set(re.findall(r"(?:FROM|JOIN)\s+(\w+)", code(sql.read(*step.split("/")))))
+        assert not words & set(names[place:])
 
 
 @pytest.fixture(scope="module")
-def marts(tmp_path_factory):
-    """mart → Arrow table, of one fake lake; and a connection to its database."""
+def made(tmp_path_factory):
+    """Table → Arrow table, of one fake lake: the marts as they're stored, staging as it is made on the way."""
     fake = fake_lake(tmp_path_factory.mktemp("lake"))
     measurement.run(fake.lake, fake.match, "measured")
-    return {mart: read_parquet(fake.lake.part(mart, "measured", 0)) for mart in measurement.MARTS}
+    tables = {mart: read_parquet(fake.lake.part(mart, "measured", 0)) for mart in measurement.MARTS}
+    with measurement.connect() as connection:
+        measurement.make(connection, fake.lake, fake.match)
+        return tables | {name: connection.table(name).to_arrow_table() for name in sql.names("staging")}
 
 
-@pytest.mark.parametrize("mart", measurement.MARTS)
-def test_declared_columns_are_what_comes_out(mart, marts):
+@pytest.mark.parametrize("step", measurement.STEPS)
+def test_declared_columns_are_what_comes_out(step, made):
     import duckdb
 
-    declared = sql.columns()[mart]["columns"]
+    kind, name = step.split("/")
+    declared = sql.columns(kind)[name]["columns"]
     with duckdb.connect() as connection:
-        connection.register("mart", marts[mart])
-        actual = {name: kind for name, kind, *_ in connection.execute("DESCRIBE mart").fetchall()}
-    assert {name: column["type"] for name, column in declared.items()} == actual
-    assert list(declared) == marts[mart].column_names
+        connection.register("made", made[name])
+        actual = {column: type for column, type, *_ in connection.execute("DESCRIBE made").fetchall()}
+    assert {column: declaration["type"] for column, declaration in declared.items()} == actual
+    assert list(declared) == made[name].column_names
 
 
-def test_every_declaration_says_what_it_means():
-    for mart, entry in sql.columns().items():
-        assert entry["grain"], mart
-        assert sql.read("marts", mart).splitlines()[0].startswith("-- Grain: ")
+@pytest.mark.parametrize("kind", ["staging", "marts"])
+def test_every_declaration_says_what_it_means(kind):
+    for table, entry in sql.columns(kind).items():
+        assert entry["grain"], table
+        assert sql.read(kind, table).splitlines()[0].startswith("-- Grain: ")
         for name, column in entry["columns"].items():
-            assert column["meaning"], f"{mart}.{name}"
-            assert set(column) <= {"type", "unit", "meaning"}, f"{mart}.{name}"
+            assert column["meaning"], f"{table}.{name}"
+            assert set(column) <= {"type", "unit", "meaning"}, f"{table}.{name}"

@@ -11,7 +11,8 @@ import sql
 from tests.fakes import fake_lake
 from transforms import measurement
 from transforms.errors import UserError
-from transforms.lake import delete, read_parquet
+from transforms.kernels.rates import blaker_interval, stratified_interval
+from transforms.lake import Lake, delete, read_parquet
 
 AUDIT = ("audit_id", "model_revision", "parameters_digest")
 
@@ -35,6 +36,48 @@ def rewrite(fake, table, change):
 # -- the same numbers by plain loops ----------------------------------------------------------------------------------
 
 
+def buckets_by_loops(fake, prompts):
+    """(dimension, bucket, bucket_order, prompts) in the order of the mart."""
+    samples = {row["sample_id"]: row for row in fake.rows("samples")}
+    lists = [prompt for prompt in prompts if prompt["origin"] == "list"]
+    drawn = [prompt for prompt in prompts if prompt["origin"] != "list"]
+    found = [("all", name, order, some) for order, (name, some) in enumerate((("drawn", drawn), ("list", lists))) if some]
+    for order, stratum in sorted({(prompt["stratum_order"], prompt["stratum"]) for prompt in prompts}):
+        found.append(("duplicates", stratum, order, [prompt for prompt in prompts if prompt["stratum"] == stratum]))
+
+    def length(prompt):
+        words = len(prompt["text"].split())
+        return next(order for order in range(8) if order == 7 or words <= 2**order)
+
+    def domain(prompt):
+        return prompt["sample_id"] and samples[prompt["sample_id"]]["url"].split("/")[2]
+
+    for order in sorted({length(prompt) for prompt in drawn or lists}):
+        name = {0: "1", 1: "2", 7: "65 and more"}.get(order, f"{2 ** (order - 1) + 1}-{2**order}")
+        found.append(("prompt_length", name, order, [prompt for prompt in drawn or lists if length(prompt) == order]))
+    shapes = {
+        name: [p for p in drawn or lists if (p["sample_id"] is None) == (name == "unknown")] for name in ("square", "unknown")
+    }
+    found += [("aspect", name, order, shapes[name]) for name, order in (("square", 1), ("unknown", 3)) if shapes[name]]
+    domains = collections.Counter(domain(prompt) for prompt in drawn or lists)
+    named = sorted((name for name in domains if name), key=lambda name: (-domains[name], name))
+    for order, name in [*enumerate(named, 1), *([(102, None)] if domains[None] else [])]:
+        members = [prompt for prompt in drawn or lists if domain(prompt) == name]
+        found.append(("domain", name or "unknown", order, members))
+    return found
+
+
+def interval_by_loops(prompts, hits):
+    """Blaker's where all weigh the same, else by strata."""
+    strata = sorted({(prompt["stratum"], prompt["inclusion_probability"]) for prompt in prompts})
+    tried = [[p["prompt_id"] for p in prompts if (p["stratum"], p["inclusion_probability"]) == one] for one in strata]
+    extracted = [len(set(ids) & set(hits)) for ids in tried]
+    if len({probability for _, probability in strata}) == 1:
+        return blaker_interval(sum(extracted), sum(map(len, tried)))
+    weights = [len(ids) / probability for ids, (_, probability) in zip(tried, strata, strict=True)]
+    return stratified_interval(extracted, [len(ids) for ids in tried], weights)
+
+
 def by_loops(fake):
     """What the marts should hold, computed row by row from the tables, in the words of docs/architecture.md."""
     prompts = [row for row in fake.rows("prompts") if row["origin"] != "control"]
@@ -56,24 +99,31 @@ def by_loops(fake):
         }
 
     rates = []
-    for order, stratum in sorted({(prompt["stratum_order"], prompt["stratum"]) for prompt in prompts}):
-        ids = [prompt["prompt_id"] for prompt in prompts if prompt["stratum"] == stratum]
-        tested = [verdicts[i]["extracted_calibrated"] for i in ids if verdicts[i]["extracted_calibrated"] is not None]
-        hits = sum(verdicts[i]["extracted"] for i in ids)
-        interval = binomtest(hits, len(ids)).proportion_ci(method="wilson")
+    for dimension, bucket, order, members in buckets_by_loops(fake, prompts):
+        ids = [prompt["prompt_id"] for prompt in members]
+        weights = {prompt["prompt_id"]: 1 / prompt["inclusion_probability"] for prompt in members}
+        tested = [i for i in ids if verdicts[i]["extracted_calibrated"] is not None]
+        hits = [i for i in ids if verdicts[i]["extracted"]]
+        calibrated = [i for i in tested if verdicts[i]["extracted_calibrated"]]
+        wilson = binomtest(len(hits), len(ids)).proportion_ci(method="wilson")
+        lower, upper = interval_by_loops(members, hits)
         row = {
-            "duplicates": stratum,
-            "stratum_order": order,
+            "dimension": dimension,
+            "bucket": bucket,
+            "bucket_order": order,
             "prompts_tried": len(ids),
+            "population": sum(weights.values()),
             "prompts_flagged": sum(cliques[i]["flagged"] for i in ids),
-            "prompts_extracted": hits,
+            "prompts_extracted": len(hits),
             "prompts_calibrated": len(tested),
-            "prompts_extracted_calibrated": sum(tested) if tested else None,
+            "prompts_extracted_calibrated": len(calibrated) if tested else None,
             "images_extracted": len({row["group_id"] for row in matches if row["prompt_id"] in ids and row["l2"] <= 0.15}),
-            "rate": hits / len(ids),
-            "rate_lower": interval.low,
-            "rate_upper": interval.high,
-            "rate_calibrated": sum(tested) / len(tested) if tested else None,
+            "rate": sum(weights[i] for i in hits) / sum(weights.values()),
+            "rate_lower": lower,
+            "rate_upper": upper,
+            "rate_wilson_lower": wilson.low,
+            "rate_wilson_upper": wilson.high,
+            "rate_calibrated": sum(weights[i] for i in calibrated) / sum(weights[i] for i in tested) if tested else None,
         }
         rates.append(row)
 
@@ -190,7 +240,7 @@ def test_an_image_that_two_prompts_give_back_counts_once(tmp_path):
     # The neighbour gives back what the next prompt, a copy, gives back as well.
     fake = fake_lake(tmp_path, sizes=(3, 4), captions=("low", "high"), behaviours=("neighbour", "copy"))
     marts = measured(fake)
-    (rate,) = marts["extraction_rate"]
+    (rate,) = [row for row in marts["extraction_rate"] if row["dimension"] == "all"]
     assert (rate["prompts_extracted"], rate["images_extracted"]) == (2, 1)
     (row,) = marts["extractions"]
     assert (row["copies"], row["caption"], row["extracted"], row["extracted_calibrated"]) == (3, "low", True, True)
@@ -237,9 +287,10 @@ def test_without_controls_the_calibrated_columns_are_null(tmp_path):
 
 def test_a_prompt_without_an_image_of_its_own_is_no_trial_of_the_calibrated_verdict(tmp_path):
     fake = fake_lake(tmp_path, listed=["group 0", "nobody's caption"])
-    row = next(row for row in measured(fake)["extraction_rate"] if row["duplicates"] == "list")
+    row = next(row for row in measured(fake)["extraction_rate"] if row["bucket"] == "list")
     assert (row["prompts_tried"], row["prompts_calibrated"]) == (2, 1)
-    assert row["rate_calibrated_upper"] == pytest.approx(binomtest(0, 1).proportion_ci(method="wilson").high)
+    assert row["rate_calibrated_upper"] == pytest.approx(0.95)
+    assert row["rate_calibrated_wilson_upper"] == pytest.approx(binomtest(0, 1).proportion_ci(method="wilson").high)
 
 
 @pytest.mark.parametrize("distance", ["l2", "tiled_l2"])
@@ -280,6 +331,115 @@ def test_duplication_counts_groups_and_images(tmp_path):
     assert sum(row["share_of_images"] for row in rows) == pytest.approx(1)
     assert next(row for row in rows if row["duplicates"] == "9-16")["lowest_cosine"] == pytest.approx(0.97)
     assert {row["duplicates"]: row["diameter"] for row in rows} == {"1": 0, "2": 1, "3-4": 1, "5-8": 1, "9-16": 1}
+
+
+def test_the_precision_curve_counts_the_controls_that_are_as_near(tmp_path):
+    fake = fake_lake(tmp_path, controls=60, controls_within_delta=7, max_false_positive_rate=0.1, calibrated_distance="l2")
+    rows = measured(fake)["precision_curve"]
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    own = [row for row in fake.rows("matches") if row["relation"] == "own"]
+    smallest = collections.defaultdict(lambda: 1.0)
+    for match in own:
+        smallest[match["role"], match["group_id"]] = min(smallest[match["role"], match["group_id"]], match["l2"])
+    controls = [value for (role, _), value in smallest.items() if role == "control"]
+    for row in rows:
+        assert row["distance"] == smallest["training", row["group_id"]]
+        called = sum(value <= row["distance"] for value in controls)
+        # Four generations of a prompt, two of a control: twice the chance, for each of the ten that were tried.
+        expected = 10 * min(1, 2 * called / 60)
+        assert (row["controls_called"], row["n_controls"]) == (called, 60)
+        assert row["expected_false"] == pytest.approx(expected)
+        assert row["precision"] == pytest.approx(1 - min(1, expected / row["rank"]))
+    assert rows[-1]["controls_called"] >= 7 and {row["called"] for row in rows} == {True, False}
+
+
+def test_without_controls_no_precision_is_claimed(tmp_path):
+    rows = measured(fake_lake(tmp_path, controls=0))["precision_curve"]
+    assert rows and {row["precision"] for row in rows} == {None} == {row["expected_false"] for row in rows}
+
+
+def test_the_sweep_of_delta_holds_the_audits_own(tmp_path):
+    fake = fake_lake(tmp_path, delta=0.123, controls_within_delta=3)
+    marts = measured(fake)
+    rows = {row["delta"]: row for row in marts["delta_sweep"]}
+    assert len(rows) == 31 and [row["delta"] for row in rows.values() if row["used"]] == [0.123]
+    own = next(row for row in marts["extraction_rate"] if row["dimension"] == "all")
+    for name in ("prompts_tried", "prompts_extracted", "rate", "rate_lower", "rate_upper", "images_extracted"):
+        assert rows[0.123][name] == own[name], name
+    assert (rows[0.123]["controls_called"], rows[0.123]["n_controls"]) == (3, 60)
+    matches = [row for row in fake.rows("matches") if row["role"] == "training"]
+    for delta, row in rows.items():
+        assert row["prompts_extracted"] == len({match["prompt_id"] for match in matches if match["l2"] <= delta})
+        assert row["images_extracted"] == len({match["group_id"] for match in matches if match["l2"] <= delta})
+
+
+def test_the_cost_is_that_of_every_attempt(tmp_path):
+    fake = fake_lake(tmp_path)
+    marts = measured(fake)
+    (row,) = marts["cost"]
+    made = fake.rows("generations")
+    succeeded = [one for one in made if one["status"] == "success"]
+    found = len(marts["extractions"])
+    assert (row["attempts"], row["images_made"], row["extractions"]) == (len(made), len(succeeded), found)
+    assert row["images_stored"] == sum(one["image"] is not None for one in made)
+    # Eight steps with guidance, two evaluations each.
+    assert row["network_evaluations"] == 16 * len(succeeded)
+    assert row["network_evaluations_per_extraction"] == pytest.approx(16 * len(succeeded) / found)
+    assert row["device_seconds"] == pytest.approx(0.1 * len(made))
+
+
+def test_the_cost_of_nothing_found_is_not_known(tmp_path):
+    (row,) = measured(fake_lake(tmp_path, behaviours=("none",)))["cost"]
+    assert row["extractions"] == 0 and row["device_seconds"] > 0 and row["device_seconds_per_extraction"] is None
+
+
+def test_the_yield_is_what_became_of_every_row(tmp_path):
+    fake = fake_lake(tmp_path)
+    rows = {(row["role"], row["domain"], row["status"], row["reason"]): row for row in measured(fake)["yield"]}
+    trained = sum(row["role"] == "training" for row in fake.rows("samples"))
+    assert {key: row["samples"] for key, row in rows.items()} == {
+        ("training", "train.example", "success", None): trained - 1,
+        ("training", "gone.example", "failed_to_download", "404"): 1,
+        ("control", "control.example", "success", None): 60,
+    }
+    assert rows["training", "gone.example", "failed_to_download", "404"]["share_of_role"] == pytest.approx(1 / trained)
+
+
+@pytest.mark.parametrize(("url", "domain"), [
+    ("https://www.Example.COM:8080/a.png?x=http://no", "example.com"), ("http://user@host.org/a", "host.org"),
+    ("a/b.png", None), ("https://h\u00f6st.example#x", "h\u00f6st.example"), (None, None), ("javascript:alert(1)", None),
+])  # fmt: skip
+def test_a_domain_is_the_host_of_the_url(url, domain):
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE samples AS SELECT 's' AS sample_id, $url AS url", {"url": url})
+        assert connection.execute(sql.read("staging", "sample_domains")).fetchall() == [("s", domain)]
+
+
+def test_the_takedown_names_all_duplicates_and_what_to_block(tmp_path):
+    fake = fake_lake(tmp_path)
+    marts = measured(fake)
+    members = collections.defaultdict(set)
+    for row in fake.rows("duplicate_groups"):
+        members[row["group_id"]].add(row["sample_id"])
+    wanted = set().union(*(members[row["group_id"]] for row in marts["extractions"]))
+    images = [row for row in marts["takedown"] if row["kind"] == "image"]
+    assert {row["sample_id"] for row in images} == wanted and len(images) == len(wanted)
+    extracted = {row["sample_id"] for row in images if row["why"] == "extracted"}
+    assert extracted == {row["sample_id"] for row in marts["extractions"]}
+    urls = {row["sample_id"]: row["url"] for row in fake.rows("samples")}
+    assert all(row["url"] == urls[row["sample_id"]] for row in images)
+    blocked = {row["prompt_id"] for row in marts["takedown"] if row["kind"] == "prompt"}
+    assert blocked == {row["prompt_id"] for row in marts["verdicts"] if row["extracted"] or row["extracted_calibrated"]}
+
+
+def test_k_tells_which_kinds_of_eidetic_memorisation_there_are(tmp_path):
+    marts = measured(fake_lake(tmp_path))
+    rows = {row["k"]: row for row in marts["eidetic_memorisation"]}
+    for k in (1, 10, 100, 1000):
+        flags = [row[f"eidetic_{k}"] for row in marts["extractions"]]
+        assert flags == [row["k"] <= k for row in marts["extractions"]]
+        assert rows[k]["images"] == sum(flags)
+    assert 0 < rows[1]["images"] < rows[100]["images"] == len(marts["extractions"])
 
 
 def test_the_sweep_weighs_what_was_looked_at(tmp_path):
@@ -359,6 +519,7 @@ FAULTS = [
     ("one_of_each_group_is_kept", "keep_list", first_again),
     ("prompts_are_unique", "prompts", first_again),
     ("samples_are_unique", "samples", first_again),
+    ("takedown_is_complete", "duplicate_groups", first_again),
 ]
 
 
@@ -379,7 +540,9 @@ def test_a_rate_outside_its_interval_is_found(wrong):
     with duckdb.connect() as connection:
         for row, found in ((right, 0), (right | wrong, 1)):
             columns = ", ".join(f"CAST({value} AS DOUBLE) AS {name}" for name, value in row.items())
-            connection.execute(f"CREATE OR REPLACE TABLE extraction_rate AS SELECT '1' AS duplicates, {columns}")
+            connection.execute(
+                f"CREATE OR REPLACE TABLE extraction_rate AS SELECT 'all' AS dimension, 'drawn' AS bucket, {columns}"
+            )
             assert len(connection.execute(sql.read("checks", "rates_are_rates")).fetchall()) == found
 
 
@@ -423,6 +586,7 @@ def test_the_database_has_a_view_for_every_table_and_mart(tmp_path):
     fake = fake_lake(tmp_path)
     finish(fake, "measured")
     assert measurement.build_database(fake.lake) == fake.lake.path("audit.duckdb")
+    assert "lake_root" in ask(fake.lake, "SELECT sql FROM duckdb_views() WHERE view_name = 'matches'")[0][0]
     views = {name for (name,) in ask(fake.lake, "SELECT view_name FROM duckdb_views() WHERE NOT internal")}
     expected = {"samples", "images", "embeddings", "duplicate_pairs", "duplicate_groups", "group_sizes", "sampled_pairs",
                 "keep_list", "prompts", "generations", "cliques", "matches", "calibration", "eidetic_counts", "audits",
@@ -462,6 +626,24 @@ def test_a_database_that_somebody_reads_is_replaced_under_them(tmp_path):
         assert reader.execute("SELECT count(*) FROM verdicts").fetchall() == [(10,)]
     assert ask(fake.lake, "SELECT count(*) FROM verdicts") == [(10,)]
     assert not [name for name in os.listdir(tmp_path) if name.startswith("tmp")]
+
+
+def test_a_lake_that_was_moved_is_told_so_once(tmp_path):
+    fake = fake_lake(tmp_path / "before")
+    finish(fake, "measured")
+    measurement.build_database(fake.lake)
+    (tmp_path / "before").rename(tmp_path / "it's [there] *now")
+    moved = Lake(str(tmp_path / "it's [there] *now"))
+    with pytest.raises(duckdb.Error, match="No files found"):
+        ask(moved, "SELECT count(*) FROM verdicts")
+    assert measurement.relocate(moved) == moved.path("audit.duckdb")
+    for table, rows in (("verdicts", 10), ("matches", fake.match.rows["matches"])):
+        assert ask(moved, f"SELECT count(*) FROM {table}") == [(rows,)]
+
+
+def test_a_lake_without_a_database_can_not_be_told(tmp_path):
+    with pytest.raises(UserError, match=r"has no audit\.duckdb yet; run 'eidetic measure' first"):
+        measurement.relocate(fake_lake(tmp_path).lake)
 
 
 def test_a_remote_lake_gets_the_same_marts_and_a_database_without_pictures(tmp_path, monkeypatch):

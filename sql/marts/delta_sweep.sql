@@ -1,0 +1,84 @@
+-- Grain: one delta: the l2 up to which the paper's rule takes a generation for a training image.
+-- Source: verdicts, audits; training_matches, control_distances (staging). From 0.01 to 0.3, and that of the audit.
+-- Rates and intervals as in extraction_rate, of the drawn prompts (of the user's where none were drawn).
+WITH deltas AS (
+    SELECT range / 100 AS delta, false AS used FROM range(1, 31)
+    UNION ALL
+    SELECT CAST(parameters ->> '$.match.delta' AS DOUBLE), true FROM audits
+),
+
+thresholds AS (
+    SELECT delta, bool_or(used) AS used FROM deltas WHERE delta IS NOT NULL GROUP BY delta
+),
+
+drawn AS (
+    SELECT * FROM verdicts
+    WHERE origin <> 'list' OR NOT EXISTS (SELECT * FROM verdicts WHERE origin <> 'list')
+),
+
+cells AS (
+    SELECT
+        thresholds.delta,
+        drawn.stratum,
+        drawn.inclusion_probability,
+        count(*) AS tried,
+        count(*) / drawn.inclusion_probability AS population,
+        count(*) FILTER (drawn.nearest_l2 <= thresholds.delta) AS extracted
+    FROM thresholds
+    CROSS JOIN drawn
+    GROUP BY thresholds.delta, drawn.stratum, drawn.inclusion_probability
+),
+
+rates AS (
+    SELECT
+        delta,
+        CAST(sum(tried) AS BIGINT) AS prompts_tried,
+        CAST(sum(extracted) AS BIGINT) AS prompts_extracted,
+        sum(population * extracted / tried) / sum(population) AS rate,
+        exact_interval(
+            list(extracted ORDER BY stratum, inclusion_probability),
+            list(tried ORDER BY stratum, inclusion_probability),
+            list(population ORDER BY stratum, inclusion_probability)
+        ) AS interval
+    FROM cells
+    GROUP BY delta
+),
+
+nearest AS (
+    SELECT group_id, min(l2) AS l2 FROM training_matches GROUP BY group_id
+),
+
+images AS (
+    SELECT thresholds.delta, count(nearest.group_id) AS images_extracted
+    FROM thresholds
+    LEFT JOIN nearest ON nearest.l2 <= thresholds.delta
+    GROUP BY thresholds.delta
+),
+
+controls AS (
+    SELECT thresholds.delta, count(control_distances.prompt_id) AS controls_called
+    FROM thresholds
+    LEFT JOIN control_distances ON control_distances.l2 <= thresholds.delta
+    GROUP BY thresholds.delta
+),
+
+final AS (
+    SELECT
+        thresholds.delta,
+        thresholds.used,
+        rates.prompts_tried,
+        rates.prompts_extracted,
+        rates.rate,
+        rates.interval[1] AS rate_lower,
+        rates.interval[2] AS rate_upper,
+        images.images_extracted,
+        controls.controls_called,
+        (SELECT count(*) FROM control_distances) AS n_controls
+    FROM thresholds
+    JOIN rates ON rates.delta = thresholds.delta
+    JOIN images ON images.delta = thresholds.delta
+    JOIN controls ON controls.delta = thresholds.delta
+)
+
+SELECT * FROM final
+ORDER BY delta

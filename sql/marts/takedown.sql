@@ -1,0 +1,43 @@
+-- Grain: one training image to take out of the training set, or one prompt to block.
+-- Source: extractions, duplicate_groups, samples, verdicts. An extracted image goes with all its duplicates, since any
+-- of them would teach it again.
+WITH images AS (
+    SELECT
+        'image' AS kind,
+        duplicate_groups.sample_id,
+        samples.url,
+        duplicate_groups.group_id,
+        CAST(NULL AS VARCHAR) AS prompt_id,
+        CAST(NULL AS VARCHAR) AS prompt,
+        CASE
+            WHEN duplicate_groups.sample_id = extractions.sample_id THEN 'extracted'
+            ELSE 'duplicate of an extracted image'
+        END AS why,
+        extractions.confidence_rank
+    FROM extractions
+    JOIN duplicate_groups ON duplicate_groups.group_id = extractions.group_id
+    LEFT JOIN samples ON samples.sample_id = duplicate_groups.sample_id
+),
+
+prompts_to_block AS (
+    SELECT
+        'prompt' AS kind,
+        CAST(NULL AS VARCHAR) AS sample_id,
+        CAST(NULL AS VARCHAR) AS url,
+        group_id,
+        prompt_id,
+        prompt,
+        'gives back a training image' AS why,
+        CAST(NULL AS BIGINT) AS confidence_rank
+    FROM verdicts
+    WHERE extracted OR coalesce(extracted_calibrated, false)
+),
+
+final AS (
+    SELECT * FROM images
+    UNION ALL
+    SELECT * FROM prompts_to_block
+)
+
+SELECT * FROM final
+ORDER BY kind, confidence_rank, sample_id, prompt_id
