@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from demo.questions import PAGE, questions, with_answers
 from pipelines import cli
 from pipelines.query import answer
 from transforms.images import decode
@@ -152,6 +153,23 @@ def test_k_counts_the_near_images_of_the_training_set(audit, truth):
         assert row["k"] >= 1
         checked += 1
     assert checked >= 5
+
+
+@pytest.mark.parametrize("question", questions(), ids=lambda question: question.title)
+def test_the_questions_of_the_page_have_answers(audit, question):
+    """On a smaller corpus than the page's own, so with other numbers, but the same columns."""
+    lake, _ = audit
+    names, found = answer(lake, question.sql)
+    assert question.answer.splitlines()[0].split() == names
+    assert found or "rare" in question.title
+
+
+def test_there_are_ten_questions_and_their_answers_can_be_written(audit):
+    lake, _ = audit
+    page = PAGE.read_text()
+    assert len(questions()) == page.count("```sql") == page.count("\n## ") == 10
+    written = with_answers(page, lake)
+    assert written.count("```") == page.count("```") and with_answers(written, lake) == written
 
 
 def test_a_second_audit_finds_everything_complete(audit, words, capsys):
