@@ -27,7 +27,7 @@ from pipelines.options import CommonOptions, option, parse
 from pipelines.stage import Execution, Progress, Stage
 from transforms.clip import ClipModel
 from transforms.errors import UserError
-from transforms.lake import Lake, Manifest, part_number
+from transforms.lake import Lake, Manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,17 @@ def stage(lake: Lake, options: EmbedOptions, device: DeviceOptions, ingest: Mani
     )
 
 
+def before(lake: Lake, planned: Stage, images: Manifest) -> Manifest | None:
+    """The vectors, by the same model, of what the images lie over."""
+    earlier: Manifest | None = images
+    while earlier is not None and "ingest" in earlier.upstream:
+        earlier = lake.manifest("ingest", earlier.upstream["ingest"])
+        for done in lake.manifests("embed"):
+            if earlier is not None and done.upstream["ingest"] == earlier.snapshot_id and done.parameters == planned.parameters:
+                return done
+    return None
+
+
 def seconds_per_image(lake: Lake, parameters: dict[str, Any]) -> float | None:
     """What an image took when this model last ran in this lake; None where it never did."""
     for manifest in reversed(lake.manifests("embed")):
@@ -88,7 +99,13 @@ def run(execution: Execution, options: EmbedOptions, device: DeviceOptions, inge
         # Here, since Beam's RunInference imports torch, which takes seconds.
         from transforms.embedding import EmbedImages, OpenClipHandler
 
-        numbers = [part_number(path) for path in lake.parts("images", images.snapshot_id)]
+        base = before(lake, planned, images)
+        now, earlier = lake.paths("images", images.snapshot_id), {}
+        if base is not None:
+            lake.lay_over("embeddings", planned.snapshot_id, base.snapshot_id)
+            earlier = lake.paths("images", base.upstream["ingest"])
+        # Of the parts that both have, none need be embedded again.
+        numbers = [number for number, path in now.items() if earlier.get(number) != path]
         clip = options.model(device.resolved())
         if numbers:
             transform = EmbedImages(OpenClipHandler(clip, lake, images.snapshot_id), planned.snapshot_id, device.hint())
@@ -96,7 +113,7 @@ def run(execution: Execution, options: EmbedOptions, device: DeviceOptions, inge
             # Parts are of about the same size; to read every footer every two seconds would cost more than it tells.
             progress = Progress(
                 "embed",
-                lambda: round(total * len(lake.parts("embeddings", planned.snapshot_id)) / len(numbers)),
+                lambda: round(total * (len(now) - len(numbers) + len(lake.own("embeddings", planned.snapshot_id))) / len(now)),
                 total,
                 "images",
             )

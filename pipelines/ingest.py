@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime
 import functools
 import math
 import re
@@ -27,8 +28,8 @@ from pipelines.options import CommonOptions, option, parse
 from pipelines.stage import Execution, Progress, Stage
 from transforms.download import Limits
 from transforms.errors import UserError
-from transforms.ingestion import Ingest, IngestBucket, Population, Storage
-from transforms.lake import Lake, Manifest, count_rows, delete
+from transforms.ingestion import Ingest, IngestBucket, Population, RetryPart, Storage, failed_since
+from transforms.lake import Lake, Manifest, count_rows, delete, read_parquet
 from transforms.sources import Source, Survey, source
 
 QUALITY = {"jpg": 95, "webp": 95, "png": 6}
@@ -63,6 +64,9 @@ class IngestOptions:
     threads: int = option(32, "downloads at once, in each worker")
     user_agent_token: str = option("eidetic", "who asks: part of the User-Agent, and looked for in X-Robots-Tag")
     honour_opt_outs: bool = option(True, "leave pictures alone whose server opts out by X-Robots-Tag")
+    carry_over: bool = option(
+        True, "keep what an earlier run had of the same metadata files; --no_carry_over: download all of them again"
+    )
     rows_per_part: int = option(10_000, "rows in one part of the tables, about")
 
     def __post_init__(self) -> None:
@@ -119,11 +123,26 @@ class IngestOptions:
 
 
 def stage(lake: Lake, options: IngestOptions) -> Stage:
-    """What ``ingest`` would make of the metadata."""
+    """What ``ingest`` would make of the metadata: what is there already for these, or else what is to be made."""
     surveys = {role: survey for role, (_, survey) in options.surveyed.items()}
-    parameters = {
+    parameters = shaping(options)
+    rows = sum(survey.rows for survey in surveys.values())
+    done = [one for one in lake.manifests("ingest") if without_retries(one.parameters) == parameters]
+    if done:
+        # The newest: what failed may have been tried again since.
+        return Stage("ingest", done[-1].parameters, done[-1].upstream, rows, "rows")
+    earlier = before(lake, options) if options.carry_over else None
+    return Stage("ingest", parameters, {} if earlier is None else {"ingest": earlier.snapshot_id}, rows, "rows")
+
+
+def shaping(options: IngestOptions) -> dict[str, Any]:
+    """What shapes the rows of ``ingest``."""
+    surveys = {role: survey for role, (_, survey) in options.surveyed.items()}
+    return {
         **dataclasses.asdict(options.storage),
         **dataclasses.asdict(options.limits),
+        # As a manifest has it, with which this is compared.
+        "opt_out_directives": list(options.limits.opt_out_directives),
         "retries": options.retries,
         "source": options.source,
         "punsafe_max": options.punsafe_max,
@@ -131,21 +150,63 @@ def stage(lake: Lake, options: IngestOptions) -> Stage:
         "rows_per_part": options.rows_per_part,
         "metadata": {role: survey.fingerprint for role, survey in surveys.items()},
     }
-    rows = sum(survey.rows for survey in surveys.values())
-    return Stage(name="ingest", parameters=parameters, upstream={}, items=rows, unit="rows")
 
 
-def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOptions) -> None:
-    """The pipeline that writes ``samples`` and ``images``."""
+def without_retries(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name != "retried"}
+
+
+def before(lake: Lake, options: IngestOptions) -> Manifest | None:
+    """The newest run with the same options over some of the same metadata files, and no others."""
+
+    def but_metadata(parameters: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in without_retries(parameters).items() if name != "metadata"}
+
+    wanted = but_metadata(shaping(options))
+    for earlier in reversed(lake.manifests("ingest")):
+        same = but_metadata(earlier.parameters) == wanted and "partitions" in earlier.facts
+        if same and beside(options, earlier) is not None:
+            return earlier
+    return None
+
+
+def beside(options: IngestOptions, base: Manifest) -> dict[str, Survey] | None:
+    """Role → the metadata files that ``base`` has not; None where it has others, which are no longer there."""
+    left = {}
+    for role, fingerprints in base.facts["partitions"].items():
+        survey = options.surveyed[role][1].without(fingerprints) if role in options.surveyed else None
+        if survey is None:
+            return None
+        left[role] = survey
+    return {role: survey for role, (_, survey) in options.surveyed.items()} | left
+
+
+def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOptions, base: Manifest | None = None) -> None:
+    """The pipeline that writes ``samples`` and ``images``: of what ``base`` has not."""
+    surveys = {role: survey for role, (_, survey) in options.surveyed.items()}
+    left = surveys if base is None else beside(options, base)
+    assert left is not None, "a base has no metadata files that are gone"
+    # Training samples first, then controls, with the buckets that their numbers of rows ask for.
+    first = 0 if base is None else max(lake.paths("samples", base.snapshot_id), default=-1) + 1
     populations: list[Population] = []
     partitions: list[tuple[Population, int, str]] = []
-    for role, (one, survey) in options.surveyed.items():
-        # Training samples first, then controls, with the buckets that their numbers of rows ask for.
-        first = sum(other.buckets for other in populations)
-        population = Population(role, one, first, math.ceil(survey.rows / options.rows_per_part))
-        populations.append(population)
-        partitions += [(population, number, partition) for number, partition in enumerate(survey.partitions)]
-    bucket = IngestBucket(
+    for role, survey in left.items():
+        if survey.partitions:
+            population = Population(role, options.surveyed[role][0], first, math.ceil(survey.rows / options.rows_per_part))
+            first += population.buckets
+            populations.append(population)
+            partitions += [(population, number, partition.name) for number, partition in enumerate(survey.partitions)]
+    ingest = Ingest(
+        lake,
+        snapshot,
+        bucket_of(lake, snapshot, options, populations),
+        None if base is None else base.snapshot_id,
+    )
+    _ = pipeline | "Partitions" >> beam.Create(partitions, reshuffle=True) | "Ingest" >> ingest
+
+
+def bucket_of(lake: Lake, snapshot: str, options: IngestOptions, populations: list[Population]) -> IngestBucket:
+    return IngestBucket(
         lake,
         snapshot,
         populations,
@@ -155,7 +216,6 @@ def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOpt
         options.threads,
         options.retries,
     )
-    _ = pipeline | "Partitions" >> beam.Create(partitions, reshuffle=True) | "Ingest" >> Ingest(lake, snapshot, bucket)
 
 
 def run(execution: Execution, options: IngestOptions) -> Manifest:
@@ -172,17 +232,81 @@ def run(execution: Execution, options: IngestOptions) -> Manifest:
                     counted[path] = count_rows(path)
             return sum(counted.values())
 
+        base = lake.manifest("ingest", planned.upstream["ingest"]) if planned.upstream else None
+        if base is not None:
+            lie_over(lake, planned.snapshot_id, base)
         progress = Progress("ingest", durable, planned.items or 0, "rows")
-        execution.run(lambda pipeline: build(pipeline, lake, planned.snapshot_id, options), progress)
+        execution.run(lambda pipeline: build(pipeline, lake, planned.snapshot_id, options, base), progress)
         if durable() != planned.items:
             raise RuntimeError(f"{planned.items} rows of metadata became {durable()} samples")
-        table = lake.read("samples", planned.snapshot_id, ["role", "status"])
-        tally = collections.Counter(zip(table["role"].to_pylist(), table["status"].to_pylist(), strict=True))
-        return {"status": {f"{role}/{status}": number for (role, status), number in sorted(tally.items())}}
+        return facts(lake, planned.snapshot_id, options)
 
     manifest = execution.stage(planned, work)
     delete(lake.work("ingest", manifest.snapshot_id))
     return manifest
+
+
+def lie_over(lake: Lake, snapshot: str, base: Manifest) -> None:
+    for table in ("samples", "images"):
+        lake.lay_over(table, snapshot, base.snapshot_id)
+
+
+def facts(lake: Lake, snapshot: str, options: IngestOptions) -> dict[str, Any]:
+    table = lake.read("samples", snapshot, ["role", "status"])
+    tally = collections.Counter(zip(table["role"].to_pylist(), table["status"].to_pylist(), strict=True))
+    return {
+        "status": {f"{role}/{status}": number for (role, status), number in sorted(tally.items())},
+        # What a later run may build on.
+        "partitions": {
+            role: [partition.fingerprint for partition in survey.partitions] for role, (_, survey) in options.surveyed.items()
+        },
+    }
+
+
+def retry(execution: Execution, options: IngestOptions, base: Manifest, since: datetime.datetime, label: str) -> Manifest:
+    """Tries again what failed to download since then, and only that.
+
+    Args:
+        execution: where.
+        options: those that ``base`` was made with; its metadata files say where a picture of a folder lies.
+        base: a complete ingest.
+        since: rows that were decided before are left alone.
+        label: tells this attempt from others, such as the date.
+
+    Returns:
+        a snapshot that lies over ``base`` with the parts in which something is there now; ``base`` where nothing is.
+    """
+    lake = execution.lake
+    numbers = []
+    for number, path in lake.paths("samples", base.snapshot_id).items():
+        rows = read_parquet(path, ["status", "ingested_at", "url"]).to_pylist()
+        if any(failed_since(row, since) for row in rows):
+            numbers.append(number)
+    if not numbers:
+        return base
+    planned = Stage(
+        "ingest",
+        {**base.parameters, "retried": label},
+        {"ingest": base.snapshot_id},
+        len(numbers),
+        "parts with failed downloads",
+    )
+    snapshot = planned.snapshot_id
+    populations = [Population(role, one, 0, 0) for role, (one, _) in options.surveyed.items()]
+    part = RetryPart(bucket_of(lake, snapshot, options, populations), base.snapshot_id, since)
+
+    def build_retry(pipeline: beam.Pipeline) -> None:
+        _ = pipeline | "FailedParts" >> beam.Create(numbers, reshuffle=True) | "RetryPart" >> beam.ParDo(part)
+
+    execution.run(build_retry)
+    if not lake.own("samples", snapshot):
+        return base
+
+    def work(planned: Stage) -> dict[str, Any]:
+        lie_over(lake, snapshot, base)
+        return facts(lake, snapshot, options)
+
+    return execution.stage(planned, work)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -195,9 +195,9 @@ def read_vectors(lake: Lake, embed_snapshot: str, numbers: Sequence[int], role: 
         (n,) object array of sample_ids, and (n, d) float32; in the order of the parts and their rows.
     """
     ids, vectors = [], []
+    paths = lake.paths("embeddings", embed_snapshot)
     for number in numbers:
-        path = lake.part("embeddings", embed_snapshot, number)
-        table = read_parquet(path, ["sample_id", "role", "status", "vector"])
+        table = read_parquet(paths[number], ["sample_id", "role", "status", "vector"])
         table = table.filter((pc.field("role") == role) & (pc.field("status") == "success"))
         if table.num_rows:
             ids.append(table["sample_id"].to_numpy(zero_copy_only=False))

@@ -71,7 +71,7 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
                     statuses[row], reasons[row] = "failed_to_embed", "the model's vector is zero or not finite"
             waiting.clear()
 
-        path = self.lake.part("images", self.ingest_snapshot, number)
+        path = self.lake.paths("images", self.ingest_snapshot)[number]
         for row, image in enumerate(read_rows(path, ["sample_id", "role", "image"])):
             ids.append(image["sample_id"])
             roles.append(image["role"])

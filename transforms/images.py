@@ -115,6 +115,7 @@ class ImageStore:
         self._row_groups: _ByteLimitedCache[tuple[int, int], pa.Table] = _ByteLimitedCache(self.cache_bytes // 2)
         self._pictures: _ByteLimitedCache[str, np.ndarray] = _ByteLimitedCache(self.cache_bytes // 2)
         self._starts: dict[int, np.ndarray] = {}
+        self._paths: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("lake", "ingest_snapshot", "embed_snapshot", "cache_bytes")
@@ -142,15 +143,17 @@ class ImageStore:
         if place is None:
             raise KeyError(f"sample {sample_id!r} is not in the embeddings {self.embed_snapshot!r}")
         part, row = place
+        if not self._paths:
+            self._paths = self.lake.paths("images", self.ingest_snapshot)
         if part not in self._starts:
-            with open_parquet(self.lake.part("images", self.ingest_snapshot, part)) as file:
+            with open_parquet(self._paths[part]) as file:
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             self._starts[part] = np.cumsum([0, *sizes])
         starts = self._starts[part]
         group = int(np.searchsorted(starts, row, side="right")) - 1
         table = self._row_groups.get((part, group))
         if table is None:
-            with open_parquet(self.lake.part("images", self.ingest_snapshot, part)) as file:
+            with open_parquet(self._paths[part]) as file:
                 table = file.read_row_group(group, columns=["sample_id", "image"])
             self._row_groups.put((part, group), table, table.nbytes)
         inside = row - int(starts[group])

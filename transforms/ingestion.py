@@ -6,23 +6,28 @@ samples however the metadata was cut into files. The download itself is img2data
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.download import OPTED_OUT, Limits, as_download_image
 from transforms.identity import row_digest, sample_id
-from transforms.lake import Lake, exists, read_parquet, write_parquet
+from transforms.lake import Lake, exists, read_parquet, read_rows, write_parquet
 from transforms.sources import ROW, Source
+
+KNOWN = "known-"
+"""Begins the names of the files that say which samples the base has."""
 
 LOST = "lost inside the downloader"
 
@@ -100,6 +105,31 @@ class SpreadRows(beam.DoFn):
             yield bucket, path
 
 
+class SpreadKnown(beam.DoFn):
+    """(populations, number of a part of the base) → (bucket, path of a file that says which samples are there already).
+
+    Only of the buckets that are being filled: a url and caption that come again are told apart by how often they were there.
+    """
+
+    def __init__(self, lake: Lake, snapshot: str, base: str):
+        self.lake, self.snapshot, self.base = lake, snapshot, base
+
+    def process(self, element: tuple[list[Population], int]) -> Iterator[tuple[int, str]]:
+        populations, number = element
+        table = read_parquet(self.lake.paths("samples", self.base)[number], ["role", "url", "caption"])
+        for population in populations:
+            rows = table.filter(pc.equal(table["role"], population.role))
+            keys = [row_digest(*row) for row in zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)]
+            buckets: dict[int, collections.Counter[str]] = {}
+            for key in keys:
+                bucket = population.first_bucket + int(key, 16) % population.buckets
+                buckets.setdefault(bucket, collections.Counter())[key] += 1
+            for bucket, counts in buckets.items():
+                path = self.lake.work("ingest", self.snapshot, "buckets", f"{bucket:05d}", f"{KNOWN}{number:05d}.parquet")
+                write_parquet(path, pa.table({"key": list(counts), "count": list(counts.values())}))
+                yield bucket, path
+
+
 def _with_buckets(table: pa.Table, population: Population) -> pa.Table:
     """``table`` with the number of the bucket that each row falls into, by what it says."""
     rows = zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)
@@ -132,13 +162,18 @@ class IngestBucket(beam.DoFn):
         bucket, paths = element
         if not exists(self.lake.part("samples", self.snapshot, bucket)):
             population = next(one for one in self.populations if 0 <= bucket - one.first_bucket < one.buckets)
-            rows = [row for path in paths for row in read_parquet(path).to_pylist()]
-            samples = number_occurrences(rows)
-            outcomes = self._outcomes(samples, population.source)
-            self._write(bucket, population.role, samples, outcomes)
+            paths = sorted(paths)
+            known = {path for path in paths if os.path.basename(path).startswith(KNOWN)}
+            rows = [row for path in paths if path not in known for row in read_parquet(path).to_pylist()]
+            seen: collections.Counter[str] = collections.Counter()
+            for path in known:
+                seen.update({row["key"]: row["count"] for row in read_parquet(path).to_pylist()})
+            samples = number_occurrences(rows, seen)
+            outcomes = self.outcomes(samples, population.source)
+            self.write(bucket, population.role, samples, outcomes)
         yield bucket
 
-    def _outcomes(self, samples: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
+    def outcomes(self, samples: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
         """What became of each sample: status, reason, and for a success sizes, hash and the encoded picture."""
         outcomes: list[dict[str, Any]] = [self._before(sample) for sample in samples]
         wanted = [index for index, outcome in enumerate(outcomes) if outcome["status"] == "wanted"]
@@ -205,7 +240,8 @@ class IngestBucket(beam.DoFn):
             rows = pq.read_table(os.path.join(folder, "00000.parquet")).to_pylist()
         return {row["place"]: _outcome(row, row[self.storage.encode_format]) for row in rows}
 
-    def _write(self, bucket: int, role: str, samples: list[dict[str, Any]], outcomes: list[dict[str, Any]]) -> None:
+    def write(self, bucket: int, role: str, samples: list[dict[str, Any]], outcomes: list[dict[str, Any]]) -> None:
+        """A part of ``images`` and then of ``samples``."""
         now = datetime.datetime.now(datetime.UTC)
         images, rows = [], []
         for sample, outcome in zip(samples, outcomes, strict=True):
@@ -214,7 +250,8 @@ class IngestBucket(beam.DoFn):
                     **{name: sample[name] for name in (*ROW.names, "sample_id", "occurrence", "source_file")},
                     **{name: outcome.get(name) for name in _OUTCOME},
                     "role": role,
-                    "ingested_at": now,
+                    # Of one that is tried again it stays: for so many nights it's tried.
+                    "ingested_at": sample.get("ingested_at", now),
                 }
             )
             if outcome["status"] == "success":
@@ -246,11 +283,12 @@ def _outcome(row: dict[str, Any], image: bytes | None) -> dict[str, Any]:
     return {**sizes, "status": status, "reason": reason, "image": image}
 
 
-def number_occurrences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def number_occurrences(rows: list[dict[str, Any]], seen: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
     """Rows of one bucket with ``occurrence`` and ``sample_id``, in an order that follows from their content.
 
     Where a url and caption repeat, the rest of the row decides which is first, and provenance only between rows that say
-    the same in every column; so a metadata file that is moved or cut otherwise changes no id.
+    the same in every column; so a metadata file that is moved or cut otherwise changes no id. ``seen``: digest of url and
+    caption → how often they are there already; these come after.
     """
     content = [name for name in ROW.names if name != "source_row"]
 
@@ -259,13 +297,49 @@ def number_occurrences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return (*said, os.path.basename(row["source_file"]), row["source_row"])
 
     numbered = []
-    seen: dict[tuple[str | None, str | None], int] = {}
+    counts = collections.Counter(seen)
     for row in sorted(rows, key=order):
-        key = (row["url"], row["caption"])
-        occurrence = seen.get(key, 0)
-        seen[key] = occurrence + 1
-        numbered.append({**row, "occurrence": occurrence, "sample_id": sample_id(*key, occurrence)})
+        key = row_digest(row["url"], row["caption"])
+        occurrence = counts[key]
+        counts[key] += 1
+        numbered.append({**row, "occurrence": occurrence, "sample_id": sample_id(row["url"], row["caption"], occurrence)})
     return numbered
+
+
+class RetryPart(beam.DoFn):
+    """Number of a part of ``base`` → itself, if something that had failed to download is there now; writes that part anew.
+
+    Args:
+        bucket: how it is downloaded and written.
+        base: snapshot of ``ingest``.
+        since: rows that failed before then are left alone.
+    """
+
+    def __init__(self, bucket: IngestBucket, base: str, since: datetime.datetime):
+        self.bucket, self.base, self.since = bucket, base, since
+
+    def process(self, number: int) -> Iterator[int]:
+        lake, bucket = self.bucket.lake, self.bucket
+        if number in lake.own("samples", bucket.snapshot):
+            yield number
+            return
+        samples = read_parquet(lake.paths("samples", self.base)[number]).to_pylist()
+        failed = [place for place, row in enumerate(samples) if failed_since(row, self.since)]
+        population = next(one for one in bucket.populations if one.role == samples[0]["role"])
+        tried = bucket.outcomes([samples[place] for place in failed], population.source)
+        if not any(outcome["status"] == "success" for outcome in tried):
+            return
+        images = {row["sample_id"]: row["image"] for row in read_rows(lake.paths("images", self.base)[number])}
+        outcomes = [{**{name: row[name] for name in _OUTCOME}, "image": images.get(row["sample_id"])} for row in samples]
+        for place, outcome in zip(failed, tried, strict=True):
+            outcomes[place] = outcome
+        bucket.write(number, population.role, samples, outcomes)
+        yield number
+
+
+def failed_since(row: dict[str, Any], since: datetime.datetime) -> bool:
+    """Whether a row of ``samples`` is one that failed to download at that time or after."""
+    return row["status"] == "failed_to_download" and row["ingested_at"] >= since and bool(row["url"])
 
 
 @dataclasses.dataclass
@@ -275,19 +349,29 @@ class Ingest(beam.PTransform):
     Attributes:
         lake, snapshot: where to write.
         bucket: what is done with one.
+        base: the snapshot that this one lies over, or None.
     """
 
     lake: Lake
     snapshot: str
     bucket: IngestBucket
+    base: str | None = None
 
     def expand(self, partitions: beam.PCollection) -> beam.PCollection:
         spread = partitions | "SpreadRows" >> beam.ParDo(SpreadRows(self.lake, self.snapshot))
         # Every bucket becomes a part, one without rows too: so the parts that there must be are known beforehand.
         ranges = [(one.first_bucket, one.first_bucket + one.buckets) for one in self.bucket.populations]
         every = partitions.pipeline | "Buckets" >> beam.Create(ranges) | "EveryBucket" >> beam.FlatMap(_without_paths)
+        known = partitions.pipeline | "NothingKnown" >> beam.Create([])
+        if self.base is not None:
+            numbers = [(self.bucket.populations, number) for number in self.lake.paths("samples", self.base)]
+            known = (
+                partitions.pipeline
+                | "BaseParts" >> beam.Create(numbers, reshuffle=True)
+                | "SpreadKnown" >> beam.ParDo(SpreadKnown(self.lake, self.snapshot, self.base))
+            )
         return (
-            (spread | "OnePath" >> beam.Map(_one_path), every)
+            (spread | "OnePath" >> beam.Map(_one_path), known | "KnownPath" >> beam.Map(_one_path), every)
             | "Together" >> beam.Flatten()
             | "GroupByBucket" >> beam.GroupByKey()
             | "Paths" >> beam.Map(_paths)

@@ -2,6 +2,7 @@
 
     LAKE/lake.json                                          the schema version
     LAKE/<table>/snapshot_id=<id>/part-00000.parquet        rows
+    LAKE/<table>/snapshot_id=<id>/base.json                 which parts are another snapshot's: see ``Lake.lay_over``
     LAKE/manifests/<stage>/<id>.json                        a stage's snapshot is complete when this exists
     LAKE/work/<stage>/<id>/…                                what a stage leaves for its own restart
 
@@ -78,6 +79,7 @@ class Lake:
         return self.path(table, f"snapshot_id={snapshot}")
 
     def part(self, table: str, snapshot: str, number: int) -> str:
+        """Where a part of this snapshot's own lies; ``paths`` knows those of what it lies over as well."""
         return self.path(table, f"snapshot_id={snapshot}", f"part-{number:05d}.parquet")
 
     def work(self, stage: str, snapshot: str, *parts: str) -> str:
@@ -163,9 +165,29 @@ class Lake:
 
     # -- rows --------------------------------------------------------------------------------------------------
 
+    def lay_over(self, table: str, snapshot: str, base: str) -> None:
+        """Lets a snapshot have the parts of ``base``, but for those numbers of which it has a part of its own.
+
+        So what one night adds is all that it writes. Which snapshot each part lies in is noted now: nights lie over nights,
+        and nobody need go through all of them.
+        """
+        parts = {number: path.rsplit("snapshot_id=", 1)[1].split("/")[0] for number, path in self.paths(table, base).items()}
+        write_bytes(FileSystems.join(self.folder(table, snapshot), "base.json"), json.dumps(parts).encode())
+
+    def own(self, table: str, snapshot: str) -> dict[int, str]:
+        """Number → path of the parts that were written for this snapshot."""
+        return {part_number(path): path for path in list_files(self.folder(table, snapshot), ".parquet")}
+
+    def paths(self, table: str, snapshot: str) -> dict[int, str]:
+        """Number → path of each part of a table, in order: its own, and those of what it lies over."""
+        path = FileSystems.join(self.folder(table, snapshot), "base.json")
+        base = json.loads(read_bytes(path)) if exists(path) else {}
+        found = {int(number): self.part(table, one, int(number)) for number, one in base.items()}
+        return dict(sorted((found | self.own(table, snapshot)).items()))
+
     def parts(self, table: str, snapshot: str) -> list[str]:
         """The parts of a table in order of their numbers."""
-        return list_files(self.folder(table, snapshot), ".parquet")
+        return list(self.paths(table, snapshot).values())
 
     def write(self, table: str, snapshot: str, number: int, rows: Iterable[dict[str, Any]] | pa.Table) -> str:
         """Writes one part and returns its path. Rows that don't fit the table's schema are a ValueError."""

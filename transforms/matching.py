@@ -301,7 +301,7 @@ class CountWithin(beam.DoFn):
 
     def process(self, number: int) -> Iterator[tuple[str, int]]:
         counts: collections.Counter[str] = collections.Counter()
-        for row in read_rows(self.lake.part("images", self.ingest, number), ["role", "image"]):
+        for row in read_rows(self.lake.paths("images", self.ingest)[number], ["role", "image"]):
             if row["role"] != "training":
                 continue
             picture = np.asarray(decode(row["image"]))

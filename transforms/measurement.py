@@ -209,13 +209,14 @@ def build_database(lake: Lake) -> str:
         with duckdb.connect(path) as connection:
             _place(connection, lake)
             for name, ids in snapshots.items():
-                parts = [part for snapshot in sorted(ids) for part in lake.parts(name, snapshot)]
+                # Snapshots may share parts.
+                parts = list(dict.fromkeys(part for snapshot in sorted(ids) for part in lake.parts(name, snapshot)))
                 if not parts:
                     continue
                 if is_local(lake):
-                    filled = sorted(snapshot for snapshot in ids if lake.parts(name, snapshot))
-                    # Ids are hexadecimal digits. What is being written has a name that begins with a dot.
-                    files = ", ".join(f"lake_root() || '/{name}/snapshot_id={snapshot}/part-*.parquet'" for snapshot in filled)
+                    # Tables, snapshots and parts have names without a quote.
+                    inside = [part.removeprefix(lake.root).lstrip("/") for part in parts]
+                    files = ", ".join(f"lake_root() || '/{part}'" for part in inside)
                     # The snapshot is taken from the file's own folder alone: see bind.
                     connection.execute(
                         f'CREATE VIEW "{name}" AS SELECT * EXCLUDE (filename), '

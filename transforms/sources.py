@@ -6,11 +6,12 @@ partition as rows of ``ROW``, and fetches one picture's bytes.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import pyarrow as pa
@@ -58,18 +59,45 @@ _NAMES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
-    """What a source holds.
+class Partition:
+    """A piece of a source that one worker reads.
 
     Attributes:
-        partitions: names of the pieces that one worker reads.
-        rows: how many samples there are; at least one.
+        name: what ``Source.read`` takes.
+        rows: how many samples it has.
         fingerprint: names the content, wherever it lies.
     """
 
-    partitions: list[str]
+    name: str
     rows: int
     fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a source holds: one partition or more, with at least one row in all."""
+
+    partitions: list[Partition]
+
+    @property
+    def rows(self) -> int:
+        return sum(partition.rows for partition in self.partitions)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content, wherever it lies."""
+        return digest("survey", sorted(partition.fingerprint for partition in self.partitions))
+
+    def without(self, fingerprints: Iterable[str]) -> Survey | None:
+        """The partitions beside those, as often as they are there; None unless all of those are."""
+        left = collections.Counter(fingerprints)
+        others = []
+        for partition in self.partitions:
+            if left[partition.fingerprint] > 0:
+                left[partition.fingerprint] -= 1
+            else:
+                others.append(partition)
+        return None if left.total() else Survey(others)
 
 
 class Source(Protocol):
@@ -101,17 +129,16 @@ class LaionSource:
     def survey(self) -> Survey:
         try:
             files = self._files()
-            rows = sum(_checked_rows(file) for file in files)
             # Folders are left out: moved metadata are the same metadata.
-            fingerprint = digest("laion", sorted(_recognised_by(file) for file in files))
+            survey = Survey([Partition(file, _checked_rows(file), digest("laion", _recognised_by(file))) for file in files])
         except (ValueError, OSError) as error:  # a kind of URL that Beam doesn't know, or a file that may not be read
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read {self.path!r} ({reason}); {EXPECTED_METADATA}") from error
         if not files:
             raise UserError(f"no metadata at {self.path!r}; {EXPECTED_METADATA}")
-        if rows == 0:
+        if survey.rows == 0:
             raise UserError(f"the metadata at {self.path!r} has no rows; expected one row for each sample")
-        return Survey(files, rows, fingerprint)
+        return survey
 
     def _files(self) -> list[str]:
         if not self.path:
@@ -237,7 +264,7 @@ class FolderSource:
         for name, caption in samples:
             path = os.path.join(self.path, name)
             sizes.append((name, caption, os.path.getsize(path) if os.path.isfile(path) else -1))
-        return Survey([self.path], len(samples), digest("folder", sizes))
+        return Survey([Partition(self.path, len(samples), digest("folder", sizes))])
 
     def read(self, partition: str) -> Iterator[pa.Table]:
         rows = [

@@ -12,8 +12,9 @@ from pipelines.device import DeviceOptions
 from pipelines.embed import EmbedOptions
 from pipelines.stage import Execution
 from tests.planted import planted_pictures, write_images, write_tiny_clip
-from transforms.clip import ClipModel
+from transforms.clip import ClipModel, OpenClipEncoder
 from transforms.errors import UserError
+from transforms.images import ImageStore
 from transforms.lake import Lake
 
 CPU = DeviceOptions(device="cpu")
@@ -143,3 +144,30 @@ def test_a_gpu_is_asked_of_the_runner_only_by_name():
     assert DeviceOptions("cuda").hint() == DeviceOptions().accelerator
     assert DeviceOptions("cuda:1", accelerator="type:nvidia-l4;count:1").hint() == "type:nvidia-l4;count:1"
     assert DeviceOptions("cuda:1").resolved() == "cuda:1"
+
+
+def test_only_the_parts_that_are_new_or_changed_are_embedded(lake, clip_folder, monkeypatch):
+    first = run(lake, clip_folder)
+    before = lake.latest("ingest")
+    # A night later: a part more, and the second one has another picture.
+    snapshot = "0123456789abcdef"
+    for table in ("images", "samples"):
+        lake.lay_over(table, snapshot, before.snapshot_id)
+    rows = lake.read("images", before.snapshot_id).to_pylist()
+    template = {**rows[0], "role": "training"}
+    lake.write("images", snapshot, 1, [*rows[4:], {**template, "sample_id": "late"}])
+    lake.write("images", snapshot, 2, [{**template, "sample_id": "new"}])
+    lake.complete("ingest", snapshot, {"night": 2}, {"ingest": before.snapshot_id})
+    embedded = []
+    real = OpenClipEncoder.encode_prepared
+    monkeypatch.setattr(OpenClipEncoder, "encode_prepared", lambda self, some: embedded.append(len(some)) or real(self, some))
+    second = run(lake, clip_folder)
+    assert sum(embedded) == 2 + 2 and second.rows == {"embeddings": 9}
+    assert [lake.paths("embeddings", second.snapshot_id)[number] for number in (0, 1, 2)] == [
+        lake.part("embeddings", first.snapshot_id, 0), lake.part("embeddings", second.snapshot_id, 1),
+        lake.part("embeddings", second.snapshot_id, 2),
+    ]  # fmt: skip
+    ids = lake.read("embeddings", second.snapshot_id)["sample_id"].to_pylist()
+    assert ids == lake.read("images", snapshot)["sample_id"].to_pylist()
+    store = ImageStore(lake, snapshot, second.snapshot_id)
+    assert (store.get("new") == store.get("late")).all() and (store.get("new") == store.get(rows[0]["sample_id"])).all()

@@ -1,5 +1,6 @@
 """Metadata in, one row of samples for each of its rows out: wherever it lies, however it is cut, whenever it was killed."""
 
+import datetime
 import os
 import random
 import socket
@@ -11,11 +12,12 @@ import pytest
 
 from demo import corpus
 from demo.serve import serving
-from pipelines.ingest import IngestOptions, run, stage
+from pipelines.ingest import IngestOptions, retry, run, stage
 from pipelines.stage import Execution
 from tests.web import free_port, picture, serve
 from transforms import download
 from transforms.errors import UserError
+from transforms.ingestion import IngestBucket
 from transforms.lake import Lake
 
 PROVENANCE = {"source_file", "source_row", "ingested_at"}
@@ -289,3 +291,105 @@ def test_the_corpus_with_its_planted_faults(tmp_path):
     assert all((row["reason"] is None) == (row["status"] == "success") for row in samples)
     slow = next(row for row in samples if "/slow/" in row["url"])
     assert slow["reason"] == "took longer than allowed"
+
+
+# -- night after night ------------------------------------------------------------------------------------------------
+
+
+def metadata_of(web, names, caption="a picture"):
+    return [{"URL": f"{web.url}/{name}.png", "TEXT": caption} for name in names]
+
+
+def test_only_the_metadata_files_that_are_new_are_downloaded(web, tmp_path):
+    for number in range(6):
+        web.answer(f"/{number}.png", picture(number))
+    folder = tmp_path / "metadata"
+    write(folder / "monday.parquet", metadata_of(web, [0, 1, 2, 2]))
+    first, monday = ingest(tmp_path / "lake", folder, rows_per_part=2)
+    # One of them comes again under the same caption, and one is there twice from the beginning.
+    write(folder / "tuesday.parquet", metadata_of(web, [2, 3, 4]))
+    write(folder / "wednesday.parquet", metadata_of(web, [5, "gone"]))
+    both, tuesday = ingest(tmp_path / "lake", folder, rows_per_part=2)
+    lake = Lake(str(tmp_path / "lake"))
+    assert tuesday.upstream == {"ingest": monday.snapshot_id} and monday.upstream == {}
+    assert {path: hits for path, hits in web.hits.items() if path != "/2.png"} == {
+        "/0.png": 1, "/1.png": 1, "/3.png": 1, "/4.png": 1, "/5.png": 1, "/gone.png": 1
+    }  # fmt: skip
+    assert web.hits["/2.png"] == 3
+    # Everything is there, the old rows as they were, in files that nobody copied.
+    assert len(both) == 9 and tuesday.rows == {"samples": 9, "images": 8}
+    assert [row for row in both if row["sample_id"] in {row["sample_id"] for row in first}] == first
+    assert set(lake.parts("images", monday.snapshot_id)) < set(lake.parts("images", tuesday.snapshot_id))
+    # The same samples as from all metadata at once.
+    whole, _ = ingest(tmp_path / "another", folder, rows_per_part=2)
+    assert {row["sample_id"] for row in whole} == {row["sample_id"] for row in both}
+    assert sorted(row["occurrence"] for row in both if row["url"].endswith("/2.png")) == [0, 1, 2]
+    # Again, nothing; and with other options, everything.
+    assert ingest(tmp_path / "lake", folder, rows_per_part=2)[1] == tuesday
+    assert ingest(tmp_path / "lake", folder, rows_per_part=2, image_size=8)[1].upstream == {}
+
+
+def test_metadata_that_went_away_are_no_base(web, tmp_path):
+    web.answer("/0.png", picture(0))
+    folder = tmp_path / "metadata"
+    write(folder / "a.parquet", metadata_of(web, [0]))
+    ingest(tmp_path / "lake", folder)
+    os.remove(folder / "a.parquet")
+    write(folder / "b.parquet", metadata_of(web, [0], "another caption"))
+    samples, manifest = ingest(tmp_path / "lake", folder)
+    assert manifest.upstream == {} and [row["caption"] for row in samples] == ["another caption"]
+    write(folder / "c.parquet", metadata_of(web, [0]))
+    assert ingest(tmp_path / "lake", folder, carry_over=False)[1].upstream == {}
+
+
+def test_a_killed_night_goes_on(web, tmp_path, monkeypatch):
+    for number in range(4):
+        web.answer(f"/{number}.png", picture(number))
+    folder = tmp_path / "metadata"
+    write(folder / "a.parquet", metadata_of(web, [0]))
+    ingest(tmp_path / "lake", folder, rows_per_part=1)
+    write(folder / "b.parquet", metadata_of(web, [1, 2, 3]))
+    real, written = IngestBucket.write, []
+
+    def dies(self, bucket, *rest):
+        if written:
+            raise RuntimeError("killed here")
+        written.append(bucket)
+        real(self, bucket, *rest)
+
+    monkeypatch.setattr(IngestBucket, "write", dies)
+    with pytest.raises(RuntimeError, match="killed here"):
+        ingest(tmp_path / "lake", folder, rows_per_part=1)
+    monkeypatch.setattr(IngestBucket, "write", real)
+    samples, manifest = ingest(tmp_path / "lake", folder, rows_per_part=1)
+    assert len(samples) == 4 and manifest.rows == {"samples": 4, "images": 4}
+
+
+def test_what_failed_is_tried_again_and_nothing_else(web, tmp_path):
+    web.answer("/0.png", picture(0))
+    path = write(tmp_path / "metadata.parquet", metadata_of(web, [0, "late", "gone"]))
+    first, manifest = ingest(tmp_path / "lake", path)
+    options = {"image_size": 16, "allow_private_hosts": True, "timeout": 5.0, "threads": 8, "metadata": path}
+    execution, lake = Execution(Lake(str(tmp_path / "lake")), []), Lake(str(tmp_path / "lake"))
+    begun = min(row["ingested_at"] for row in first)
+
+    def again(label, since=begun):
+        return retry(execution, IngestOptions(**options), lake.latest("ingest"), since, label)
+
+    # Nothing has come back: no snapshot.
+    assert again("2026-01-02") == manifest and len(lake.manifests("ingest")) == 1
+    assert web.hits == {"/0.png": 1, "/late.png": 2, "/gone.png": 2}
+    web.answer("/late.png", picture(1))
+    # Not of that night.
+    assert again("2026-01-03", max(row["ingested_at"] for row in first) + datetime.timedelta(seconds=1)) == manifest
+    better = again("2026-01-03")
+    assert better.upstream == {"ingest": manifest.snapshot_id} and better.rows == {"samples": 3, "images": 2}
+    now = {row["url"].rsplit("/")[-1]: row for row in lake.read("samples", better.snapshot_id).to_pylist()}
+    before = {row["url"].rsplit("/")[-1]: row for row in first}
+    assert now["0.png"] == before["0.png"] and now["late.png"]["status"] == "success"
+    assert now["gone.png"] == before["gone.png"]
+    pictures = {row["sample_id"]: row["image"] for row in lake.read("images", better.snapshot_id).to_pylist()}
+    assert set(pictures) == {now["0.png"]["sample_id"], now["late.png"]["sample_id"]}
+    assert web.hits["/0.png"] == 1
+    # From here on it is what the metadata have.
+    assert run(execution, IngestOptions(**options)) == better and lake.latest("ingest") == better

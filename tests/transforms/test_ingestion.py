@@ -108,7 +108,7 @@ def test_a_row_that_the_downloader_loses_is_a_row_with_a_reason(tmp_path, monkey
     monkeypatch.setattr(downloader, "compute_key", lose_the_second)
     for name in "abc":
         (tmp_path / f"{name}.png").write_bytes(picture())
-    outcomes = bucket(Lake("unused"), None)._outcomes([row(f"{name}.png") for name in "abc"], FolderSource(str(tmp_path)))
+    outcomes = bucket(Lake("unused"), None).outcomes([row(f"{name}.png") for name in "abc"], FolderSource(str(tmp_path)))
     assert [outcome["status"] for outcome in outcomes] == ["success", "failed_to_download", "success"]
     assert outcomes[1]["reason"] == LOST
 
@@ -137,7 +137,7 @@ def test_every_row_has_a_status_and_a_reason(tmp_path):
         rows += [row(None), row(""), row("http://a b/"), row("http://[::1"), row("file:///etc/passwd"), row("http://a\0/")]
         limits = Limits(seconds=5, max_pixels=1000, allow_private_hosts=True)
         web_source = LaionSource("unused")
-        outcomes = bucket(lake, web_source, limits)._outcomes(rows, web_source)
+        outcomes = bucket(lake, web_source, limits).outcomes(rows, web_source)
         assert web.hits["/unsafe.png"] == 0
     found = [(outcome["status"], outcome["reason"]) for outcome in outcomes]
     assert found[:2] + found[3:8] == list(expected.values())[:2] + list(expected.values())[3:]
@@ -166,7 +166,7 @@ def test_a_source_that_is_a_folder(tmp_path):
     (pictures / "a.txt").write_text("a caption")
     lake = Lake(str(tmp_path / "lake"))
     rows = [row("a.png"), row("../a.png"), row("b.png")]
-    outcomes = bucket(lake, None)._outcomes(rows, FolderSource(str(pictures)))
+    outcomes = bucket(lake, None).outcomes(rows, FolderSource(str(pictures)))
     assert [outcome["status"] for outcome in outcomes] == ["success", "failed_to_download", "failed_to_download"]
     assert [outcome["reason"] for outcome in outcomes[1:]] == [
         "the path leads out of the folder",

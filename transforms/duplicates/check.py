@@ -81,8 +81,8 @@ class CheckBlock(beam.DoFn):
     def process(self, block: Block) -> Iterator[Checked]:
         kinds: dict[Kind, str] = {}
         every, keys, digests, found = [], [], [], []
-        for number in block.parts:
-            path = self.job.lake.part("embeddings", self.job.embed_snapshot, number)
+        paths = self.job.lake.paths("embeddings", self.job.embed_snapshot)
+        for path in (paths[number] for number in block.parts):
             table = read_parquet(path, self._columns())
             ids = keys_of(table["sample_id"].to_pylist())
             every.append(ids)
@@ -218,12 +218,12 @@ class Prepare(beam.DoFn):
         if not len(repeated):
             return
         places: dict[str, list[str]] = {}
+        paths = self.job.lake.paths("embeddings", self.job.embed_snapshot)
         for block in blocks:
             if not np.isin(files[block.number]["every"], repeated).any():
                 continue
             for number in block.parts:
-                path = self.job.lake.part("embeddings", self.job.embed_snapshot, number)
-                ids = read_parquet(path, ["sample_id"])["sample_id"].to_pylist()
+                ids = read_parquet(paths[number], ["sample_id"])["sample_id"].to_pylist()
                 for row in np.flatnonzero(np.isin(keys_of(ids), repeated)).tolist():
                     places.setdefault(ids[row], []).append(f"part {number} row {row}")
         twice = {sample: rows for sample, rows in sorted(places.items()) if len(rows) > 1}
