@@ -1,0 +1,188 @@
+"""The schedules do what they say: their commands are run by what runs them, with a recorder in Eidetic's place.
+
+The DAG's tests need Airflow, which pins other versions than Eidetic: 'make airflow' makes its environment.
+"""
+
+import configparser
+import datetime
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipelines import audit
+from pipelines.options import parse
+from tests.servers import ROOT
+from transforms.errors import UserError
+
+DEPLOY = ROOT / "deploy"
+EIDETIC = "/opt/eidetic/.venv/bin/eidetic"
+CONFIG = "/etc/eidetic/nightly.toml"
+NIGHT = "2026-02-03"
+
+RECORDER = f"""#!{sys.executable}
+import json, os, sys
+if sys.argv[1:2] == ["-c"]:  # Airflow's hook asks for Beam's version first
+    print("2.77.0")
+    sys.exit(0)
+with open(os.environ["RECORDED"], "a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+# The first of several jobs, and then a word of what comes after it.
+print("INFO:root:Created job with id: [2026-02-03_02_16_00-1]", file=sys.stderr, flush=True)
+print("measured after the first job", flush=True)
+sys.exit(int(os.environ["EXIT_CODE"]))
+"""
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """An executable that writes down its words, line by line, and ends with EXIT_CODE."""
+    path = tmp_path / "recorder"
+    path.write_text(RECORDER)
+    path.chmod(0o755)
+    return path
+
+
+def recorded(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_shell(command, recorder, exit_code, folder):
+    """(what the command prints, its exit code, the words that Eidetic got)."""
+    environment = {**os.environ, "RECORDED": str(folder / "words"), "EXIT_CODE": str(exit_code), "TZ": "Pacific/Auckland"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60, check=False)
+    (words,) = recorded(folder / "words")
+    return done.stdout + done.stderr, done.returncode, words
+
+
+def check_words(words):
+    """The command is the night of today, in UTC, with the options of the shared file."""
+    assert words[:-1] == ["nightly", "--config", CONFIG, "--date"]
+    now = datetime.datetime.now(datetime.UTC)
+    assert words[-1] in {f"{now:%Y-%m-%d}", f"{now - datetime.timedelta(minutes=5):%Y-%m-%d}"}
+
+
+# -- the options ----------------------------------------------------------------------------------------------------
+
+
+def nightly_options():
+    """The options classes of ``nightly``; of ``audit`` and of the issue's own words where the verb is not there yet."""
+    if importlib.util.find_spec("pipelines.nightly") is None:
+        return None
+    from pipelines import nightly
+
+    return nightly.OPTIONS
+
+
+def check_parses(words, tmp_path):
+    """``nightly`` knows every option of these words, which name the shared file."""
+    words = [word.replace(CONFIG, str(DEPLOY / "nightly.toml")) for word in words]
+    options = nightly_options()
+    if options is None:
+        # NIGHTLY IS NOT THERE YET: what it adds to audit's options is left out here, by the names that the issue gives it.
+        own = ("date", "budget", "webhook")
+        config = tomllib.loads((DEPLOY / "nightly.toml").read_text())
+        (tmp_path / "audit.toml").write_text(
+            "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.items() if name not in own)
+        )
+        words = [word.replace(str(DEPLOY / "nightly.toml"), str(tmp_path / "audit.toml")) for word in words]
+        words = [word for word in words if word.split("=")[0].lstrip("-") not in own]
+        options = audit.OPTIONS
+    return parse(words, "nightly", "", options)
+
+
+def test_the_config_holds_only_options_of_the_verb(tmp_path):
+    check_parses([f"--config={CONFIG}", f"--date={NIGHT}"], tmp_path)
+    with pytest.raises(UserError, match="unknown option"):
+        check_parses([f"--config={CONFIG}", "--nonsense"], tmp_path)
+
+
+# -- cron -----------------------------------------------------------------------------------------------------------
+
+
+def crontab():
+    """(variables, the five fields of the one entry, its command as cron hands it to the shell)."""
+    lines = [line for line in (DEPLOY / "eidetic.crontab").read_text().splitlines() if line and not line.startswith("#")]
+    variables = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+    (entry,) = [line for line in lines if not re.match(r"\w+=", line)]
+    *fields, command = entry.split(None, 5)
+    assert not re.search(r"(?<!\\)%", command), "an unescaped % ends a cron command"
+    return variables, fields, command.replace(r"\%", "%")
+
+
+def test_the_crontab_is_one_entry_every_night_in_utc():
+    variables, fields, _ = crontab()
+    assert variables["CRON_TZ"] == "UTC" and "@" in variables["MAILTO"]
+    minute, hour, *rest = fields
+    assert 0 <= int(minute) < 60 and 0 <= int(hour) < 24 and rest == ["*", "*", "*"]
+
+
+@pytest.mark.parametrize("exit_code", [0, 2, 3])
+def test_cron_mails_the_exit_code_and_nothing_else(recorder, tmp_path, exit_code):
+    command = crontab()[2].replace(EIDETIC, str(recorder)).replace("/var/log/eidetic", str(tmp_path))
+    printed, _, words = run_shell(["/bin/sh", "-c", command], recorder, exit_code, tmp_path)
+    check_words(words)
+    assert "measured after the first job" in (tmp_path / "nightly.log").read_text()
+    assert printed == "" if exit_code == 0 else f"exit code {exit_code} " in printed
+
+
+# -- systemd --------------------------------------------------------------------------------------------------------
+
+
+def unit(name):
+    parser = configparser.RawConfigParser(strict=True)  # strict: nothing is said twice
+    parser.optionxform = str
+    parser.read(DEPLOY / name)
+    return parser
+
+
+def systemd_analyze(*words):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not on this machine (Debian: apt-get install systemd)")
+    return subprocess.run(["systemd-analyze", *words], cwd=DEPLOY, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_systemd_accepts_the_units():
+    done = systemd_analyze("verify", "./eidetic.service", "./eidetic-alert.service", "./eidetic.timer")
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_service_is_shut_in_as_far_as_it_can_be():
+    # 2.0 of 10; an empty unit has 9.6. What is left is the network, the GPU and compiled kernels.
+    done = systemd_analyze("security", "--offline=yes", "--threshold=25", "./eidetic.service")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("exit_code", [0, 2, 3])
+def test_the_service_runs_the_night_and_ends_with_its_exit_code(recorder, tmp_path, exit_code):
+    # As systemd reads the line: its own quotes, %% for %, $$ for $.
+    words = shlex.split(unit("eidetic.service")["Service"]["ExecStart"])
+    words = [word.replace("%%", "%").replace("$$", "$").replace(EIDETIC, str(recorder)) for word in words]
+    _, code, got = run_shell(words, recorder, exit_code, tmp_path)
+    check_words(got)
+    assert code == exit_code
+
+
+def test_a_night_that_is_worse_alerts():
+    service = unit("eidetic.service")
+    assert not {"SuccessExitStatus", "Restart"} & set(service["Service"])
+    assert (DEPLOY / service["Unit"]["OnFailure"]).exists()
+
+
+def test_the_service_can_write_the_lake_of_the_config():
+    lake = Path(tomllib.loads((DEPLOY / "nightly.toml").read_text())["lake"])
+    assert Path("/var/lib") / unit("eidetic.service")["Service"]["StateDirectory"] in lake.parents
+
+
+def test_all_three_start_at_the_same_time():
+    _, (minute, hour, *_), _ = crontab()
+    assert unit("eidetic.timer")["Timer"]["OnCalendar"] == f"*-*-* {int(hour):02}:{int(minute):02}:00 UTC"
+    assert f'CronTriggerTimetable("{minute} {hour} * * *", timezone="UTC")' in (DEPLOY / "airflow_dag.py").read_text()
