@@ -23,6 +23,8 @@ class NightlyOperator(BeamRunPythonPipelineOperator):
     """Waits for the command to end. Beam's own operator leaves it with the first Dataflow job that it starts; a night has
     many, and its verdict is the exit code."""
 
+    operator_extra_links = ()  # to that first job; the log names them all
+
     def execute_on_dataflow(self, context):
         try:
             self.beam_hook.start_python_pipeline(
