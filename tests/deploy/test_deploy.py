@@ -180,6 +180,20 @@ def test_a_night_that_is_worse_alerts():
     assert (DEPLOY / service["Unit"]["OnFailure"]).exists()
 
 
+def test_the_alert_is_a_mail_with_the_exit_code_and_the_log(tmp_path):
+    for name, script in (("journalctl", 'echo "log of $*"'), ("mail", 'echo "$@"; cat')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    words = [word.replace("$$", "$") for word in shlex.split(unit("eidetic-alert.service")["Service"]["ExecStart"])]
+    # What systemd.exec(5) promises to a unit that OnFailure= starts.
+    monitor = {"MONITOR_UNIT": "eidetic.service", "MONITOR_EXIT_STATUS": "3", "MONITOR_INVOCATION_ID": "4f2a"}
+    environment = {**monitor, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    mailed, log = done.stdout.splitlines()
+    assert mailed == "-s eidetic.service: exit code 3 eidetic-alerts@example.org"
+    assert log == "log of --no-pager _SYSTEMD_INVOCATION_ID=4f2a"
+
+
 def test_the_service_can_write_the_lake_of_the_config():
     lake = Path(tomllib.loads((DEPLOY / "nightly.toml").read_text())["lake"])
     assert Path("/var/lib") / unit("eidetic.service")["Service"]["StateDirectory"] in lake.parents
