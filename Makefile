@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AIRFLOW := build/airflow_venv
 
-.PHONY: audit test lint install bench clean
+.PHONY: audit test lint install bench airflow clean
 
 # The main job on the embedded default: rates, a report and a database to query.
 audit: install
@@ -30,6 +31,14 @@ $(VENV)/installed: requirements.lock setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# Airflow pins other versions than Eidetic, so its DAG is tested in an environment of its own.
+airflow: $(AIRFLOW)/installed
+
+$(AIRFLOW)/installed: deploy/airflow_requirements.lock
+	test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv $(AIRFLOW)
+	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/airflow_requirements.lock
 	touch $@
 
 clean:
