@@ -17,6 +17,8 @@ VERBS = {
     "match": "generations → matches, calibration, eidetic_counts, audits",
     "measure": "all tables → marts, audit.duckdb, report",
     "audit": "all of the above, in order",
+    "nightly": "the audit of one night: only what is new, compared with the night before",
+    "history": "prints the nights, one a line",
     "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
     "demo": "serves the embedded corpus on loopback and audits the embedded model",
 }

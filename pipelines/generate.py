@@ -88,7 +88,7 @@ class GenerateOptions:
 
 # What doesn't shape the rows. Batch size may move a picture by a grey level, as devices do; a run that ran out of memory
 # must be free to go on with a smaller one.
-_NO_PARAMETERS = ("model", "revision", "generations", "prompts", "batch_size", "seconds_per_image")
+NO_PARAMETERS = ("model", "revision", "generations", "prompts", "batch_size", "seconds_per_image")
 
 
 def generator(options: GenerateOptions, device: str) -> Generator:
@@ -110,7 +110,7 @@ def generator(options: GenerateOptions, device: str) -> Generator:
 
 def stage(lake: Lake, options: GenerateOptions, deduplicate: str, images: Generator) -> Stage:
     """What ``generate`` would make of the groups of snapshot ``deduplicate``."""
-    shaping = parameters(options, leave_out=_NO_PARAMETERS)
+    shaping = parameters(options, leave_out=NO_PARAMETERS)
     if options.prompts is not None:
         shaping["prompts_digest"] = digest("prompts", prompt_rows.read_prompt_list(options.prompts))
     shaping["generator"] = images.kind

@@ -28,6 +28,7 @@ class Web:
     Attributes:
         url: of its root, without a slash at the end.
         pages: path → a function that gets the handler and answers; for any other path 404.
+        posts: the same, of what is posted.
         hits: path → how often it was asked for.
         agents: every User-Agent seen.
         stopping: set when the test is over, so that handlers which drip come to an end.
@@ -37,9 +38,14 @@ class Web:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.pages: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
+        self.posts: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
         self.hits: collections.Counter[str] = collections.Counter()
         self.agents: set[str] = set()
         self.stopping = threading.Event()
+
+    def post(self, path: str, page: Callable[[http.server.BaseHTTPRequestHandler], None]) -> None:
+        """Plans what becomes of what is posted there."""
+        self.posts[path] = page
 
     def answer(self, path: str, content: bytes = b"", status: int = 200, headers: object = (), length: bool = True) -> str:
         """Plans an answer and returns its URL. ``headers`` are (name, value) pairs."""
@@ -96,6 +102,16 @@ def serve() -> Iterator[Web]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            with contextlib.suppress(OSError):
+                page = web.posts.get(self.path)
+                if page is not None:
+                    page(self)
+                else:
+                    self.send_response(404)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
 
         def do_GET(self) -> None:
             web.hits[self.path] += 1

@@ -204,6 +204,9 @@ def build_database(lake: Lake) -> str:
                     snapshots[table.name].add(manifest.snapshot_id)
         for mart in MARTS:
             snapshots[mart].add(measure.snapshot_id)
+    for night in lake.manifests("nightly"):
+        for name in night.rows:
+            snapshots[name].add(night.snapshot_id)
     with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if is_local(lake) else None) as folder:
         path = os.path.join(folder, DATABASE)
         with duckdb.connect(path) as connection:

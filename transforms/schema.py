@@ -364,11 +364,81 @@ AUDITS = Table(
     ),
 )
 
+_NEW_OR_GONE = "prompts of the panel that give back their image {}"
+
+HISTORY = Table(
+    "history",
+    "nightly",
+    "one night",
+    pa.schema(
+        [
+            _column("date", TEXT, "the night, as YYYY-MM-DD"),
+            _column("model", TEXT, "as the user named it"),
+            _column("model_revision", TEXT, "commit of the hub, or digest of the local folder"),
+            _column("samples", LONG, "rows of metadata so far"),
+            _column("images", LONG, "of those, pictures that were had"),
+            _column("samples_new", LONG, "rows of metadata that the night before had not"),
+            _column("images_recovered", LONG, "that had failed to download on a night before"),
+            _column("ingest_snapshot", TEXT, "the training data"),
+            _column("deduplicate_snapshot", TEXT, "their groups: what the rotating prompts are drawn from"),
+            _column("panel_snapshot", TEXT, "the groups of the first night: what the panel is drawn from"),
+            _column("panel_options", TEXT, "digest of what makes two nights' panels the same"),
+            _column("panel_audit_id", TEXT, "the audit of the fixed panel"),
+            _column("panel_measure", TEXT, "its marts"),
+            _column("rotating_audit_id", TEXT, "the audit of the rotating prompts"),
+            _column("rotating_measure", TEXT, "its marts"),
+            _column(
+                "rotating_options", TEXT, "digest of what makes two nights' rotating prompts the same: model, data, options"
+            ),
+            _column("rotating_seed", LONG, "that they are drawn by"),
+            _column("verdict_used", TEXT, "extracted_calibrated, or extracted where there are no controls"),
+            _column("panel_prompts", LONG, "prompts that are tried every night"),
+            _column("panel_extracted", LONG, "of those, the ones that give back their image"),
+            _column("prompts_tried", LONG, "rotating prompts"),
+            _column("rate", DOUBLE, "of the population, by the rotating prompts"),
+            _column("rate_lower", DOUBLE, "lower end of the exact 95% interval"),
+            _column("rate_upper", DOUBLE, "its upper end"),
+            _column("smallest_change", DOUBLE, "share of the panel that must be new to be seen, with 80% power", nullable=True),
+            _column("compared_with", TEXT, "date of the night before; null on the first", nullable=True),
+            _column("new_extractions", LONG, _NEW_OR_GONE.format("now and did not"), nullable=True),
+            _column("gone_extractions", LONG, _NEW_OR_GONE.format("no longer"), nullable=True),
+            _column("p_value", DOUBLE, "that it is no worse than the night before: the smallest, by Holm", nullable=True),
+            _column("baseline", TEXT, "date of the night that was named; null without", nullable=True),
+            _column("baseline_new_extractions", LONG, "as new_extractions, against the baseline", nullable=True),
+            _column("baseline_gone_extractions", LONG, "as gone_extractions, against the baseline", nullable=True),
+            _column("baseline_p_value", DOUBLE, "as p_value, against the baseline", nullable=True),
+            _column("significance", DOUBLE, "worse where a p-value is at most this"),
+            _column("verdict", TEXT, "first, fine or worse"),
+            _column("exit_code", INT, "of the command: 0 or 3"),
+            _column("finished_at", MOMENT, "when it was decided"),
+        ]
+    ),
+)
+
+NIGHT_CHANGES = Table(
+    "night_changes",
+    "nightly",
+    "one prompt of the panel whose verdict is not that of the night before",
+    pa.schema(
+        [
+            _column("date", TEXT, "the night"),
+            _column("compared_with", TEXT, "the night before"),
+            _column("kind", TEXT, "new: gives back its image now; gone: no longer"),
+            _PROMPT_ID,
+            _column("prompt", TEXT, "its text: hostile"),
+            _column("sample_id", TEXT, "the image whose caption it is", nullable=True),
+            _column("url", TEXT, "of that image, as the metadata has it: hostile text", nullable=True),
+            _column("caption", TEXT, "of that image, as the metadata has it: hostile text", nullable=True),
+            _column("group_id", TEXT, "its duplicate group", nullable=True),
+        ]
+    ),
+)
+
 TABLES = {
     table.name: table
     for table in (
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
-        GENERATIONS, CLIQUES, MATCHES, CALIBRATION, EIDETIC_COUNTS, AUDITS,
+        GENERATIONS, CLIQUES, MATCHES, CALIBRATION, EIDETIC_COUNTS, AUDITS, HISTORY, NIGHT_CHANGES,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""

@@ -1,0 +1,239 @@
+"""Nights on a planted model: the first, one with nothing new, one that is worse, one that is better; and what can go wrong."""
+
+import json
+import subprocess
+import sys
+
+import filelock
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import generate, history, nightly
+from pipelines.cli import run_verb
+from pipelines.query import answer
+from tests.models import PlantedGenerator
+from tests.planted import write_tiny_clip
+from tests.web import serve
+from transforms.images import encode_png
+from transforms.lake import Lake
+
+SIDE = 16
+PICTURES = 30
+CONTROLS = 3
+
+
+def pixels(number):
+    return np.random.default_rng(1000 + number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+
+
+class Box:
+    """A lake, the metadata beside it, a server of pictures that takes alerts as well, and a model to be changed."""
+
+    def __init__(self, folder, web, monkeypatch):
+        self.folder, self.web, self.lake = folder, web, Lake(str(folder / "lake"))
+        self.model = PlantedGenerator()
+        self.said = []
+        # What is said goes to the terminal itself, past pytest's capture.
+        monkeypatch.setattr(nightly, "say", self.said.append)
+        monkeypatch.setattr(generate, "generator", lambda options, device: self.model)
+        for number in range(PICTURES):
+            web.answer(f"/{number}.png", encode_png(pixels(number)))
+        write_tiny_clip(folder / "clip")
+
+    def metadata(self, name, numbers):
+        folder = self.folder / name.split("/")[0]
+        folder.mkdir(exist_ok=True)
+        rows = [{"URL": f"{self.web.url}/{number}.png", "TEXT": f"picture {number}"} for number in numbers]
+        pq.write_table(pa.Table.from_pylist(rows), self.folder / f"{name}.parquet")
+
+    def remember(self, numbers):
+        self.model = PlantedGenerator({f"picture {number}": pixels(number) for number in numbers})
+
+    def words(self, date, **options):
+        options = {"budget": 100, "images_per_prompt": 4, "images_per_control": 2, "clique_size": 2, **options}
+        return [
+            f"--lake={self.lake.root}", f"--date={date}", f"--metadata={self.folder}/training",
+            f"--controls={self.folder}/controls", f"--clip_model={self.folder}/clip", f"--image_size={SIDE}",
+            "--encode_format=png", "--allow_private_hosts", "--duplicate_threshold=0.999999", "--device=cpu", "--timeout=5",
+            "--keep=all", *(f"--{name}={value}" for name, value in options.items()),
+        ]  # fmt: skip
+
+    def night(self, date, **options):
+        """Exit code, and the night's row of history."""
+        code = run_verb(nightly.main, self.words(date, **options))
+        found = [row for row in nightly.history(self.lake) if row["date"] == date]
+        return code, found[0] if found else None
+
+    def alert(self):
+        return json.loads((self.folder / "lake" / "alert.json").read_text())
+
+
+@pytest.fixture
+def box(tmp_path, monkeypatch):
+    with serve() as web:
+        made = Box(tmp_path, web, monkeypatch)
+        made.metadata("training/monday", range(20))
+        made.metadata("controls", range(PICTURES - CONTROLS, PICTURES))
+        (tmp_path / "controls").mkdir(exist_ok=True)
+        (tmp_path / "controls.parquet").rename(tmp_path / "controls" / "held_out.parquet")
+        yield made
+
+
+def test_four_nights(box, capsys, monkeypatch):
+    box.remember([0, 1])
+    code, first = box.night("2026-01-01")
+    assert (code, first["verdict"], first["compared_with"]) == (0, "first", None)
+    # Half of 100 images each: 3 controls of 2 images leave 44, which are 11 prompts of 4.
+    assert (first["panel_prompts"], first["prompts_tried"]) == (11, 11)
+    assert (first["samples"], first["images"], first["samples_new"]) == (23, 23, 23)
+    panel = {row["text"] for row in box.lake.read("prompts", first["panel_audit_id"]).to_pylist() if row["origin"] != "control"}
+    assert first["panel_extracted"] == len(panel & {"picture 0", "picture 1"})
+    assert box.alert()["verdict"] == "first"
+
+    # The same date again is done, whatever changed; nothing runs.
+    box.remember(range(20))
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "run", lambda *_: pytest.fail("made images again"))
+        assert box.night("2026-01-01") == (0, first)
+        box.remember([0, 1])
+        patch.undo()
+
+    # Nothing is new: the same audits, nothing made, nothing changed.
+    monkeypatch.setattr(PlantedGenerator, "generate", lambda *_: pytest.fail("made images again"))
+    hits = box.web.hits.copy()
+    code, second = box.night("2026-01-02")
+    monkeypatch.undo()
+    monkeypatch.setattr(generate, "generator", lambda options, device: box.model)
+    monkeypatch.setattr(nightly, "say", box.said.append)
+    assert (code, second["verdict"], second["p_value"]) == (0, "fine", 1.0)
+    assert all(second[name] == first[name] for name in ("panel_audit_id", "rotating_audit_id", "rotating_seed"))
+    assert (second["new_extractions"], second["gone_extractions"], second["samples_new"]) == (0, 0, 0)
+    assert box.web.hits == hits
+
+    # A model that gives back all, and four pictures more: worse.
+    box.remember(range(24))
+    box.metadata("training/tuesday", range(20, 24))
+    capsys.readouterr()
+    code, third = box.night("2026-01-03")
+    assert (code, third["verdict"], third["exit_code"]) == (3, "worse", 3)
+    shown = capsys.readouterr()
+    assert "with 80% power, the panel of 11 prompts shows" in box.said[-1]
+    assert shown.out.startswith("2026-01-03: worse; 100.00% (")
+    assert third["compared_with"] == "2026-01-02" and third["samples_new"] == 4
+    assert third["panel_prompts"] == 11 == third["panel_extracted"]
+    assert (third["new_extractions"], third["gone_extractions"]) == (11 - first["panel_extracted"], 0)
+    again = {row["text"] for row in box.lake.read("prompts", third["panel_audit_id"]).to_pylist() if row["origin"] != "control"}
+    assert again == panel
+    assert third["rotating_seed"] != second["rotating_seed"]
+    # Of the old pictures none was downloaded again.
+    assert all(box.web.hits[f"/{number}.png"] == 1 for number in range(24))
+    told = box.alert()
+    assert (told["exit_code"], told["p_values"]["before"]["panel"] <= 0.05) == (3, True)
+    assert {row["kind"] for row in told["changes"]} == {"new"} and len(told["changes"]) == third["new_extractions"]
+    assert all(row["url"].startswith(box.web.url) and row["caption"] == row["prompt"] for row in told["changes"])
+
+    # Better than last night, and like the first.
+    box.remember([0, 1])
+    code, fourth = box.night("2026-01-04", baseline="2026-01-01")
+    assert (code, fourth["verdict"], fourth["gone_extractions"]) == (0, "fine", third["new_extractions"])
+    assert (fourth["baseline"], fourth["baseline_new_extractions"], fourth["baseline_gone_extractions"]) == ("2026-01-01", 0, 0)
+    assert fourth["panel_audit_id"] == first["panel_audit_id"]
+
+    _, rows = answer(box.lake, "SELECT date, verdict FROM history ORDER BY date")
+    assert rows == [("2026-01-01", "first"), ("2026-01-02", "fine"), ("2026-01-03", "worse"), ("2026-01-04", "fine")]
+    assert answer(box.lake, "SELECT count(*) FROM night_changes WHERE date = '2026-01-03'")[1] == [(len(told["changes"]),)]
+    capsys.readouterr()
+    assert run_verb(history.main, [f"--lake={box.lake.root}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"]
+    assert lines[4].split()[-1] == "worse"
+
+
+def test_failed_downloads_are_tried_again_for_some_nights(box):
+    del box.web.pages["/5.png"], box.web.pages["/6.png"]
+    _, first = box.night("2026-01-01")
+    assert first["images"] == 21
+    box.web.answer("/5.png", encode_png(pixels(5)))
+    # The rows were decided on the day of this test, so nights count from there.
+    _, second = box.night("2026-01-02", retry_nights=100_000)
+    assert (second["images"], second["images_recovered"], second["samples_new"]) == (22, 1, 0)
+    assert box.web.hits["/5.png"] == 2 == box.web.hits["/6.png"] and box.web.hits["/7.png"] == 1
+    box.web.answer("/6.png", encode_png(pixels(6)))
+    _, third = box.night("2026-01-03", retry_nights=0)
+    assert third["images"] == 22 and box.web.hits["/6.png"] == 2
+
+
+def test_the_webhook_gets_the_alert_and_may_fail(box):
+    taken = []
+
+    def take(handler):
+        taken.append(json.loads(handler.rfile.read(int(handler.headers["Content-Length"]))))
+        handler.send_response(204)
+        handler.end_headers()
+
+    box.web.post("/hook", take)
+    assert box.night("2026-01-01", webhook=f"{box.web.url}/hook")[0] == 0
+    assert taken == [box.alert()] and taken[0]["night"]["date"] == "2026-01-01"
+    assert box.night("2026-01-02", webhook=f"{box.web.url}/nowhere")[0] == 0
+    assert "the webhook did not take the alert" in box.said[-1]
+    # What could not run is told as well.
+    assert box.night("2026-01-03", webhook=f"{box.web.url}/hook", budget=1)[0] == 2
+    assert (taken[-1]["exit_code"], taken[-1]["date"]) == (2, "2026-01-03") and "the budget is 1 images" in taken[-1]["message"]
+
+
+def test_a_second_night_at_once_waits_or_says_so(box, capsys):
+    box.lake.create()
+    with filelock.FileLock(box.lake.path("nightly.lock")):
+        assert box.night("2026-01-01") == (2, None)
+        assert "another night is at work on the lake" in capsys.readouterr().err
+        words = [sys.executable, "-m", "pipelines.nightly", *box.words("2026-01-01", wait=120, model="nowhere")]
+        waiting = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(20)
+    # Its turn now: it goes on, and finds that there is no such model.
+    assert waiting.wait(120) == 2
+    assert "nowhere" in waiting.stderr.read()
+
+
+def test_what_breaks_on_the_way_is_exit_code_2_and_the_night_goes_on_later(box, capsys):
+    box.remember([0, 1])
+    real = box.model.load
+    box.model.load = lambda: (_ for _ in ()).throw(RuntimeError("no device"))
+    assert box.night("2026-01-01") == (2, None)
+    assert "the night could not run" in capsys.readouterr().err
+    assert (box.alert()["exit_code"], box.alert()["verdict"]) == (2, "could not run")
+    box.model.load = real
+    assert box.night("2026-01-01")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "--budget is 0, expected more than 0"),
+        ({"panel_share": 1}, "--panel_share is 1.0, expected between 0 and 1"),
+        ({"significance": "nan"}, "--significance is nan, expected between 0 and 1"),
+        ({"retry_nights": -1}, "--retry_nights is -1, expected 0 or more"),
+        ({"webhook": "file:///etc/passwd"}, "expected an http or https URL"),
+        ({"baseline": "2025-12-31"}, "--baseline is '2025-12-31', which is no night of this lake; there are: none"),
+        ({"prompts": "mine.txt"}, "leave --prompts and --generations to audit"),
+    ],
+)
+def test_mistakes_are_one_line(box, capsys, options, message):
+    assert run_verb(nightly.main, box.words("2026-01-01", **options)) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("eidetic: ") and message in said
+
+
+@pytest.mark.parametrize("date", ["yesterday", "2026-1-1", "20260101"])
+def test_a_date_is_a_date(box, capsys, date):
+    assert run_verb(nightly.main, box.words(date)) == 2
+    assert f"--date is {date!r}, expected a date as YYYY-MM-DD" in capsys.readouterr().err
+
+
+def test_a_lake_without_nights_has_no_history(tmp_path, capsys):
+    lake = Lake(str(tmp_path))
+    lake.create()
+    assert run_verb(history.main, [f"--lake={tmp_path}"]) == 2
+    assert "has no night yet; run 'eidetic nightly' first" in capsys.readouterr().err
