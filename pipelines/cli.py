@@ -18,6 +18,7 @@ VERBS = {
     "measure": "all tables → marts, audit.duckdb, report",
     "audit": "all of the above, in order",
     "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
+    "again": "makes one generation of an audit again, as a PNG",
     "demo": "serves the embedded corpus on loopback and audits the embedded model",
 }
 
