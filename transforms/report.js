@@ -1,59 +1,73 @@
 // Filters and sorts what stands in the page; without it everything is there, the most confident first.
 "use strict";
 
-const NUMBERS = ["rank", "l2", "tiled_l2", "adaptive_l2", "copies"];
-
-function read(element) {
-  const values = element.dataset.numbers.split(" ");
-  const item = { element, verdicts: element.dataset.verdicts, cache: null };
-  NUMBERS.forEach((name, place) => { item[name] = values[place] === "-" ? Infinity : Number(values[place]); });
-  return item;
-}
-
-function text(item) {
-  item.cache ??= [...item.element.querySelectorAll(".words")].map((words) => words.textContent).join("\n").toLowerCase();
-  return item.cache;
-}
-
 const controls = document.getElementById("controls");
-const lists = [...document.querySelectorAll(".extractions")].map((list) => ({ list, items: [...list.children].map(read) }));
 const field = (name) => controls.querySelector(`[name=${name}]`);
 
-// Negative: a first. Both verdicts come before one, one before the other; ties stay in order of confidence.
-const ORDERS = {
-  text: (a, b) => text(a).localeCompare(text(b)),
-  verdict: (a, b) => b.verdicts.length - a.verdicts.length,
-  copies: (a, b) => b.copies - a.copies,
-};
+// An extraction says its values by name: a card in its list of terms, a row in its cells below the table's heads.
+class Extraction {
+  constructor(element) { this.element = element; }
+
+  get values() {
+    const { element } = this;
+    const named = element.cells
+      ? [...element.closest("table").tHead.rows[0].cells].map((head, place) => [head, element.cells[place]])
+      : [...element.querySelectorAll("dt")].map((term) => [term, term.nextElementSibling]);
+    const values = Object.fromEntries(named.map(([name, value]) => [name.textContent, value.textContent]));
+    Object.defineProperty(this, "values", { value: values });
+    return values;
+  }
+
+  get text() {
+    const text = [...this.element.querySelectorAll(".words")].map((words) => words.textContent).join("\n").toLowerCase();
+    Object.defineProperty(this, "text", { value: text });
+    return text;
+  }
+
+  number(name) { return this.values[name] === "–" ? Infinity : Number(this.values[name]); }
+
+  called(verdict) { return this.values[verdict] === "extracted"; }
+
+  get verdicts() { return 2 * this.called("calibrated") + this.called("paper's rule"); }
+}
+
+const lists = [...document.querySelectorAll(".extractions")].map((list) => ({
+  list, items: [...list.children].map((element) => new Extraction(element)),
+}));
 
 function filter() {
-  const wanted = field("text").value.trim().toLowerCase();
+  const text = field("text").value.trim().toLowerCase();
   const verdict = field("verdict").value;
-  const distance = field("distance").value;
+  const wanted = verdict === "both" ? ["calibrated", "paper's rule"] : verdict === "" ? [] : [verdict];
   const most = field("most").value === "" ? Infinity : Number(field("most").value);
-  let shown = 0, all = 0;
-  for (const { items } of lists) {
-    for (const item of items) {
-      const hidden = item[distance] > most || !verdict.split(" ").every((name) => item.verdicts.includes(name))
-        || (wanted !== "" && !text(item).includes(wanted));
-      item.element.hidden = hidden;
-      shown += hidden ? 0 : 1;
-      all += 1;
-    }
+  let shown = 0;
+  const items = lists.flatMap((each) => each.items);
+  for (const item of items) {
+    const fits = (text === "" || item.text.includes(text)) && wanted.every((name) => item.called(name))
+      && (most === Infinity || item.number(field("distance").value) <= most);
+    item.element.hidden = !fits;
+    shown += fits ? 1 : 0;
   }
-  field("shown").value = `${shown.toLocaleString("en")} of ${all.toLocaleString("en")} shown`;
+  field("shown").value = `${shown.toLocaleString("en")} of ${items.length.toLocaleString("en")} shown`;
 }
+
+// Negative: a comes first. What ties stays in order of confidence.
+const compare = (one, other) => (one === other ? 0 : one < other ? -1 : 1);
+const ORDERS = {
+  text: (a, b) => a.text.localeCompare(b.text),
+  verdict: (a, b) => b.verdicts - a.verdicts,
+  copies: (a, b) => b.number("copies") - a.number("copies"),
+};
 
 function sort() {
   const name = field("order").value;
-  const order = ORDERS[name] ?? ((a, b) => (a[name] === b[name] ? 0 : a[name] - b[name]));
+  const order = ORDERS[name] ?? ((a, b) => compare(a.number(name), b.number(name)));
   for (const { list, items } of lists) {
-    list.append(...items.sort((a, b) => order(a, b) || a.rank - b.rank).map((item) => item.element));
+    items.sort((a, b) => order(a, b) || a.number("rank") - b.number("rank"));
+    list.append(...items.map((item) => item.element));
   }
 }
 
-if (controls) {
-  controls.hidden = false;
-  controls.addEventListener("input", (event) => (event.target.name === "order" ? sort() : filter()));
-  filter();
-}
+controls.hidden = false;
+controls.addEventListener("input", (event) => (event.target.name === "order" ? sort() : filter()));
+filter();

@@ -39,10 +39,10 @@ FILES = ("report.html.j2", "extraction.html.j2", "report.css", "report.js")
 PAGE_BYTES = 5_000_000
 """The page is smaller than this: what one can still send by mail, and what opens at once."""
 
-MARKUP_BYTES = 3_000_000
+MARKUP_BYTES = 4_000_000
 """Of those, what the extractions may take without their pictures; what doesn't fit is counted, and left to a query."""
 
-WHOLE_TEXT_BYTES = 1_000_000
+WHOLE_TEXT_BYTES = 500_000
 """Of those, what texts may take beyond the letters that are always shown; the most confident extractions come first."""
 
 CAPTION_LETTERS = 300
@@ -330,8 +330,6 @@ class Extraction:
         row: of the mart.
         prompt, caption: cut; the caption is None where the prompt says the same.
         link: to the training image.
-        verdicts: paper, calibrated, or both.
-        numbers: what the script sorts by: rank, l2, tiled l2, adaptive l2 and copies.
         unsafe: whether its pictures are blurred until clicked.
         command: makes the generation again; None where it has no seed.
     """
@@ -340,8 +338,6 @@ class Extraction:
     prompt: Words
     caption: Words | None
     link: Link | None
-    verdicts: str
-    numbers: str
     unsafe: bool
     command: str | None
 
@@ -349,21 +345,11 @@ class Extraction:
     def of(cls, row: dict[str, Any], lake: Lake, audit: str, cut: Cut) -> Extraction:
         same = (row["caption"] or "").strip() == (row["prompt"] or "").strip()
         again = (row["prompt_id"], str(row["sample_index"]), f"--audit={audit}", f"--lake={lake.root}")
-        distances = [row[name] for name in ("l2", "tiled_l2", "adaptive_l2")]
-        verdicts = {"paper": row["extracted"], "calibrated": row["extracted_calibrated"]}
         return cls(
             row=row,
             prompt=cut(row["prompt"]),
             caption=None if same else cut(row["caption"]),
             link=Link.of(row["url"]),
-            verdicts=" ".join(name for name, called in verdicts.items() if called),
-            numbers=" ".join(
-                [
-                    str(row["confidence_rank"]),
-                    *("-" if value is None else f"{value:.4g}" for value in distances),
-                    str(row["copies"]),
-                ]
-            ),
             unsafe=row["punsafe"] is not None and row["punsafe"] > UNSAFE_OVER,
             command=None if row["seed"] is None else shlex.join(["eidetic", "again", *again]),
         )
