@@ -36,8 +36,15 @@ setup(
         # The embedded default draws its corpus with these.
         "demo": ["simple-icons-pack>=16.36", "resvg-py>=0.5"],
         "dataflow": ["apache-beam[gcp]>=2.77"],
-        "test": ["pytest>=9.0", "ruff", "mypy", "hypothesis>=6.155", "gcp-storage-emulator",
-                 "playwright>=1.65", "axe-playwright-python>=0.1.8"],
+        "test": [
+            "pytest>=9.0",
+            "ruff",
+            "mypy",
+            "hypothesis>=6.155",
+            "gcp-storage-emulator",
+            "playwright>=1.65",
+            "axe-playwright-python>=0.1.8",
+        ],
     },
     entry_points={"console_scripts": ["eidetic = pipelines.cli:main"]},
 )

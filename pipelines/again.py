@@ -82,7 +82,7 @@ def _audit(lake: Lake, audit: str | None) -> Manifest:
     if found is None:
         raise UserError(f"the lake {lake.root!r} has no audit {audit!r}; the newest is {newest.snapshot_id!r}")
     if found.parameters["generator"] != "diffusers":
-        raise UserError(f"the audit {found.snapshot_id} read finished generations, which no seed makes again; name another --audit")
+        raise UserError(f"the audit {found.snapshot_id} is of finished generations, which no seed makes again")
     return found
 
 
@@ -91,7 +91,7 @@ def _generation(lake: Lake, audit: Manifest, prompt_id: str, sample_index: int) 
     prompts = lake.read("prompts", audit.snapshot_id, ["prompt_id", "text"]).to_pylist()
     texts = [row["text"] for row in prompts if row["prompt_id"] == prompt_id]
     if not texts:
-        raise UserError(f"the audit {audit.snapshot_id} has no prompt {prompt_id!r}; ids are in the report and in the table prompts")
+        raise UserError(f"the audit {audit.snapshot_id} has no prompt {prompt_id!r}; take an id from its report")
     images = 0
     for path in lake.parts("generations", audit.snapshot_id):
         with open_parquet(path) as file:

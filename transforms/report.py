@@ -62,7 +62,7 @@ DIMENSIONS = {
 CHANGES = 200
 """So many changes since last night are listed."""
 
-STEPS = ((128, 85), (128, 70), (128, 50), (112, 50), (96, 50), (96, 35), (80, 35), (80, 20), (64, 20), (64, 5), (48, 5), (32, 0))
+STEPS = ((128, 85), (128, 70), (128, 50), (96, 50), (96, 35), (80, 35), (80, 20), (64, 20), (64, 5), (48, 5), (32, 5))
 """(largest side in pixels, WebP quality) of the pictures: the first step with which all of them fit is taken."""
 
 
@@ -106,7 +106,7 @@ def render(
     rates: dict[str, list[dict[str, Any]]] = {dimension: [] for dimension in ("all", *DIMENSIONS)}
     for row in _with_dimensions(marts["extraction_rate"]):
         rates[row["dimension"]].append(row)
-    cut = Cut()
+    cut = Cut(left=WHOLE_TEXT_BYTES)
     changed = [{**row, "words": cut(row["prompt"] or row["caption"]), "link": Link.of(row["url"])} for row in changes[:CHANGES]]
     extractions = [
         Extraction.of({**_NOT_YET, **row}, lake, audit["audit_id"], cut)
@@ -144,6 +144,7 @@ def render(
             cards=cards,
             rows=rows,
             n_extractions=len(extractions),
+            texts_without_room=cut.without,
             lake=shlex.quote(lake.root),
             side=side,
             quality=quality,
@@ -180,7 +181,7 @@ def _content_hash(text: str) -> str:
 
 def _fitting(items: Iterable[Any], markup: Callable[[Any], str], budget: int) -> tuple[list[str], int]:
     """The markup of the first items, as many as fit into ``budget`` bytes, and what is left of it."""
-    made = []
+    made: list[str] = []
     for item in items:
         text = markup(item)
         size = len(text.encode("utf-8", "replace"))
@@ -290,9 +291,15 @@ class Words:
 
 @dataclasses.dataclass
 class Cut:
-    """Cuts texts at ``CAPTION_LETTERS``; ``left`` bytes may be spent on what is behind them."""
+    """Cuts texts at ``CAPTION_LETTERS``.
 
-    left: int = WHOLE_TEXT_BYTES
+    Attributes:
+        left: bytes that may still be spent on whole texts.
+        without: texts whose whole had no room.
+    """
+
+    left: int
+    without: int = 0
 
     def __call__(self, text: str | None) -> Words:
         whole = clean(text)
@@ -301,6 +308,7 @@ class Cut:
         size = len(whole.encode("utf-8", "replace"))
         fits = size <= self.left
         self.left -= size if fits else 0
+        self.without += not fits
         return Words(whole[:CAPTION_LETTERS] + "…", whole if fits else None, len(whole))
 
 

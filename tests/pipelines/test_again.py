@@ -80,7 +80,7 @@ def test_the_reports_command_is_understood(made, tmp_path, monkeypatch, capsys):
         **row, "caption": "", "prompt": "", "url": None, "confidence_rank": 1, "copies": 1, "l2": 0.1, "tiled_l2": 0.1,
         "adaptive_l2": None, "extracted": True, "extracted_calibrated": None, "punsafe": None,
     }  # fmt: skip
-    command = Extraction.of(mart, made[1], made[2]["all"], Cut()).command
+    command = Extraction.of(mart, made[1], made[2]["all"], Cut(left=0)).command
     assert cli.main(shlex.split(command)[1:]) == 0
     assert np.abs(pixels((tmp_path / "again.png").read_bytes()) - pixels(row["image"])).max() <= 1
 
@@ -136,4 +136,4 @@ def test_finished_generations_have_no_seed(tmp_path, capsys):
     done = generate.run(Execution(fake.lake, []), options, DeviceOptions(device="cpu"), fake.deduplicate)
     row = fake.lake.read("generations", done.snapshot_id).to_pylist()[0]
     assert cli.main(["again", row["prompt_id"], "0", f"--lake={fake.lake.root}"]) == 2
-    assert "read finished generations, which no seed makes again" in capsys.readouterr().err
+    assert "is of finished generations, which no seed makes again" in capsys.readouterr().err
