@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.fakes import fake_lake
+from tests.hostile import CAPTIONS, URLS, copies
 from tests.planted import picture
 from transforms import measurement, report
 from transforms.kernels.rates import wilson_interval
@@ -27,24 +28,6 @@ from transforms.lake import read_parquet, write_parquet
 
 VOID = {"meta", "input"}
 """Elements of the page that have no end tag."""
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='alert(1)' x='",
-    "</style></title></textarea><script>alert(1)</script>",
-    "<!-- a comment that never ends",
-    "&lt;script&gt; &amp;amp; &#x3c;b&#x3e;",
-    "{{ 7 * 7 }}{% include '/etc/passwd' %}",
-    "word " * 2000,
-    "x" * 10_000,
-    "مرحبا بالعالم, שלום",
-    "turned \u202e around \u2066 and hidden\u200b",
-    "control \x00\x07\x1b[31m\x7f\x9b characters",
-    "two\nlines\tand a tab",
-    "family \U0001f468\u200d\U0001f469\u200d\U0001f467",
-    "]]> <![CDATA[ <svg onload=alert(1)>",
-]
 
 
 class Page(html.parser.HTMLParser):
@@ -118,15 +101,10 @@ def page_of(fake, limit=1000):
     return Page(render(fake, limit).decode("utf-8"))
 
 
-def copies(root, captions, **knobs):
-    """A lake where every caption gives back its picture."""
-    return fake_lake(root, sizes=(1,) * len(captions), captions=captions, behaviours=("copy",), **knobs)
-
-
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """The page of hostile captions: half of them beside pictures, the others as rows. (bytes, Page)."""
-    content = render(copies(tmp_path_factory.mktemp("hostile"), HOSTILE), limit=len(HOSTILE) // 2)
+    content = render(copies(tmp_path_factory.mktemp("hostile"), CAPTIONS), limit=len(CAPTIONS) // 2)
     return content, Page(content.decode("utf-8"))
 
 
@@ -153,7 +131,7 @@ def test_no_caption_becomes_markup(hostile):
 
 def test_every_caption_is_there_whole(hostile):
     shown = collections.Counter(hostile[1].words)
-    for caption in HOSTILE:
+    for caption in CAPTIONS:
         # Prompts are captions without the blanks at their ends.
         assert shown[report.clean(caption.strip())] == 1
     # What is long is cut, with the whole of it behind.
@@ -246,7 +224,7 @@ def test_the_first_sentence_counts_the_calibrated_verdict(tmp_path):
     page = page_of(fake)
     assert not page.faults
     # The two behaviours that nobody flags are kept or not by hash, so the count is at least the flagged ones'.
-    (found,) = re.findall(r"(\d+) of (\d+) prompts tried", page.text)
+    (found,) = re.findall(r"(\d+) of the (\d+) prompts that were tried", page.text)
     assert called <= int(found[0]) and int(found[1]) == len(fake.behaviour)
     lower, upper = wilson_interval(int(found[0]), int(found[1]))
     rate = int(found[0]) / int(found[1])
@@ -278,22 +256,6 @@ def test_text_that_is_no_text():
 
 
 # -- what is said of each extraction ------------------------------------------------------------------------------------
-
-URLS = [
-    "https://example.org/a.png?x=1&y='2'",
-    "HTTP://Example.org/b.png",
-    "javascript:alert(1)",
-    "JaVaScript:alert(1)//http://example.org",
-    "java\nscript:alert(1)",
-    " javascript:alert(1)",
-    "data:text/html,<script>alert(1)</script>",
-    "file:///etc/passwd",
-    "//example.org/c.png",
-    "http://[::1",
-    'https://example.org/"><script>alert(1)</script>',
-    None,
-    "",
-]
 
 
 @pytest.mark.parametrize("limit", [0, 1000])
@@ -357,12 +319,12 @@ def change(number, kind, caption):
 
 
 def test_the_nights_and_what_changed(tmp_path):
-    changes = [change(0, "new", HOSTILE[0]), change(2, "gone", HOSTILE[8]), change(3, "new", None)]
+    changes = [change(0, "new", CAPTIONS[0]), change(2, "gone", CAPTIONS[8]), change(3, "new", None)]
     page = Page(render(copies(tmp_path, ["a"]), nights=[NIGHT, SECOND], changes=changes).decode())
     assert_harmless(page)
     text = page.text
     assert "2026-01-02<b>r110050.0%40.0% – 60.0%9 of 20310.0123worse" in text.replace("\n", "")
-    assert text.index("New\n") < text.index(HOSTILE[0]) < text.index("Gone\n") < text.index("x" * 300)
+    assert text.index("New\n") < text.index(CAPTIONS[0]) < text.index("Gone\n") < text.index("x" * 300)
     assert "one night only" not in text and "None" not in text
     # The bars stand where the rates are.
     bars = [attributes for attributes in page.attributes["circle"] if attributes["cx"] in ("193.0", "483.0")]

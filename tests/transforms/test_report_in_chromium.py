@@ -9,7 +9,8 @@ from PIL import Image
 
 from tests.browser import needs_chromium, opened, serious_violations
 from tests.fakes import fake_lake
-from tests.transforms.test_report import HOSTILE, NIGHT, SECOND, URLS, change, copies, put, render
+from tests.hostile import CAPTIONS, copies, hostile_lake
+from tests.transforms.test_report import NIGHT, SECOND, change, put, render
 from transforms import report
 from transforms.lake import read_parquet
 
@@ -17,25 +18,12 @@ pytestmark = needs_chromium
 
 MANY = 5000
 
-ATTACKS = [
-    *HOSTILE,
-    "</script><script>document.title = 'gone'</script>",
-    "<img src='https://evil.example/x.png' onerror='document.title = \"gone\"'>",
-    '<a href="javascript:alert(1)">javascript:alert(1)</a>',
-    "<base href=https://evil.example/><link rel=stylesheet href=//evil.example/x.css>",
-    "<iframe srcdoc='<script>alert(1)</script>'></iframe><object data=https://evil.example/></object>",
-    "<meta http-equiv=refresh content='0;url=https://evil.example/'>",
-    "<form action=https://evil.example/><button autofocus onfocus=alert(1)>",
-]
-
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """The page of 5,000 extractions, every caption and every other URL an attack."""
     folder = tmp_path_factory.mktemp("hostile")
-    captions = [f"{ATTACKS[number % len(ATTACKS)]} {number}" for number in range(MANY)]
-    urls = [URLS[number % len(URLS)] for number in range(MANY)]
-    fake = copies(folder / "lake", captions, urls=urls, controls=0, images_per_prompt=1, max_prompts=MANY)
+    fake = hostile_lake(folder / "lake", MANY)
     content = render(fake)
     assert len(content) < report.PAGE_BYTES
     (folder / "report.html").write_bytes(content)
@@ -46,13 +34,13 @@ def hostile(tmp_path_factory):
 def usual(tmp_path_factory):
     """A page with everything on it: nights, changes, both verdicts, unsafe pictures, and extractions without pictures."""
     folder = tmp_path_factory.mktemp("usual")
-    fake = fake_lake(folder / "lake", captions=[f"{ATTACKS[number]} {number}" for number in range(10)])
+    fake = fake_lake(folder / "lake", captions=[f"{CAPTIONS[number]} {number}" for number in range(10)])
     render(fake)
     ranks = read_parquet(fake.lake.part("extractions", "measured", 0))["confidence_rank"].to_pylist()
     put(fake, "extractions", punsafe=pa.array([0.9 if rank == 1 else None for rank in ranks], pa.float32()))
     page = report.render(
         fake.lake, fake.match, "measured", 4, nights=[NIGHT, SECOND],
-        changes=[change(0, "new", ATTACKS[7]), change(1, "gone", ATTACKS[0])],
+        changes=[change(0, "new", CAPTIONS[7]), change(1, "gone", CAPTIONS[0])],
     )  # fmt: skip
     (folder / "report.html").write_bytes(page)
     return folder / "report.html"
