@@ -481,6 +481,8 @@ def marks(rows: Sequence[dict[str, Any]], label: str) -> list[dict[str, Any]]:
 def curve(points: Sequence[tuple[float, float | None]]) -> dict[str, Any] | None:
     """A line through (x, rate), the x in rising order; None for fewer than two points that are known.
 
+    Of very many points so many are taken as the plot is wide.
+
     Returns:
         points: of an SVG polyline; first, last: x at both ends.
     """
@@ -488,8 +490,9 @@ def curve(points: Sequence[tuple[float, float | None]]) -> dict[str, Any] | None
     if len(known) < 2:
         return None
     low, high = known[0][0], known[-1][0]
+    taken = [*known[: -1 : -(-len(known) // WIDTH)], known[-1]]
     return {
-        "points": " ".join(f"{across((x - low) / (high - low))},{height(rate)}" for x, rate in known),
+        "points": " ".join(f"{across((x - low) / (high - low))},{height(rate)}" for x, rate in taken),
         "first": low,
         "last": high,
     }

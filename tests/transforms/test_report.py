@@ -366,6 +366,14 @@ def test_the_precision_curve_falls_as_it_was_measured(tmp_path, monkeypatch):
     assert "40.4002 of 601.075.0%" in page.text.replace("\n", "")
 
 
+def test_a_line_of_very_many_points_is_drawn_with_as_many_as_can_be_seen():
+    line = report.curve([(rank, 1 - rank / 200_000) for rank in range(1, 100_001)])
+    points = [tuple(map(float, point.split(","))) for point in line["points"].split()]
+    assert len(points) <= report.WIDTH + 1
+    assert points[0] == (report.across(0), report.height(1)) and points[-1] == (report.across(1), report.height(0.5))
+    assert report.curve([(1, 0.5), (2, None)]) is None
+
+
 def test_rates_by_dimension(tmp_path):
     """A rate that stands for more than was tried is the one that the page opens with."""
     fake = copies(tmp_path, ["a"])
@@ -383,7 +391,13 @@ def test_rates_by_dimension(tmp_path):
     assert_harmless(page)
     opening = " ".join(page.text[: page.text.index("by a threshold")].split())
     assert "40.0% of 1,234 training images come back" in opening and "(95% interval 30.0% to 50.0%)" in opening
-    for words in ("by domain", "<script>.example", "by aspect of the image", "by length of the prompt", "1-5 words"):
+    for words in (
+        "by domain",
+        "0<script>.example",
+        "by aspect of the image",
+        "by length of the prompt",
+        "1-5 words",
+    ):
         assert words in page.text
 
 
