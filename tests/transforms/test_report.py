@@ -391,13 +391,7 @@ def test_rates_by_dimension(tmp_path):
     assert_harmless(page)
     opening = " ".join(page.text[: page.text.index("by a threshold")].split())
     assert "40.0% of 1,234 training images come back" in opening and "(95% interval 30.0% to 50.0%)" in opening
-    for words in (
-        "by domain",
-        "0<script>.example",
-        "by aspect of the image",
-        "by length of the prompt",
-        "1-5 words",
-    ):
+    for words in ("by domain", "<script>.example", "by aspect of the image", "by length of the prompt", "1-5 words"):
         assert words in page.text
 
 
