@@ -11,7 +11,7 @@ setup(
     # Named one by one: the folders are what workers import, and nothing else may come along by accident.
     packages=["pipelines", "transforms", "transforms.duplicates", "transforms.kernels", "sql", "demo"],
     package_data={
-        "transforms": ["*.j2", "*.css"],
+        "transforms": ["*.j2", "*.css", "*.js"],
         "sql": ["*/*.sql", "*/*.toml", "*.toml"],
         "demo": ["*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
     },
@@ -36,7 +36,15 @@ setup(
         # The embedded default draws its corpus with these.
         "demo": ["simple-icons-pack>=16.36", "resvg-py>=0.5"],
         "dataflow": ["apache-beam[gcp]>=2.77"],
-        "test": ["pytest>=9.0", "ruff", "mypy", "hypothesis>=6.155", "gcp-storage-emulator"],
+        "test": [
+            "pytest>=9.0",
+            "ruff",
+            "mypy",
+            "hypothesis>=6.155",
+            "gcp-storage-emulator",
+            "playwright>=1.65",
+            "axe-playwright-python>=0.1.8",
+        ],
     },
     entry_points={"console_scripts": ["eidetic = pipelines.cli:main"]},
 )

@@ -20,6 +20,7 @@ VERBS = {
     "nightly": "the audit of one night: only what is new, compared with the night before",
     "history": "prints the nights, one a line",
     "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
+    "again": "makes one generation of an audit again, as a PNG",
     "demo": "serves the embedded corpus on loopback and audits the embedded model",
 }
 

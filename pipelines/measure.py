@@ -69,25 +69,34 @@ def run(execution: Execution, options: MeasureOptions, match: Manifest | None = 
     audit = done.upstream["generate"]
     page = lake.path("reports", f"{audit}.html")
 
-    def write_report() -> None:
-        content = report.render(lake, done, planned.snapshot_id, options.report_limit)
-        for path in (page, lake.path("report.html")):
-            write_bytes(path, content)
-
     def work(planned: Stage) -> dict[str, Any]:
         rows = measurement.run(lake, done, planned.snapshot_id)
-        write_report()
+        write_report(lake, options, done, planned.snapshot_id)
         return {"audit_id": audit, "marts": rows}
 
     before = lake.manifest("measure", planned.snapshot_id)
     manifest = execution.stage(planned, work)
     if not exists(page):
-        write_report()
+        write_report(lake, options, done, planned.snapshot_id)
     # A local one holds views alone: made anew in no time, it also fits after a run that was killed before it came so far,
     # and after the lake was moved.
     if before is None or measurement.is_local(lake) or not exists(lake.path(measurement.DATABASE)):
         measurement.build_database(lake)
     return manifest
+
+
+def write_report(
+    lake: Lake,
+    options: MeasureOptions,
+    match: Manifest,
+    snapshot: str,
+    nights: Sequence[dict[str, Any]] = (),
+    changes: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Writes the report of an audit, by its number and as the newest; ``nights`` and ``changes`` as in ``report.render``."""
+    content = report.render(lake, match, snapshot, options.report_limit, nights, changes)
+    for path in (lake.path("reports", f"{match.upstream['generate']}.html"), lake.path("report.html")):
+        write_bytes(path, content)
 
 
 def summary(lake: Lake, measure: Manifest) -> str:

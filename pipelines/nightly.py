@@ -217,7 +217,7 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     if last is not None:
         say(told_power(nights.power(sizes.panel, sizes.rotating, last["rate"], options.significance, tests(lake, last)), sizes))
 
-    _, panel = one_audit(execution, parsed, groups, sizes.panel, generation.seed)
+    panel_matched, panel = one_audit(execution, parsed, groups, sizes.panel, generation.seed)
     matched, rotating = one_audit(execution, parsed, data.deduplicate, sizes.rotating, seed)
     row: dict[str, Any] = {
         "date": date,
@@ -273,6 +273,10 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
 
     execution.stage(Stage("nightly", {"date": date}, {"match": matched.snapshot_id}, None, "nights"), work)
     measurement.build_database(lake)
+    # The rotating prompts' report last: it is the night's, and the newest.
+    for made, measured in ((panel_matched, panel), (matched, rotating)):
+        shown = [*earlier, row]
+        measure.write_report(lake, parsed[measure.MeasureOptions], made, measured.snapshot_id, shown, changed)
     return row
 
 

@@ -50,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see '{self.prog} --help'")
 
 
-def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[type], positional: str | None = None) -> Parsed:
+def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[type], positional: Sequence[str] = ()) -> Parsed:
     """Reads a verb's command line.
 
     Args:
@@ -58,7 +58,7 @@ def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[ty
         verb: its name, for messages.
         description: what ``--help`` says above the options; ends with a command that can be pasted.
         classes: the option dataclasses, in the order in which ``--help`` shows them.
-        positional: name of a word that stands without a dash (``query``'s SQL); a field of one of the classes.
+        positional: names of the words that stand without a dash (``query``'s SQL), in the order of their fields in classes.
 
     Raises:
         UserError: for an unknown option (of ours and of Beam), a value that doesn't fit, or a bad --config file.
@@ -77,8 +77,9 @@ def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[ty
         group = parser.add_argument_group(kind.__doc__.splitlines()[0] if kind.__doc__ else kind.__name__)
         for field, annotation in _fields(kind):
             known[field.name] = field
-            if field.name == positional:
-                parser.add_argument(field.name, help=field.metadata["help"], metavar=field.name.upper())
+            if field.name in positional:
+                kind_of_word = _plain_type(annotation)
+                parser.add_argument(field.name, type=kind_of_word, help=field.metadata["help"], metavar=field.name.upper())
             else:
                 _add(group, field, annotation)
     namespace, rest = parser.parse_known_args(list(argv))

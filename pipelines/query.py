@@ -98,7 +98,7 @@ def printable(text: str) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parsed = parse(argv, "query", __doc__, (CommonOptions, QueryOptions), positional="sql")
+    parsed = parse(argv, "query", __doc__, (CommonOptions, QueryOptions), positional=("sql",))
     options = parsed[QueryOptions]
     names, rows = answer(Lake(parsed[CommonOptions].lake), options.sql)
     if options.format == "json":

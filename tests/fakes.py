@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ def fake_lake(
     *,
     sizes: Sequence[int] = (12, 5, 4, 3, 2, 2, 1, 1, 1, 1),
     captions: Sequence[str | None] | None = None,
+    urls: Sequence[str | None] | None = None,
+    draw: Callable[[int], np.ndarray] = lambda number: picture(number, SIDE, SIDE),
     behaviours: Sequence[str] = (*BEHAVIOURS, "copy unflagged", "none unflagged"),
     controls: int = 60,
     controls_within_delta: int = 0,
@@ -85,6 +87,8 @@ def fake_lake(
         root: folder of the lake.
         sizes: of the duplicate groups, one per distinct training picture.
         captions: of the groups, in order of ``sizes``; "group 0", … without them.
+        urls: of the groups likewise.
+        draw: number of a picture → (H, W, 3) uint8; of a generation, which is square, the same one with noise.
         behaviours: of the drawn prompts, the most duplicated first, repeated as often as needed.
         controls: pictures that no model saw; 0 for none.
         controls_within_delta: of those, the ones that the paper's rule calls.
@@ -98,9 +102,10 @@ def fake_lake(
     lake.create()
     random = np.random.default_rng(base_seed)
     texts = list(captions) if captions is not None else [f"group {number}" for number in range(len(sizes))]
-    samples, groups = _training(sizes, texts)
+    places = list(urls) if urls is not None else [f"https://train.example/{number}.png" for number in range(len(sizes))]
+    samples, groups = _training(sizes, texts, places)
     samples += [_sample(f"https://control.example/{n}.png", f"control {n}", 0, "control", 10_000 + n) for n in range(controls)]
-    ingest, embed = _write_data(lake, samples)
+    ingest, embed = _write_data(lake, samples, draw)
     deduplicate = _write_groups(lake, embed, groups)
     prompts = prompt_rows.drawn_prompts(
         lake, deduplicate, max_prompts=max_prompts, images_per_prompt=images_per_prompt, base_seed=base_seed
@@ -127,7 +132,7 @@ def fake_lake(
         if planted.startswith("neighbour"):
             target = _next_group(prompts, drawn, place)
         copies = planted.split()[0] != "none" and target in pictures
-        made, clique = _generate(prompt, planted, plan, pictures[target] if copies else None, random, base_seed)
+        made, clique = _generate(prompt, planted, plan, pictures[target] if copies else None, random, base_seed, draw)
         generations += [{**identity, **row} for row in made]
         cliques.append({**identity, **clique})
     half = len(generations) // 2
@@ -155,11 +160,13 @@ def _sample(url: str | None, caption: str | None, occurrence: int, role: str, nu
     }  # fmt: skip
 
 
-def _training(sizes: Sequence[int], captions: Sequence[str | None]) -> tuple[list[dict], list[dict]]:
-    """Samples, and one row per member of each group; ``picture`` is the number that ``planted.picture`` draws."""
+def _training(
+    sizes: Sequence[int], captions: Sequence[str | None], urls: Sequence[str | None]
+) -> tuple[list[dict], list[dict]]:
+    """Samples, and one row per member of each group; ``picture`` is the number of what is drawn."""
     samples, groups = [], []
-    for number, (size, caption) in enumerate(zip(sizes, captions, strict=True)):
-        members = [_sample(f"https://train.example/{number}.png", caption, copy, "training", number) for copy in range(size)]
+    for number, (size, caption, url) in enumerate(zip(sizes, captions, urls, strict=True)):
+        members = [_sample(url, caption, copy, "training", number) for copy in range(size)]
         ids = sorted(member["sample_id"] for member in members)
         samples += members
         groups += [
@@ -170,7 +177,7 @@ def _training(sizes: Sequence[int], captions: Sequence[str | None]) -> tuple[lis
     return samples, groups
 
 
-def _write_data(lake: Lake, samples: list[dict[str, Any]]) -> tuple[Manifest, Manifest]:
+def _write_data(lake: Lake, samples: list[dict[str, Any]], draw: Callable[[int], np.ndarray]) -> tuple[Manifest, Manifest]:
     """ingest and embed, in two parts; one more sample was never downloaded."""
     snapshot = snapshot_id("ingest", {"samples": [sample["sample_id"] for sample in samples]}, {})
     embedded = snapshot_id("embed", {}, {"ingest": snapshot})
@@ -179,7 +186,7 @@ def _write_data(lake: Lake, samples: list[dict[str, Any]]) -> tuple[Manifest, Ma
     for part, rows in enumerate([samples[:half], [*samples[half:], lost]]):
         present = [row for row in rows if "lost" not in row]
         lake.write("images", snapshot, part, [
-            {"sample_id": row["sample_id"], "role": row["role"], "image": encode_png(picture(row["number"], SIDE, SIDE)),
+            {"sample_id": row["sample_id"], "role": row["role"], "image": encode_png(draw(row["number"])),
              "encoding": "png", "width": SIDE, "height": SIDE, "image_size": SIDE, "resize_mode": "keep_ratio"}
             for row in present
         ])  # fmt: skip
@@ -265,7 +272,13 @@ def _next_group(prompts: list[dict[str, Any]], drawn: list[str], place: int) -> 
 
 
 def _generate(
-    prompt: dict[str, Any], planted: str, plan: Filter, target: int | None, random: np.random.Generator, base_seed: int
+    prompt: dict[str, Any],
+    planted: str,
+    plan: Filter,
+    target: int | None,
+    random: np.random.Generator,
+    base_seed: int,
+    draw: Callable[[int], np.ndarray],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of ``generations`` and a row of ``cliques``. A prompt with two attempts or more loses its last one."""
     requested = prompt["images_requested"]
@@ -278,8 +291,9 @@ def _generate(
         image = None
         if kept and success:
             number = int(random.integers(20_000, 30_000)) if target is None else target
-            noise = random.integers(-4, 5, (SIDE, SIDE, 3))
-            image = encode_png((picture(number, SIDE, SIDE) + noise).clip(0, 255).astype(np.uint8))
+            drawn = draw(number)
+            noise = random.integers(-4, 5, drawn.shape)
+            image = encode_png((drawn + noise).clip(0, 255).astype(np.uint8))
         made.append({
             "prompt_id": prompt["prompt_id"], "sample_index": index,
             "seed": seed(base_seed, prompt["prompt_id"], index), "status": "success" if success else "failed",

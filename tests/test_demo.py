@@ -1,7 +1,10 @@
 """The audit end to end on the embedded default, small: what was planted is found, and the numbers are those of plain numpy."""
 
+import html
 import itertools
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from demo.questions import PAGE, questions, with_answers
 from pipelines import cli
 from pipelines.query import answer
+from tests.browser import needs_chromium, opened, serious_violations
 from transforms.images import decode
 from transforms.lake import Lake
 
@@ -170,6 +174,26 @@ def test_there_are_ten_questions_and_their_answers_can_be_written(audit):
     assert len(questions()) == page.count("```sql") == page.count("\n## ") == 10
     written = with_answers(page, lake)
     assert written.count("```") == page.count("```") and with_answers(written, lake) == written
+
+
+@needs_chromium
+def test_the_report_in_a_browser(audit):
+    lake, _ = audit
+    with opened(lake.path("report.html")) as browser:
+        assert browser.page.locator(".pairs > li").count() == len(rows(lake, "SELECT * FROM extractions")) > 0
+        assert browser.page.locator("h1").inner_text().split("%")[0].replace(".", "").isdigit()
+        assert serious_violations(browser.page) == []
+        assert browser.tried == []
+
+
+def test_the_reports_command_makes_the_picture_again(audit, tmp_path, capsys):
+    lake, _ = audit
+    page = Path(lake.path("report.html")).read_text()
+    command = html.unescape(re.findall(r"<code>(eidetic again .*?)</code>", page)[0])
+    assert cli.main([*shlex.split(command)[1:], f"--out={tmp_path}/again.png", "--device=cpu"]) == 0
+    assert decode((tmp_path / "again.png").read_bytes()).size == (64, 64)
+    (distance,) = re.findall(r"l2 +(\S+) to the picture of the audit", capsys.readouterr().out)
+    assert float(distance) < 1 / 255
 
 
 def test_a_second_audit_finds_everything_complete(audit, words, capsys):

@@ -1,7 +1,12 @@
-"""The report: one HTML file that needs nothing else, with every extraction as a pair of pictures.
+"""The report: one HTML file that needs nothing else, with every extraction and the command that makes it again.
 
-Captions and prompts are hostile text: the template escapes everything, the page carries no script, and its content security
-policy allows none.
+Captions, prompts and URLs are hostile text: the template escapes everything, and the content security policy allows the one
+style and the one script of ours, by their digests, and no connection. The script filters and sorts; without it everything is
+there to be read.
+
+Each picture stands in the file once, as a custom property of its extraction: the same two serve as the pictures and, one
+blended with the other, as their difference. The page stays under ``PAGE_BYTES`` whatever the lake holds: markup has its share,
+and the pictures are made smaller step by step until they fit into the rest.
 """
 
 from __future__ import annotations
@@ -12,46 +17,74 @@ import hashlib
 import importlib.resources
 import io
 import json
+import shlex
 import unicodedata
+import urllib.parse
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from transforms import measurement
 from transforms.identity import digest
 from transforms.images import ImageStore, decode
+from transforms.kernels.distances import best_crop
 from transforms.lake import Lake, Manifest, read_parquet, read_rows
 
-THUMBNAIL = 128
-"""Largest side of a picture in the report, in pixels."""
+SHOWN = ("extraction_rate", "extractions", "precision_curve", "filter_misses", "duplication", "threshold_sweep")
+"""The marts that the page is made of. Others may have a row for each prompt or image, and stay where they are."""
+
+FILES = ("report.html.j2", "extraction.html.j2", "report.css", "report.js")
+"""What the page is made of, beside the lake."""
+
+PAGE_BYTES = 5_000_000
+"""The page is smaller than this: what one can still send by mail, and what opens at once."""
+
+MARKUP_BYTES = 4_000_000
+"""Of those, what the extractions may take without their pictures; what doesn't fit is counted, and left to a query."""
+
+WHOLE_TEXT_BYTES = 500_000
+"""Of those, what texts may take beyond the letters that are always shown; the most confident extractions come first."""
 
 CAPTION_LETTERS = 300
-"""So much of a caption is shown; the whole of it is a click away."""
+"""So much of a text is shown; the whole of it is a click away."""
+
+UNSAFE_OVER = 0.1
+"""LAION's punsafe over which pictures are blurred until clicked: what Stable Diffusion 2.0 was not to be trained on."""
+
+DIMENSIONS = {
+    "duplicates": "copies",
+    "prompt_length": "length of the prompt",
+    "aspect": "aspect of the image",
+    "domain": "domain",
+}
+"""Dimension of ``extraction_rate`` → what its buckets are called."""
+
+CHANGES = 200
+"""So many changes since last night are listed."""
+
+STEPS = ((128, 85), (128, 70), (128, 50), (96, 50), (96, 35), (80, 35), (80, 20), (64, 20), (64, 5), (48, 5), (32, 5))
+"""(largest side in pixels, WebP quality) of the pictures: the first step with which all of them fit is taken."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """One extraction as the report shows it: its row of the mart, and both pictures as data URIs."""
-
-    row: dict[str, Any]
-    generated: str
-    trained: str
-
-
-def template_text() -> str:
-    return (importlib.resources.files("transforms") / "report.html.j2").read_text(encoding="utf-8")
-
-
-def style_text() -> str:
-    return (importlib.resources.files("transforms") / "report.css").read_text(encoding="utf-8")
+def file_text(name: str) -> str:
+    return (importlib.resources.files("transforms") / name).read_text(encoding="utf-8")
 
 
 def digest_of_template() -> str:
-    """Another template or style makes another report."""
-    return digest("template", template_text(), style_text())
+    """Another template, style or script makes another report."""
+    return digest("template", [file_text(name) for name in FILES])
 
 
-def render(lake: Lake, match: Manifest, measure: str, limit: int) -> bytes:
+def render(
+    lake: Lake,
+    match: Manifest,
+    measure: str,
+    limit: int,
+    nights: Sequence[dict[str, Any]] = (),
+    changes: Sequence[dict[str, Any]] = (),
+) -> bytes:
     """The report of one audit.
 
     Args:
@@ -59,51 +92,137 @@ def render(lake: Lake, match: Manifest, measure: str, limit: int) -> bytes:
         match: the audit's matches.
         measure: the snapshot whose marts were just written.
         limit: extractions that are shown as pictures, the most confident first; the others are rows.
+        nights: the audits of this model and data so far, the oldest first: date, model_revision, prompts_tried, rate,
+            rate_lower, rate_upper, panel_prompts, panel_extracted, new_extractions, gone_extractions, p_value and
+            verdict (fine, worse or first).
+        changes: what the last night before gave back and this one doesn't, and the other way round: kind (new or gone),
+            prompt, caption, sample_id, url, group_id.
 
     Returns:
-        the page, UTF-8.
+        the page, UTF-8, under ``PAGE_BYTES``.
     """
-    import jinja2
-
-    marts = {mart: read_parquet(lake.part(mart, measure, 0)).to_pylist() for mart in measurement.MARTS}
-    extractions = sorted(marts["extractions"], key=lambda row: row["confidence_rank"])
+    marts = {mart: read_parquet(lake.part(mart, measure, 0)).to_pylist() for mart in SHOWN}
     calibration = lake.read("calibration", match.snapshot_id).to_pylist()
     audit = lake.read("audits", match.snapshot_id).to_pylist()[0]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(clean=clean, model_name=model_name, percent=percent, number=number)
-    style = style_text()
-    page = environment.from_string(template_text()).render(
-        style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        audit=audit,
-        parameters=json.loads(audit["parameters"]),
-        headline=headline(marts["verdicts"], len(extractions)),
-        marts=marts,
-        rates=[row for row in marts["extraction_rate"] if row["dimension"] == "duplicates"],
-        plot=plot(marts["extraction_rate"]),
-        sweep=sweep(marts["threshold_sweep"]),
-        search=measurement.chain(lake, match)["deduplicate"],
-        calibration=calibration,
-        chosen=next(row for row in calibration if row["chosen"]),
-        pairs=pairs(lake, match, extractions[:limit]),
-        rest=extractions[limit:],
-        caption_letters=CAPTION_LETTERS,
+    parameters = json.loads(audit["parameters"])
+    rates: dict[str, list[dict[str, Any]]] = {dimension: [] for dimension in ("all", *DIMENSIONS)}
+    for row in marts["extraction_rate"]:
+        rates[row["dimension"]].append(row)
+    cut = Cut(left=WHOLE_TEXT_BYTES)
+    changed = [{**row, "words": cut(row["prompt"] or row["caption"]), "link": Link.of(row["url"])} for row in changes[:CHANGES]]
+    extractions = [
+        Extraction.of(row, lake, audit["audit_id"], cut)
+        for row in sorted(marts["extractions"], key=lambda row: row["confidence_rank"])
+    ]
+    environment = _environment()
+    markup: Any = environment.get_template("extraction.html.j2").module
+    cards, left = _fitting(extractions[:limit], lambda it: markup.card(it, parameters["match"]["eidetic_delta"]), MARKUP_BYTES)
+    rows, _ = _fitting(extractions[limit:] if len(cards) == len(extractions[:limit]) else [], markup.line, left)
+
+    def page(style: str, side: int, quality: int) -> bytes:
+        script = file_text("report.js")
+        text = environment.get_template("report.html.j2").render(
+            style=style,
+            style_hash=_content_hash(style),
+            script=script,
+            script_hash=_content_hash(script),
+            audit=audit,
+            parameters=parameters,
+            headline=headline(rates["all"]),
+            marts=marts,
+            rates=rates,
+            dimensions=DIMENSIONS,
+            duplicates=marks([row for row in rates["duplicates"] if row["bucket"] != "list"], "bucket"),
+            precision=curve([(row["rank"], row["precision"]) for row in marts["precision_curve"]]),
+            precision_rows=_milestones(marts["precision_curve"]),
+            nights=nights,
+            night_marks=marks(nights, "date"),
+            changes=changed,
+            n_changes=len(changes),
+            sweep=sweep(marts["threshold_sweep"]),
+            search=measurement.chain(lake, match)["deduplicate"],
+            calibration=calibration,
+            chosen=next(row for row in calibration if row["chosen"]),
+            cards=cards,
+            rows=rows,
+            n_extractions=len(extractions),
+            texts_without_room=cut.without,
+            lake=shlex.quote(lake.root),
+            side=side,
+            quality=quality,
+        )
+        return text.encode("utf-8", "replace")
+
+    style = file_text("report.css")
+    budget = PAGE_BYTES - len(page(style, *STEPS[0]))  # the first step's numbers are the longest
+    rules, side, quality = picture_rules(pairs(lake, match, [it.row for it in extractions[: len(cards)]]), budget)
+    return page(style + rules, side, quality)
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(file_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return page.encode("utf-8", "replace")
+    environment.filters.update(clean=clean, model_name=model_name, percent=percent, number=number)
+    environment.globals.update(
+        caption_letters=CAPTION_LETTERS, page_megabytes=PAGE_BYTES // 1_000_000, plot_across=across, plot_height=height
+    )
+    return environment
 
 
-def headline(verdicts: list[dict[str, Any]], extractions: int) -> dict[str, Any]:
-    """The first sentence's numbers: what was tried and what came back.
+def _content_hash(text: str) -> str:
+    """SHA-256 of an element's exact text, as a content security policy names it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
-    A prompt without a calibrated verdict is no trial of it; ``calibrated`` is None where no prompt has one, and then
-    ``tried`` counts for the paper's rule.
+
+def _fitting(items: Iterable[Any], markup: Callable[[Any], str], budget: int) -> tuple[list[str], int]:
+    """The markup of the first items, as many as fit into ``budget`` bytes, and what is left of it."""
+    made: list[str] = []
+    for item in items:
+        text = markup(item)
+        size = len(text.encode("utf-8", "replace"))
+        if size > budget:
+            return made, 0
+        budget -= size
+        made.append(text)
+    return made, budget
+
+
+# -- words and numbers ------------------------------------------------------------------------------------------------
+
+
+def headline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first sentence's number: of the drawn prompts, or of the listed ones where none were drawn.
+
+    Args:
+        rows: of ``extraction_rate``, dimension all.
+
+    Returns:
+        rate, lower and upper end of its interval, calibrated (whether it is the calibrated rate; the paper's where no
+        prompt has that verdict), bucket, population (None where the rate speaks for the tried prompts alone), tried and
+        extracted; None where nothing was tried.
     """
-    tested = [row["extracted_calibrated"] for row in verdicts if row["extracted_calibrated"] is not None]
+    tried = [row for bucket in ("drawn", "list") for row in rows if row["bucket"] == bucket and row["prompts_tried"]]
+    if not tried:
+        return None
+    row = tried[0]
+    calibrated = row["rate_calibrated"] is not None
+    prefix, suffix = ("rate_calibrated", "_calibrated") if calibrated else ("rate", "")
     return {
-        "tried": len(tested) if tested else len(verdicts),
-        "extracted": sum(row["extracted"] for row in verdicts),
-        "calibrated": sum(tested) if tested else None,
-        "images": extractions,
+        "rate": row[prefix],
+        "lower": row[f"{prefix}_lower"],
+        "upper": row[f"{prefix}_upper"],
+        "calibrated": calibrated,
+        "bucket": row["bucket"],
+        "population": row["population"],
+        "tried": row["prompts_calibrated"] if calibrated else row["prompts_tried"],
+        "extracted": row[f"prompts_extracted{suffix}"],
     }
 
 
@@ -130,8 +249,120 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """A text as the page has it: the start that is shown, the whole where it is longer and in the page, and its length."""
+
+    start: str
+    whole: str | None
+    letters: int
+
+
+@dataclasses.dataclass
+class Cut:
+    """Cuts texts at ``CAPTION_LETTERS``.
+
+    Attributes:
+        left: bytes that may still be spent on whole texts.
+        without: texts whose whole had no room.
+    """
+
+    left: int
+    without: int = 0
+
+    def __call__(self, text: str | None) -> Words:
+        whole = clean(text)
+        if len(whole) <= CAPTION_LETTERS:
+            return Words(whole, None, len(whole))
+        size = len(whole.encode("utf-8", "replace"))
+        fits = size <= self.left
+        self.left -= size if fits else 0
+        self.without += not fits
+        return Words(whole[:CAPTION_LETTERS] + "…", whole if fits else None, len(whole))
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """Where a training image came from, and the host's name to show."""
+
+    url: str
+    host: str
+
+    @classmethod
+    def of(cls, url: str | None) -> Link | None:
+        """None for what is no http(s) URL: javascript:, data: and file: must not become links."""
+        try:
+            parts = urllib.parse.urlsplit(clean(url).strip())
+            host = parts.hostname
+        except ValueError:
+            return None
+        return cls(parts.geturl(), host[:60]) if parts.scheme in ("http", "https") and host else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """One extraction as the report shows it.
+
+    Attributes:
+        row: of the mart.
+        prompt, caption: cut; the caption is None where the prompt says the same.
+        link: to the training image.
+        unsafe: whether its pictures are blurred until clicked.
+        command: makes the generation again; None where it has no seed.
+    """
+
+    row: dict[str, Any]
+    prompt: Words
+    caption: Words | None
+    link: Link | None
+    unsafe: bool
+    command: str | None
+
+    @classmethod
+    def of(cls, row: dict[str, Any], lake: Lake, audit: str, cut: Cut) -> Extraction:
+        same = (row["caption"] or "").strip() == (row["prompt"] or "").strip()
+        again = (row["prompt_id"], str(row["sample_index"]), f"--audit={audit}", f"--lake={lake.root}")
+        return cls(
+            row=row,
+            prompt=cut(row["prompt"]),
+            caption=None if same else cut(row["caption"]),
+            link=Link.of(row["url"]),
+            unsafe=row["punsafe"] is not None and row["punsafe"] > UNSAFE_OVER,
+            command=None if row["seed"] is None else shlex.join(["eidetic", "again", *again]),
+        )
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Both pictures of one extraction, no larger than the first of ``STEPS``, and where they lie on one another.
+
+    Attributes:
+        rank: of the extraction.
+        generated, trained: RGB.
+        at: where along the trained picture's longer side the generated one lies, in percent of the way that it could.
+    """
+
+    rank: int
+    generated: Image.Image
+    trained: Image.Image
+    at: int
+
+    @classmethod
+    def of(cls, rank: int, generated: np.ndarray, trained: np.ndarray) -> Pair:
+        small = [Image.fromarray(picture) for picture in (generated, trained)]
+        for picture in small:
+            picture.thumbnail((STEPS[0][0],) * 2)
+        side = min(small[1].size)
+        # The same crop as the distances': the nearest one.
+        offset, _ = best_crop(np.asarray(small[0].resize((side, side))), np.asarray(small[1]))
+        return cls(rank, small[0], small[1], round(100 * offset / max(1, max(small[1].size) - side)))
+
+
 def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> list[Pair]:
-    """Both pictures of each extraction."""
+    """Both pictures of each extraction, in their order."""
     chain = measurement.chain(lake, match)
     wanted = {(row["prompt_id"], row["sample_index"]) for row in extractions}
     made: dict[tuple[str, int], bytes] = {}
@@ -141,60 +372,105 @@ def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> lis
                 made[row["prompt_id"], row["sample_index"]] = row["image"]
     store = ImageStore(lake, chain["ingest"].snapshot_id, chain["embed"].snapshot_id)
     return [
-        Pair(
-            row=row,
-            generated=data_uri(np.asarray(decode(made[row["prompt_id"], row["sample_index"]]))),
-            trained=data_uri(store.get(row["sample_id"])),
+        Pair.of(
+            row["confidence_rank"],
+            np.asarray(decode(made[row["prompt_id"], row["sample_index"]])),
+            store.get(row["sample_id"]),
         )
         for row in extractions
     ]
 
 
-def data_uri(picture: np.ndarray) -> str:
-    """(H, W, 3) uint8 → a WebP picture whose longer side has at most ``THUMBNAIL`` pixels, as a data URI."""
-    from PIL import Image
+def picture_rules(pairs: Sequence[Pair], budget: int) -> tuple[str, int, int]:
+    """The pictures as rules of the style, as large and as good as fit into ``budget`` bytes.
 
-    thumbnail = Image.fromarray(picture)
-    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+    Returns:
+        (CSS, largest side in pixels, WebP quality). Where even the last step is too much, the last pairs have no pictures.
+    """
+    for side, quality in STEPS:
+        rules: list[str] = []
+        left = budget
+        for pair in pairs:
+            generated, trained = (data_uri(picture, side, quality) for picture in (pair.generated, pair.trained))
+            rule = f"#e{pair.rank}{{--generated:url({generated});--trained:url({trained});--at:{pair.at}%}}\n"
+            left -= len(rule)
+            if left < 0:
+                break
+            rules.append(rule)
+        else:
+            break
+    return "".join(rules), side, quality
+
+
+def data_uri(picture: Image.Image, side: int, quality: int) -> str:
+    """A WebP picture whose longer side has at most ``side`` pixels, as a data URI."""
+    thumbnail = picture.copy()
+    thumbnail.thumbnail((side, side))
     buffer = io.BytesIO()
-    thumbnail.save(buffer, "WEBP", quality=85)
+    thumbnail.save(buffer, "WEBP", quality=quality)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-# -- the plot of rate against duplicates -----------------------------------------------------------------------------
+# -- plots: all have one size, and a rate on their vertical axis ------------------------------------------------------
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 48, 44, 12
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 640, 260, 48, 12, 44, 12
+MAX_LABELS = 12
+"""So many words fit side by side below a plot."""
 
 
-def plot(rates: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where the marks of the plot stand: one per stratum, in SVG units.
+def height(rate: float) -> float:
+    """y of a rate, in SVG units."""
+    return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - rate), 1)
+
+
+def across(share: float) -> float:
+    """x of a place between the left end of a plot (0) and its right end (1), in SVG units."""
+    return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 1)
+
+
+def marks(rows: Sequence[dict[str, Any]], label: str) -> list[dict[str, Any]]:
+    """Where rates with intervals stand, side by side: one place per row.
 
     Returns:
-        for each stratum its label, x, and for both verdicts (calibrated may be None) the y of rate, lower and upper end.
+        for each row its label ("" where they would run into one another), x, and for both verdicts, paper and calibrated
+        (None where the row has no such rate), the y of rate, lower and upper end.
     """
-    strata = [row for row in rates if row["dimension"] == "duplicates" and row["bucket_order"] >= 0]
-    if not strata:
-        return []
-    step = (WIDTH - LEFT) / len(strata)
-
-    def height(rate: float) -> float:
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - rate), 1)
-
-    marks = []
-    for place, row in enumerate(strata):
-        mark: dict[str, Any] = {"label": row["bucket"], "x": round(LEFT + step * (place + 0.5), 1), "row": row}
+    every = -(-len(rows) // MAX_LABELS)
+    made = []
+    for place, row in enumerate(rows):
+        mark: dict[str, Any] = {"label": row[label] if place % every == 0 else "", "x": across((place + 0.5) / len(rows))}
         for name, prefix in (("paper", "rate"), ("calibrated", "rate_calibrated")):
-            known = row[prefix] is not None
-            mark[name] = (
-                {"rate": height(row[prefix]), "lower": height(row[f"{prefix}_lower"]), "upper": height(row[f"{prefix}_upper"])}
-                if known
-                else None
-            )
-        marks.append(mark)
-    return marks
+            values = {end or "rate": row.get(f"{prefix}{end and '_' + end}") for end in ("", "lower", "upper")}
+            known = all(value is not None for value in values.values())
+            mark[name] = {end: height(value) for end, value in values.items() if value is not None} if known else None
+        made.append(mark)
+    return made
 
 
-# -- the plot of the thresholds of near-duplicates --------------------------------------------------------------------
+def curve(points: Sequence[tuple[float, float | None]]) -> dict[str, Any] | None:
+    """A line through (x, rate), the x in rising order; None for fewer than two points that are known.
+
+    Of very many points so many are taken as the plot is wide.
+
+    Returns:
+        points: of an SVG polyline; first, last: x at both ends.
+    """
+    known = [(x, rate) for x, rate in points if rate is not None]
+    if len(known) < 2:
+        return None
+    low, high = known[0][0], known[-1][0]
+    taken = [*known[: -1 : -(-len(known) // WIDTH)], known[-1]]
+    return {
+        "points": " ".join(f"{across((x - low) / (high - low))},{height(rate)}" for x, rate in taken),
+        "first": low,
+        "last": high,
+    }
+
+
+def _milestones(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a long curve the ranks 1, 2, 5, 10, 20, 50, … and the last."""
+    ranks = {step * 10**power for power in range(8) for step in (1, 2, 5)}
+    return [row for row in rows if row["rank"] in ranks or row is rows[-1]]
 
 
 def sweep(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -204,23 +480,13 @@ def sweep(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         precision and recall: points of an SVG polyline each; marks: (x, label) of thresholds to write below; searched: x.
     """
     known = [row for row in rows if row["precision"] is not None and row["recall"] is not None]
-    if len(known) < 2:
+    lines = {name: curve([(row["threshold"], row[name]) for row in known]) for name in ("precision", "recall")}
+    if lines["precision"] is None or lines["recall"] is None:
         return None
-    low, high = known[0]["threshold"], known[-1]["threshold"]
-
-    def across(threshold: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - 12) * (threshold - low) / (high - low), 1)
-
-    def height(rate: float) -> float:
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - rate), 1)
-
-    lines = {
-        name: " ".join(f"{across(row['threshold'])},{height(row[name])}" for row in known) for name in ("precision", "recall")
-    }
-    every = max(1, len(known) // 10)
-    searched = next((across(row["threshold"]) for row in known if row["searched"]), None)
+    low, high = lines["precision"]["first"], lines["precision"]["last"]
+    places = [(across((row["threshold"] - low) / (high - low)), row) for row in known]
     return {
-        **lines,
-        "marks": [(across(row["threshold"]), f"{row['threshold']:g}") for row in known[::every]],
-        "searched": searched,
+        **{name: line["points"] for name, line in lines.items() if line is not None},
+        "marks": [(x, f"{row['threshold']:g}") for x, row in places[:: max(1, len(known) // 10)]],
+        "searched": next((x for x, row in places if row["searched"]), None),
     }

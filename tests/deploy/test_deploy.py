@@ -296,9 +296,7 @@ def test_airflow_runs_the_night_to_its_end(airflow, tmp_path, exit_code, tries, 
         ]
     assert len({words[3] for words in runs}) == tries, "Dataflow refuses a second job of the same name"
 
-    beam = PipelineOptions(
-        check_parses([word.replace(f"{airflow.home}/nightly.toml", CONFIG) for word in runs[0][2:]]).beam
-    )
+    beam = PipelineOptions(check_parses([word.replace(f"{airflow.home}/nightly.toml", CONFIG) for word in runs[0][2:]]).beam)
     assert beam.view_as(StandardOptions).runner == "DataflowRunner"
     assert beam.view_as(GoogleCloudOptions).project == "eidetic-test"
     assert beam.view_as(GoogleCloudOptions).region == "europe-west4"

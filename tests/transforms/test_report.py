@@ -1,39 +1,33 @@
-"""The report as a browser reads it: no caption may become markup, nothing may run, and nothing may be left out."""
+"""The report as a parser reads it: no caption may become markup, nothing may be left out, and the page stays small.
+
+What a browser makes of it is in ``test_report_in_chromium``.
+"""
 
 import base64
 import collections
 import hashlib
 import html.parser
+import io
 import os
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.fakes import fake_lake
+from tests.hostile import CAPTIONS, URLS, copies
+from tests.planted import picture
 from transforms import measurement, report
+from transforms.kernels.rates import wilson_interval
+from transforms.lake import read_parquet, write_parquet
 
-VOID = {"meta", "img"}
+VOID = {"meta", "input"}
 """Elements of the page that have no end tag."""
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='alert(1)' x='",
-    "</style></title></textarea><script>alert(1)</script>",
-    "<!-- a comment that never ends",
-    "&lt;script&gt; &amp;amp; &#x3c;b&#x3e;",
-    "{{ 7 * 7 }}{% include '/etc/passwd' %}",
-    "word " * 2000,
-    "x" * 10_000,
-    "مرحبا بالعالم, שלום",
-    "turned \u202e around \u2066 and hidden\u200b",
-    "control \x00\x07\x1b[31m\x7f\x9b characters",
-    "two\nlines\tand a tab",
-    "family \U0001f468\u200d\U0001f469\u200d\U0001f467",
-    "]]> <![CDATA[ <svg onload=alert(1)>",
-]
 
 
 class Page(html.parser.HTMLParser):
@@ -43,13 +37,14 @@ class Page(html.parser.HTMLParser):
         super().__init__(convert_charrefs=True)
         self.open, self.faults = [], []
         self.attributes = collections.defaultdict(list)
-        self.words, self.style, self.text = [], "", ""
+        self.words, self.style, self.script, self.text = [], "", "", ""
         self.feed(text)
         self.close()
         self.faults += [f"{tag} is never closed" for tag in self.open]
 
     def handle_starttag(self, tag, attrs):
         self.attributes[tag].append(dict(attrs))
+        self.inside = dict(attrs).get("class")
         if len(dict(attrs)) != len(attrs):
             self.faults.append(f"{tag} has an attribute twice")
         # A browser closes a p where a block begins, so one that is still open here is not what was meant.
@@ -57,13 +52,14 @@ class Page(html.parser.HTMLParser):
             self.faults.append(f"{tag} inside p")
         if tag not in VOID:
             self.open.append(tag)
-        if tag == "p" and dict(attrs).get("class") == "words":
+        if tag in ("p", "td") and dict(attrs).get("class") == "words":
             self.words.append("")
 
     def handle_startendtag(self, tag, attrs):
         self.attributes[tag].append(dict(attrs))
 
     def handle_endtag(self, tag):
+        self.inside = None
         if not self.open or self.open[-1] != tag:
             self.faults.append(f"</{tag}> inside {self.open[-3:]}")
         else:
@@ -79,44 +75,54 @@ class Page(html.parser.HTMLParser):
         self.faults.append(f"a declaration: {data[:80]}")
 
     def handle_data(self, data):
-        self.text += data
-        if "style" in self.open:
-            self.style += data
-        if self.open and self.open[-1] == "p" and self.words:
+        if self.open and self.open[-1] in ("style", "script"):
+            setattr(self, self.open[-1], getattr(self, self.open[-1]) + data)
+        else:
+            self.text += data
+        if self.open and self.open[-1] in ("p", "td") and self.inside == "words":
             self.words[-1] += data
 
 
-def render(fake, limit=1000):
+def render(fake, limit=1000, **more):
     measurement.run(fake.lake, fake.match, "measured")
-    return report.render(fake.lake, fake.match, "measured", limit)
+    return report.render(fake.lake, fake.match, "measured", limit, **more)
+
+
+def stored(page):
+    """The data of all pictures, in order."""
+    return re.findall(r"url\((data:image/webp;base64,[A-Za-z0-9+/=]+)\)", page.style)
+
+
+def opened(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
 
 
 def page_of(fake, limit=1000):
     return Page(render(fake, limit).decode("utf-8"))
 
 
-def copies(root, captions, **knobs):
-    """A lake where every caption gives back its picture."""
-    return fake_lake(root, sizes=(1,) * len(captions), captions=captions, behaviours=("copy",), **knobs)
-
-
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """The page of hostile captions: half of them beside pictures, the others as rows. (bytes, Page)."""
-    content = render(copies(tmp_path_factory.mktemp("hostile"), HOSTILE), limit=len(HOSTILE) // 2)
+    content = render(copies(tmp_path_factory.mktemp("hostile"), CAPTIONS), limit=len(CAPTIONS) // 2)
     return content, Page(content.decode("utf-8"))
 
 
 def assert_harmless(page):
     assert not page.faults
-    expected = {"html", "head", "body", "meta", "title", "style", "main", "h1", "h2", "h3", "p", "span", "code", "figure",
-                "figcaption", "svg", "line", "polyline", "circle", "text", "div", "table", "caption", "thead", "tbody", "tr",
-                "th", "td", "ol", "li", "img", "dl", "dt", "dd", "details", "summary"}  # fmt: skip
+    expected = {"html", "head", "body", "meta", "title", "style", "script", "main", "h1", "h2", "h3", "p", "strong", "span",
+                "small", "code", "nav", "a", "figure", "figcaption", "svg", "line", "polyline", "circle", "text", "div",
+                "table", "caption", "thead", "tbody", "tr", "th", "td", "ol", "ul", "li", "dl", "dt", "dd", "details",
+                "summary", "label", "input", "select", "option", "output"}  # fmt: skip
     assert set(page.attributes) <= expected
     for tag, found in page.attributes.items():
         for attributes in found:
-            assert not [name for name in attributes if name.startswith("on") or name in ("style", "href", "srcdoc", "action")]
-            assert tag != "img" or attributes["src"].startswith("data:image/webp;base64,")
+            assert not [name for name in attributes if name.startswith("on") or name in ("style", "src", "srcdoc", "action")]
+            if "href" in attributes:
+                assert tag == "a"
+                inside = re.fullmatch(r"#[a-z]+", attributes["href"])
+                assert inside or (attributes["rel"] == "noreferrer noopener nofollow" and attributes["href"].startswith("http"))
+    assert page.script == report.file_text("report.js") and len(page.attributes["script"]) == 1
 
 
 def test_no_caption_becomes_markup(hostile):
@@ -125,7 +131,7 @@ def test_no_caption_becomes_markup(hostile):
 
 def test_every_caption_is_there_whole(hostile):
     shown = collections.Counter(hostile[1].words)
-    for caption in HOSTILE:
+    for caption in CAPTIONS:
         # Prompts are captions without the blanks at their ends.
         assert shown[report.clean(caption.strip())] == 1
     # What is long is cut, with the whole of it behind.
@@ -138,22 +144,24 @@ def test_control_characters_do_not_reach_the_page(hostile):
     assert "\U0001f468\u200d\U0001f469" in text
 
 
-def test_the_policy_allows_the_style_and_nothing_else(hostile):
+def test_the_policy_allows_the_style_and_the_script_and_nothing_else(hostile):
     page = hostile[1]
     (policy,) = [meta["content"] for meta in page.attributes["meta"] if meta.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
-    assert set(rules) == {"default-src", "img-src", "style-src", "base-uri", "form-action"}
+    assert set(rules) == {"default-src", "img-src", "style-src", "script-src", "base-uri", "form-action"}
     # A browser hashes the exact text of the element, so blanks around it in the template would shut the style out.
-    assert rules["style-src"] == f"'sha256-{base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()}'"
+    for rule, text in (("style-src", page.style), ("script-src", page.script)):
+        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
     assert rules["img-src"] == "data:"
+    assert rules["base-uri"] == rules["form-action"] == "'none'"
     assert len(page.attributes["style"]) == 1
     assert "<" not in page.style and "&" not in page.style and "\r" not in page.style
 
 
 def test_the_policy_comes_before_what_it_governs(hostile):
     text = hostile[0].decode("utf-8")
-    assert text.index("Content-Security-Policy") < min(text.index("<style"), text.index("<title"), text.index("<body"))
+    assert text.index("Content-Security-Policy") < min(map(text.index, ("<style", "<script", "<title", "<body")))
     assert text.index('charset="utf-8"') < 1024
 
 
@@ -161,26 +169,37 @@ def test_the_policy_comes_before_what_it_governs(hostile):
 def test_so_many_are_shown_as_pictures_and_the_others_as_rows(tmp_path, limit, pictures):
     page = page_of(copies(tmp_path, [f"caption {number}" for number in range(6)]), limit)
     assert not page.faults
-    assert len(page.attributes["img"]) == pictures
+    assert len(stored(page)) == pictures
     assert sorted(page.words) == [f"caption {number}" for number in range(6)]
     assert ("The others" in page.text) == (limit < 6)
 
 
-def test_the_pictures_are_small(tmp_path):
-    from io import BytesIO
+def test_each_picture_is_there_once_and_small(tmp_path):
+    pictures = {7: np.zeros((600, 300, 3), np.uint8)}
+    fake = copies(tmp_path, ["a", "b"], draw=lambda number: pictures.get(number, picture(number, 64, 64)))
+    found = stored(page_of(fake))
+    assert len(found) == 4 and len(set(found)) == 4
+    uri = report.data_uri(Image.fromarray(pictures[7]), *report.STEPS[0])
+    side, _ = report.STEPS[0]
+    assert opened(uri).size == (side // 2, side)
 
-    import numpy as np
-    from PIL import Image
 
-    uri = report.data_uri(np.zeros((600, 300, 3), np.uint8))
-    picture = Image.open(BytesIO(base64.b64decode(uri.split(",")[1])))
-    assert picture.size == (report.THUMBNAIL // 2, report.THUMBNAIL)
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize(("place", "at"), [(0, 0), (32, 50), (64, 100)])
+def test_the_difference_lies_where_the_distance_was_measured(wide, place, at):
+    """Of a training image that is not square the crop is found again that the generation was made from."""
+    trained = np.random.default_rng(1).integers(0, 256, (8, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    crop = trained[:, place : place + 64]
+    if not wide:
+        trained, crop = trained.swapaxes(0, 1), crop.swapaxes(0, 1)
+    assert report.Pair.of(1, crop, trained).at == at
 
 
 def test_without_controls_it_says_so(tmp_path):
     page = page_of(fake_lake(tmp_path, controls=0))
     assert not page.faults
     assert "No controls were tried" in page.text
+    assert "of the training images that were tried\nmake the model give back a training image (95% interval" in page.text
     assert "by the paper's rule." in page.text
     assert "not tested" in page.text
     assert "None" not in page.text
@@ -205,14 +224,18 @@ def test_the_first_sentence_counts_the_calibrated_verdict(tmp_path):
     page = page_of(fake)
     assert not page.faults
     # The two behaviours that nobody flags are kept or not by hash, so the count is at least the flagged ones'.
-    (found,) = re.findall(r"the training image for (\d+) of (\d+) prompts", page.text)
+    (found,) = re.findall(r"(\d+) of the (\d+) prompts that were tried", page.text)
     assert called <= int(found[0]) and int(found[1]) == len(fake.behaviour)
+    lower, upper = wilson_interval(int(found[0]), int(found[1]))
+    rate = int(found[0]) / int(found[1])
+    said = re.search(r"(\S+%)\s+of the training images that were tried\s.*?95% interval (\S+%) to (\S+%)\)", page.text, re.S)
+    assert said.groups() == (f"{rate:.1%}", f"{lower:.1%}", f"{upper:.1%}")
 
 
 def test_an_audit_of_nothing_is_a_page_too(tmp_path):
     page = page_of(fake_lake(tmp_path, sizes=(), captions=(), controls=0))
     assert not page.faults
-    assert "for 0 of 0 prompts" in page.text
+    assert "No prompt was tried, so there is no rate." in page.text
 
 
 def test_a_hostile_name_of_the_model(tmp_path):
@@ -232,11 +255,212 @@ def test_text_that_is_no_text():
     assert report.clean("") == ""
 
 
-# -- real captions ----------------------------------------------------------------------------------------------------
+# -- what is said of each extraction ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_only_http_becomes_a_link(tmp_path, limit):
+    page = page_of(copies(tmp_path, [f"caption {number}" for number in range(len(URLS))], urls=URLS), limit)
+    assert_harmless(page)
+    links = sorted(attributes["href"] for attributes in page.attributes["a"] if not attributes["href"].startswith("#"))
+    assert links == ["http://Example.org/b.png", 'https://example.org/"><script>alert(1)</script>', URLS[0]]
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_the_command_names_lake_audit_prompt_and_number(tmp_path, limit):
+    fake = copies(tmp_path / "it's a lake", ["only one"])
+    page = page_of(fake, limit)
+    (row,) = read_parquet(fake.lake.part("extractions", "measured", 0)).to_pylist()
+    (command,) = re.findall(r"eidetic again .*", page.text)
+    expected = ["eidetic", "again", row["prompt_id"], str(row["sample_index"]), f"--audit={fake.generate.snapshot_id}",
+                f"--lake={fake.lake.root}"]  # fmt: skip
+    assert shlex.split(command) == expected
+    assert str(row["seed"]) in page.text
+
+
+def put(fake, mart, **columns):
+    """Gives a mart that was made other values in some columns."""
+    path = fake.lake.part(mart, "measured", 0)
+    table = read_parquet(path)
+    for name, values in columns.items():
+        if name in table.column_names:
+            table = table.drop_columns([name])
+        table = table.append_column(name, values)
+    write_parquet(path, table)
+
+
+def test_what_laion_calls_unsafe_is_behind_a_checkbox(tmp_path):
+    fake = copies(tmp_path, [f"caption {number}" for number in range(4)])
+    render(fake)
+    ranks = read_parquet(fake.lake.part("extractions", "measured", 0))["confidence_rank"].to_pylist()
+    punsafe = {1: 0.9, 2: report.UNSAFE_OVER / 2, 3: None, 4: 0.11}
+    put(fake, "extractions", punsafe=pa.array([punsafe[rank] for rank in ranks], pa.float32()),
+        steps=pa.array([50] * 4), guidance_scale=pa.array([7.5] * 4))  # fmt: skip
+    page = Page(report.render(fake.lake, fake.match, "measured", 1000).decode())
+    assert_harmless(page)
+    boxes = [attributes["id"] for attributes in page.attributes["input"] if attributes.get("type") == "checkbox"]
+    assert boxes == ["show1", "show4"]
+    assert [attributes["for"] for attributes in page.attributes["label"] if "for" in attributes] == boxes
+    assert "guidance scale7.5" in page.text.replace("\n", "") and "steps50" in page.text.replace("\n", "")
+
+
+# -- the other sections ---------------------------------------------------------------------------------------------------
+
+NIGHT = {"date": "2026-01-01", "model_revision": "<b>r1", "prompts_tried": 100, "rate": 0.25, "rate_lower": 0.2,
+         "rate_upper": 0.3, "panel_prompts": None, "panel_extracted": None, "new_extractions": None,
+         "gone_extractions": None, "p_value": None, "verdict": "first"}  # fmt: skip
+SECOND = {**NIGHT, "date": "2026-01-02", "rate": 0.5, "rate_lower": 0.4, "rate_upper": 0.6, "panel_prompts": 20,
+          "panel_extracted": 9, "new_extractions": 3, "gone_extractions": 1, "p_value": 0.0123, "verdict": "worse"}  # fmt: skip
+
+
+def change(number, kind, caption):
+    return {"kind": kind, "prompt": None, "caption": caption, "sample_id": f"{number:032d}", "url": URLS[number % len(URLS)],
+            "group_id": "g"}  # fmt: skip
+
+
+def test_the_nights_and_what_changed(tmp_path):
+    changes = [change(0, "new", CAPTIONS[0]), change(2, "gone", CAPTIONS[8]), change(3, "new", None)]
+    page = Page(render(copies(tmp_path, ["a"]), nights=[NIGHT, SECOND], changes=changes).decode())
+    assert_harmless(page)
+    text = page.text
+    assert "2026-01-02<b>r110050.0%40.0% – 60.0%9 of 20310.0123worse" in text.replace("\n", "")
+    assert text.index("New\n") < text.index(CAPTIONS[0]) < text.index("Gone\n") < text.index("x" * 300)
+    assert "one night only" not in text and "None" not in text
+    # The bars stand where the rates are.
+    bars = [attributes for attributes in page.attributes["circle"] if attributes["cx"] in ("193.0", "483.0")]
+    assert [float(bar["cy"]) for bar in bars][-2:] == [report.height(0.25), report.height(0.5)]
+
+
+def test_one_night_has_no_other_to_compare_with(tmp_path):
+    page = page_of(copies(tmp_path, ["a"]))
+    assert "There has been one night only; eidetic nightly makes more." in page.text
+    assert "There was no night before this one." in page.text
+
+
+def test_nights_without_a_change(tmp_path):
+    page = Page(render(copies(tmp_path, ["a"]), nights=[NIGHT, SECOND]).decode())
+    assert "Nothing: the same training images came back." in page.text
+
+
+def test_many_changes_are_cut(tmp_path):
+    changes = [change(number, "new", "x" * 10_000) for number in range(report.CHANGES + 5)]
+    content = render(copies(tmp_path, ["a"]), nights=[NIGHT, SECOND], changes=changes)
+    assert "5 more changes are not listed." in Page(content.decode()).text
+    assert len(content) < report.PAGE_BYTES
+
+
+def test_the_precision_curve_falls_as_it_was_measured(tmp_path, monkeypatch):
+    fake = copies(tmp_path, ["a"])
+    render(fake)
+    precisions = [1.0, 1.0, 0.5, 0.75]
+    table = pa.table({"rank": [1, 2, 3, 4], "group_id": list("abcd"), "distance": [0.1, 0.2, 0.3, 0.4],
+                      "controls_called": [0, 0, 3, 2], "n_controls": [60] * 4, "expected_false": [0.0, 0.0, 1.5, 1.0],
+                      "precision": precisions})  # fmt: skip
+    write_parquet(fake.lake.part("precision_curve", "measured", 0), table)
+    monkeypatch.setattr(measurement, "MARTS", tuple(dict.fromkeys([*measurement.MARTS, "precision_curve"])))
+    page = Page(report.render(fake.lake, fake.match, "measured", 1000).decode())
+    assert not page.faults
+    lines = [attributes["points"].split() for attributes in page.attributes["polyline"]]
+    (line,) = [line for line in lines if len(line) == 4]
+    assert [float(point.split(",")[1]) for point in line] == [report.height(precision) for precision in precisions]
+    assert "40.4002 of 601.075.0%" in page.text.replace("\n", "")
+
+
+def test_a_line_of_very_many_points_is_drawn_with_as_many_as_can_be_seen():
+    line = report.curve([(rank, 1 - rank / 200_000) for rank in range(1, 100_001)])
+    points = [tuple(map(float, point.split(","))) for point in line["points"].split()]
+    assert len(points) <= report.WIDTH + 1
+    assert points[0] == (report.across(0), report.height(1)) and points[-1] == (report.across(1), report.height(0.5))
+    assert report.curve([(1, 0.5), (2, None)]) is None
+
+
+def test_rates_by_dimension(tmp_path):
+    """A rate that stands for more than was tried is the one that the page opens with."""
+    fake = copies(tmp_path, ["a"])
+    render(fake)
+    row = {"prompts_tried": 10, "prompts_flagged": 2, "prompts_extracted": 3, "prompts_calibrated": 8,
+           "prompts_extracted_calibrated": 2, "images_extracted": 3, "inclusion_probability": 0.5, "population": 1234.0,
+           **{f"rate{verdict}{end}": value for verdict, shift in (("", 0.0), ("_calibrated", 0.1))
+              for end, value in (("", 0.3 + shift), ("_lower", 0.2 + shift), ("_upper", 0.4 + shift),
+                                 ("_wilson_lower", 0.0), ("_wilson_upper", 1.0))}}  # fmt: skip
+    rows = [{**row, "dimension": dimension, "bucket": bucket, "bucket_order": order} for dimension, bucket, order in
+            [("all", "drawn", 0), ("all", "list", -1), ("duplicates", "1", 0), ("duplicates", "list", -1),
+             ("domain", "<script>.example", 0), ("aspect", "square", 0), ("prompt_length", "1-5 words", 0)]]  # fmt: skip
+    write_parquet(fake.lake.part("extraction_rate", "measured", 0), pa.Table.from_pylist(rows))
+    page = Page(report.render(fake.lake, fake.match, "measured", 1000).decode())
+    assert_harmless(page)
+    opening = " ".join(page.text[: page.text.index("by a threshold")].split())
+    assert "40.0% of 1,234 training images come back" in opening and "(95% interval 30.0% to 50.0%)" in opening
+    for words in ("by domain", "<script>.example", "by aspect of the image", "by length of the prompt", "1-5 words"):
+        assert words in page.text
+
+
+# -- the size --------------------------------------------------------------------------------------------------------------
 
 
 def shared():
     return Path(os.environ.get("EIDETIC_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+
+
+def photographs():
+    """Number → a photograph of CIFAR-10, as large as a generation of Stable Diffusion."""
+    path = shared() / "data" / "cifar10_train.parquet"
+    if not path.exists():
+        pytest.skip(f"{path} is not there; EIDETIC_SHARED names the folder that holds data/")
+    with pq.ParquetFile(path) as file:
+        table = next(file.iter_batches(batch_size=2000))
+    encoded = table["jpeg"].to_pylist()
+
+    def draw(number):
+        return np.asarray(Image.open(io.BytesIO(encoded[number % len(encoded)])).convert("RGB").resize((512, 512)))
+
+    return draw
+
+
+def noise(number):
+    return np.random.default_rng(number).integers(0, 256, (128, 128, 3), np.uint8)
+
+
+def a_thousand(draw):
+    return [report.Pair.of(number, draw(2 * number), draw(2 * number + 1)) for number in range(1000)]
+
+
+def test_a_thousand_photographs_fit_and_can_be_looked_at():
+    pairs = a_thousand(photographs())
+    # What a page of a thousand extractions leaves, and what one of very many leaves at the least.
+    for budget, least in ((report.PAGE_BYTES - 1_400_000, 80), (report.PAGE_BYTES - report.MARKUP_BYTES - 100_000, 32)):
+        rules, side, quality = report.picture_rules(pairs, budget)
+        print(f"photographs, {budget:,} bytes: {side} pixels, quality {quality}, {len(rules):,} bytes")
+        assert len(rules) <= budget and rules.count("--generated") == 1000
+        assert side >= least
+        assert max(opened(uri).width for uri in re.findall(r"url\((.*?)\)", rules)[:10]) == side
+
+
+def test_a_thousand_pictures_of_noise_fit():
+    budget = report.PAGE_BYTES - 1_400_000
+    rules, side, quality = report.picture_rules(a_thousand(noise), budget)
+    print(f"noise, {budget:,} bytes: {side} pixels, quality {quality}, {len(rules):,} bytes")
+    assert len(rules) <= budget and rules.count("--generated") == 1000
+
+
+def test_what_can_not_fit_is_counted_and_left_to_a_query(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MARKUP_BYTES", 6_000)
+    monkeypatch.setattr(report, "WHOLE_TEXT_BYTES", 1_000)
+    fake = copies(tmp_path, [f"{'long ' * 100}{number}" for number in range(12)])
+    page = page_of(fake, 2)
+    assert_harmless(page)
+    (unlisted,) = re.findall(r"(\d+) more have no room on this page", page.text)
+    listed = len(re.findall(r"eidetic again", page.text))
+    assert 2 < listed < 12 and int(unlisted) == 12 - listed
+    (query,) = re.findall(r"more have no room on this page: (.*)", page.text)
+    words = shlex.split(query)
+    assert words[:2] == ["eidetic", "query"] and f"confidence_rank > {listed}" in words[2]
+    # One whole text of 502 letters fits into 1,000 bytes.
+    assert page.text.count("the whole text, 501 letters") + page.text.count("the whole text, 502 letters") == 1
+    assert "11 long texts have no room here" in page.text
+
+
+# -- real captions ----------------------------------------------------------------------------------------------------
 
 
 def test_a_thousand_real_captions_pass_through_unharmed(tmp_path):
@@ -257,6 +481,6 @@ def test_a_thousand_real_captions_pass_through_unharmed(tmp_path):
         found = connection.execute("SELECT caption FROM extractions").fetchall()
     assert sorted(caption for (caption,) in found) == sorted(tried)
     assert_harmless(page)
-    assert len(page.attributes["img"]) == 2 * len(tried)
+    assert len(stored(page)) == 2 * len(tried)
     shown = collections.Counter(page.words)
     assert not [caption for caption in tried if not shown[report.clean(caption.strip())]]

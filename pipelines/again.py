@@ -1,0 +1,136 @@
+"""Makes one generation of an audit again, from its prompt, its seed and the audit's parameters.
+
+reads   prompts, generations, and the model that made them
+writes  a PNG, and to stdout how far it lies from the stored picture, where that was kept
+
+The report shows this command beside every extraction. On another device, or in another batch, a picture may differ from the
+stored one by rounding; a model of another revision is refused.
+
+  eidetic again 3220890ece6b5eb05c3ddd1a6fb51e27 1 --lake lake --out again.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.device import DeviceOptions
+from pipelines.options import CommonOptions, option, parse
+from pipelines.query import printable
+from transforms.errors import UserError
+from transforms.generators import DiffusersGenerator
+from transforms.lake import Lake, Manifest, open_parquet
+
+
+@dataclasses.dataclass(frozen=True)
+class AgainOptions:
+    """The generation: which one, and what makes it."""
+
+    prompt_id: str = option("", "the prompt's id, as in the tables")
+    sample_index: int = option(0, "which of the prompt's generations, from 0")
+    audit: str | None = option(None, "the audit that it belongs to (default: the newest)")
+    model: str | None = option(None, "where the audit's model is now: hub id or local folder (default: where it was)")
+    out: str = option("again.png", "where the picture is written")
+
+
+def run(lake: Lake, options: AgainOptions, device: str) -> str:
+    """Makes the picture, writes it, and returns what there is to say about it.
+
+    Raises:
+        UserError: for an audit, prompt or generation that isn't there, a model of another revision, and a picture that the
+            model doesn't make or that can't be written.
+    """
+    import numpy as np
+
+    from transforms.images import decode, encode_png
+    from transforms.kernels.distances import l2
+
+    folder = os.path.dirname(options.out) or "."
+    if not os.path.isdir(folder):
+        raise UserError(f"--out is {options.out!r}, and there is no folder {folder!r}; make it, or name another place")
+    audit = _audit(lake, options.audit)
+    text, row = _generation(lake, audit, options.prompt_id, options.sample_index)
+    generator = _generator(audit, options.model, device)
+    generator.load()
+    (attempt,) = generator.generate(text, [row["seed"]])
+    if attempt.image is None:
+        raise UserError(f"the model makes no picture of this prompt ({attempt.reason}); in the audit it was {row['status']}")
+    try:
+        with open(options.out, "wb") as file:
+            file.write(encode_png(attempt.image))
+    except OSError as error:
+        raise UserError(f"cannot write --out {options.out!r} ({error.strerror}); name another place") from error
+    return "\n".join(
+        [
+            f"prompt   {printable(text)}",
+            f"made     seed {row['seed']}, {generator.steps} steps, guidance scale {generator.guidance_scale:g}, on {device}",
+            f"picture  {options.out}",
+            "l2       the audit did not keep its picture, so there is nothing to compare with"
+            if row["image"] is None
+            else f"l2       {l2(attempt.image, np.asarray(decode(row['image']))):.6f} to the picture of the audit",
+        ]
+    )
+
+
+def _audit(lake: Lake, audit: str | None) -> Manifest:
+    """The generate manifest of an audit, or of the newest. UserError where it isn't there, or has no seeds."""
+    newest = lake.latest("generate")
+    found = newest if audit is None else lake.manifest("generate", audit)
+    if found is None:
+        raise UserError(f"the lake {lake.root!r} has no audit {audit!r}; the newest is {newest.snapshot_id!r}")
+    if found.parameters["generator"] != "diffusers":
+        raise UserError(f"the audit {found.snapshot_id} is of finished generations, which no seed makes again")
+    return found
+
+
+def _generation(lake: Lake, audit: Manifest, prompt_id: str, sample_index: int) -> tuple[str, dict[str, Any]]:
+    """The prompt's text, and its row of ``generations``."""
+    prompts = lake.read("prompts", audit.snapshot_id, ["prompt_id", "text"]).to_pylist()
+    texts = [row["text"] for row in prompts if row["prompt_id"] == prompt_id]
+    if not texts:
+        raise UserError(f"the audit {audit.snapshot_id} has no prompt {prompt_id!r}; take an id from its report")
+    images = 0
+    for path in lake.parts("generations", audit.snapshot_id):
+        with open_parquet(path) as file:
+            for group in range(file.num_row_groups):
+                keys = file.read_row_group(group, columns=["prompt_id", "sample_index"]).to_pylist()
+                places = {key["sample_index"]: place for place, key in enumerate(keys) if key["prompt_id"] == prompt_id}
+                if sample_index in places:
+                    return texts[0], file.read_row_group(group).slice(places[sample_index], 1).to_pylist()[0]
+                images += len(places)
+    raise UserError(f"the prompt {prompt_id} has {images} generations, so no number {sample_index}; expected 0 to {images - 1}")
+
+
+def _generator(audit: Manifest, model: str | None, device: str) -> DiffusersGenerator:
+    """The audit's model with the audit's parameters. UserError where it is another model by now."""
+    wanted = audit.parameters["model_revision"]
+    generator = DiffusersGenerator(
+        model=model or audit.facts["model"],
+        steps=audit.parameters["steps"],
+        guidance_scale=audit.parameters["guidance_scale"],
+        batch_size=1,
+        device=device,
+        dtype=audit.parameters["dtype"],
+        hub_revision=wanted,
+    )
+    found = generator.revision()
+    if found != wanted:
+        raise UserError(
+            f"the model {generator.model!r} has revision {found}, the audit {audit.snapshot_id} was made with {wanted}; "
+            "name that one with --model"
+        )
+    return generator
+
+
+def main(argv: Sequence[str]) -> None:
+    parsed = parse(argv, "again", __doc__, (CommonOptions, AgainOptions, DeviceOptions), ("prompt_id", "sample_index"))
+    print(run(Lake(parsed[CommonOptions].lake), parsed[AgainOptions], parsed[DeviceOptions].resolved()))
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))
