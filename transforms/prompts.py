@@ -14,6 +14,7 @@ import pyarrow as pa
 from transforms.errors import UserError
 from transforms.identity import prompt_id
 from transforms.lake import Lake, Manifest, read_bytes, read_parquet
+from transforms.tombstones import Tombstones
 
 CAPTION_COLUMNS = ("caption", "prompt", "text", "TEXT")
 """Where a user's list may keep its prompts, the first that is there wins."""
@@ -114,7 +115,7 @@ def control_prompts(lake: Lake, embed: Manifest, images: Callable[[str], int]) -
     embedded = _with_status(lake.read("embeddings", embed.snapshot_id, ["sample_id", "role", "status"]), "control")
     samples = lake.read("samples", embed.upstream["ingest"], ["sample_id", "role", "caption", "status"])
     rows = []
-    for sample in _with_status(samples, "control").to_pylist():
+    for sample in Tombstones.read(lake).spared(_with_status(samples, "control")).to_pylist():
         text = (sample["caption"] or "").strip()
         rows.append((sample["sample_id"], text))
     present = set(embedded["sample_id"].to_pylist())
@@ -139,7 +140,7 @@ def control_prompts(lake: Lake, embed: Manifest, images: Callable[[str], int]) -
 def _captions(lake: Lake, deduplicate: Manifest) -> pa.Table:
     embed = lake.manifest("embed", deduplicate.upstream["embed"])
     assert embed is not None, "a complete snapshot's upstream is complete"
-    return lake.read("samples", embed.upstream["ingest"], ["sample_id", "caption"])
+    return Tombstones.read(lake).spared(lake.read("samples", embed.upstream["ingest"], ["sample_id", "caption"]))
 
 
 def _with_status(table: pa.Table, role: str) -> pa.Table:

@@ -142,11 +142,19 @@ def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> lis
     return [
         Pair(
             row=row,
-            generated=data_uri(np.asarray(decode(made[row["prompt_id"], row["sample_index"]]))),
+            generated=_shown(made[row["prompt_id"], row["sample_index"]]),
             trained=data_uri(store.get(row["sample_id"])),
         )
         for row in extractions
     ]
+
+
+def _shown(picture: bytes | None) -> str:
+    """A stored picture as a data URI; a crossed square where it was removed (``eidetic forget``)."""
+    if picture is not None:
+        return data_uri(np.asarray(decode(picture)))
+    cross = np.eye(THUMBNAIL, dtype=bool) | np.eye(THUMBNAIL, dtype=bool)[::-1]
+    return data_uri(np.repeat(np.where(cross, 160, 224).astype(np.uint8)[..., None], 3, axis=2))
 
 
 def data_uri(picture: np.ndarray) -> str:
