@@ -5,9 +5,9 @@ writes  tombstones: what must not come back, by digests; every table, work file 
         the marts, audit.duckdb and the reports, from what is left
 
 Named are samples: by id, by url, or in a file of either (text, one a line; CSV or Parquet with a column sample_id or url). With
-them goes whatever has the same url or the same bytes. Rows stay, without pictures, vectors, urls and captions; docs/forgetting.md
-says what becomes of each table and of the rates. Later ingests leave what has a tombstone alone. At the end every file of the
-lake is searched; exit code 1 says that something was found. The same command again goes on where a killed one stopped.
+them goes whatever has the same url or the same bytes. Rows stay, without pictures, vectors, urls and captions: what becomes of
+each table and of the rates is in docs/forgetting.md. Later ingests leave what has a tombstone alone. At the end every file of
+the lake is searched; exit code 1 says that something was found. The same command again goes on where a killed one stopped.
 Nothing else may run on the lake meanwhile. There is no Beam pipeline in this verb; a lake behind a URL is read through it.
 
   eidetic forget --lake lake --urls https://example.org/me.jpg --reason "asked for by its owner"

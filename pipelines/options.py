@@ -1,8 +1,8 @@
 """Options of the verbs: frozen dataclasses, made from the command line and a TOML file.
 
-A verb's options are one dataclass or several; each field made with ``option`` becomes ``--name`` (and a boolean also
-``--no_name``; a ``tuple[str, ...]`` takes one value or several). What no dataclass knows must be one of Beam's own options and passes through untouched; what Beam
-doesn't know either is an error.
+A verb's options are one dataclass or several; each field made with ``option`` becomes ``--name`` (a boolean also ``--no_name``;
+a ``tuple[str, ...]`` takes one value or several). What no dataclass knows must be one of Beam's own options and passes through
+untouched; what Beam doesn't know either is an error.
 """
 
 from __future__ import annotations
@@ -148,9 +148,7 @@ def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
         if kind is tuple and type(value) is list and all(type(one) is str for one in value):
             value = values[name] = tuple(value)
         if type(value) is not kind:
-            raise UserError(
-                f"--config {path!r}: {name} is {value!r}, expected {'list of texts' if kind is tuple else kind.__name__}"
-            )
+            raise UserError(f"--config {path!r}: {name} is {value!r}, expected {'texts' if kind is tuple else kind.__name__}")
         if field.metadata["choices"] and value not in field.metadata["choices"]:
             raise UserError(f"--config {path!r}: {name} is {value!r}, expected one of {list(field.metadata['choices'])}")
     return values

@@ -301,7 +301,8 @@ def touched_prompts(lake: Lake, sample_ids: set[str]) -> set[tuple[str, str]]:
                 touched.add((row["audit_id"], row["prompt_id"]))
     for path in lake.every_part("matches"):
         columns = ["audit_id", "prompt_id", "sample_index", "sample_id", "group_id", "relation", "extracted"]
-        lost, left = set(), set()
+        lost: set[tuple[str, str, int]] = set()
+        left: set[tuple[str, str, int]] = set()
         for row in read_parquet(path, columns).to_pylist():
             prompt = row["audit_id"], row["prompt_id"]
             mine = row["sample_id"] in sample_ids

@@ -6,6 +6,7 @@ footers of Parquet with their smallest and largest values, byte by byte. HTML an
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import os
@@ -13,18 +14,16 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from transforms.errors import UserError
 from transforms.kernels.fingerprints import Fingerprint, Needles
 from transforms.lake import Lake, open_parquet, read_bytes, read_parquet
 from transforms.tombstones import Tombstones, sha256
 
 TEXTS = ("url", "caption")
-MARK = b"PAR1"
-"""What a Parquet file begins and ends with."""
 
 
 class Found(NamedTuple):
@@ -80,8 +79,9 @@ class _Searcher:
     def file(self, path: str) -> Iterator[Found]:
         inside = self.lake.inside(path)
         if path.endswith(".parquet"):
-            yield from self._parquet(path, inside)
-            return
+            with contextlib.suppress(UserError):  # what isn't Parquet, whatever it is called, is read as bytes
+                yield from self._parquet(path, inside)
+                return
         content = read_bytes(path)
         self.read += len(content)
         for said in readings(path, content):
@@ -122,10 +122,11 @@ class _Searcher:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             for place, value in enumerate(values(column)):
                 self.read += len(value)
-                for said in {value, value.strip()}:
+                for said in (value, value.strip()):
                     # Most values have a length that nothing looked for has.
-                    if len(said) in self.lengths and said and (kind := self.kinds.get(sha256(said))):
+                    if said and len(said) in self.lengths and (kind := self.kinds.get(sha256(said))):
                         yield Found(kind, inside, f"{name}, row {row + place:,}", said)
+                        break
 
 
 def readings(path: str, content: bytes) -> Iterator[bytes]:
@@ -173,10 +174,9 @@ def values(column: pa.Array) -> Iterator[bytes]:
         kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         yield from (value or b"" for value in column.cast(pa.large_binary()).to_pylist())
-    elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        if pa.types.is_primitive(kind.value_type):
-            for value in column:
-                yield value.values.to_numpy(zero_copy_only=False).tobytes() if value.is_valid else b""
+    elif (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)) and pa.types.is_primitive(kind.value_type):
+        for value in column:
+            yield value.values.to_numpy(zero_copy_only=False).tobytes() if value.is_valid else b""
 
 
 # -- whose it is ------------------------------------------------------------------------------------------------------
@@ -189,19 +189,22 @@ def _of_nobody_else(lake: Lake, found: Iterable[Found]) -> list[Found]:
     numbers = {one.content for one in found if one.kind in ("vector", "thumbnail")}
     if not texts and not numbers:
         return found
-    tombstones, others = Tombstones.read(lake), set()
+    tombstones = Tombstones.read(lake)
+    others: set[bytes] = set()
+    whole: set[bytes] = set()
     for path in lake.every_part("samples") if texts else ():
         table = tombstones.spared(read_parquet(path, ["sample_id", "url", "caption"]))
-        for text in texts - others:
+        for text in texts:
             said = text.decode("utf-8", "replace")
-            in_url = pc.match_substring(table["url"], said)
-            another = pc.and_(in_url, pc.not_equal(table["url"], said))
-            in_caption = pc.match_substring(table["caption"], said)
-            if pc.any(another).as_py() or pc.any(in_caption).as_py():
+            in_url, in_caption = (pc.match_substring(table[name], said) for name in ("url", "caption"))
+            if pc.any(in_url).as_py() or pc.any(in_caption).as_py():
                 others.add(text)
+            if pc.any(pc.equal(table["url"], said)).as_py():
+                whole.add(text)
     for path in lake.every_part("embeddings") if numbers else ():
         table = tombstones.spared(read_parquet(path, ["sample_id", "vector", "thumbnail"]))
         for name in ("vector", "thumbnail"):
             for chunk in table[name].chunks:
                 others.update(value for value in values(chunk) if value in numbers)
-    return [one for one in found if one.kind not in (*TEXTS, "vector", "thumbnail") or one.content not in others]
+    # A url that a remaining sample has whole should have taken that sample with it.
+    return [one for one in found if one.content not in others or (one.kind == "url" and one.content in whole)]
