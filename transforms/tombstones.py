@@ -27,20 +27,22 @@ class Tombstones:
         samples: sample_id → reason.
         urls: SHA-256 of a url → reason.
         contents: SHA-256 of a picture as downloaded → reason.
+        captions: SHA-256 of a caption → reason.
     """
 
     samples: dict[str, str]
     urls: dict[str, str]
     contents: dict[str, str]
+    captions: dict[str, str]
 
     @classmethod
     def read(cls, lake: Lake) -> Tombstones:
-        found: dict[str, dict[str, str]] = {"sample": {}, "url": {}, "content": {}}
+        found: dict[str, dict[str, str]] = {"sample": {}, "url": {}, "content": {}, "caption": {}}
         for path in lake.every_part("tombstones"):
             table = read_parquet(path, ["kind", "sample_id", "sha256", "reason"])
             for row in table.filter(pc.field("kind").isin(list(found))).to_pylist():
                 found[row["kind"]][row["sample_id"] if row["kind"] == "sample" else row["sha256"]] = row["reason"]
-        return cls(found["sample"], found["url"], found["content"])
+        return cls(*found.values())
 
     def of(self, sample_id: str, url: str | None) -> str | None:
         """Why a sample must not be taken in; None where it may."""

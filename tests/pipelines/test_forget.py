@@ -19,10 +19,10 @@ from pipelines.deduplicate import DeduplicateOptions
 from pipelines.ingest import IngestOptions
 from pipelines.stage import Execution
 from tests.planted import picture
-from tests.web import serve
+from tests.web import free_port, serve
 from transforms import forgetting, measurement, report
 from transforms.images import ImageStore, decode, encode_png
-from transforms.lake import Lake, read_parquet
+from transforms.lake import Lake, read_bytes, read_parquet, write_bytes
 from transforms.schema import TABLES
 
 CLIP = Path(__file__).resolve().parents[2] / "demo" / "models" / "clip"
@@ -79,8 +79,7 @@ def write_generations(folder: Path, pages: dict) -> None:
     One prompt of the user's own gives back the first plain picture.
     """
     folder.mkdir()
-    prompts = {caption: content for caption, content in pages.values()}
-    prompts |= {"a prompt that is nobody's caption": pages["/plain0.png"][1]}
+    prompts = {**dict(pages.values()), "a prompt that is nobody's caption": pages["/plain0.png"][1]}
     lines = []
     for number, (prompt, content) in enumerate(prompts.items()):
         pixels = np.asarray(decode(content)) if "control" not in prompt else picture(300 + number, 32, 32)
@@ -222,7 +221,7 @@ def test_nothing_of_it_is_left_in_any_file(lake, site, capsys):
             assert (row[column] is None) == (row["sample_id"] in gone)
     for table in ("matches", "eidetic_counts"):
         assert not gone & {row["sample_id"] for row in lake.read(table, lake.latest("match").snapshot_id).to_pylist()}
-    assert not os.path.exists(lake.work("deduplicate", lake.latest("deduplicate").snapshot_id, "keys"))
+    assert not [path for path in lake.files() if lake.inside(path).startswith("work/")]
     # Parts are rewritten, none is added or gone.
     assert {t: lake.every_part(t) for t in TABLES if t != "tombstones"} == {t: counts[t] for t in TABLES if t != "tombstones"}
     for stage in ("ingest", "embed", "deduplicate", "generate", "match"):
@@ -487,3 +486,130 @@ def test_a_folder_that_is_no_lake(tmp_path, capsys):
     assert run(Lake(str(tmp_path)), "--urls=u") == 2
     assert "is not a lake" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+# -- what was not complete --------------------------------------------------------------------------------------------
+
+
+def without(lake, *stages):
+    """Takes these stages away: their tables, manifests and work files, and what was made of them."""
+    forgetting.remove_what_is_made(lake)
+    for stage in stages:
+        for table in (table.name for table in TABLES.values() if table.stage == stage):
+            shutil.rmtree(Path(lake.root) / table, ignore_errors=True)
+        for folder in ("manifests", "work"):
+            shutil.rmtree(Path(lake.root) / folder / stage, ignore_errors=True)
+
+
+def interrupt(lake, verb, step, words, monkeypatch):
+    """Runs a verb that is killed at a step, a function of its module."""
+    with monkeypatch.context() as patched:
+        patched.setattr(verb, step, kill)
+        assert run_verb(verb.main, [f"--lake={lake.root}", *words]) == 130
+
+
+def test_a_generate_that_was_killed_before_its_end(lake, site, monkeypatch):
+    wanted = remains(lake)
+    without(lake, "generate", "match")
+    words = [f"--generations={site.folder}/generations", "--keep=all", "--clique_size=3", "--device=cpu"]
+    interrupt(lake, generate, "build_compaction", words, monkeypatch)
+    finished = {path.name for path in Path(lake.root).glob("work/generate/*/prompts/*.parquet")}
+    assert finished and {path.split("/")[0] for name, path in places(lake, wanted) if name.startswith("gener")} == {"work"}
+    assert run(lake, f"--urls={site.web.url}/portrait.png") == 0
+    assert places(lake, wanted) == set()
+    # Its caption, its copy's, and near.png's.
+    left = {path.name for path in Path(lake.root).glob("work/generate/*/prompts/*.parquet")}
+    assert left < finished and len(finished - left) == 3
+    assert run_verb(generate.main, [f"--lake={lake.root}", *words]) == 0
+    assert places(lake, wanted) == set()
+    texts = [row["text"] for row in lake.read("prompts", lake.latest("generate").snapshot_id).to_pylist()]
+    assert len(texts) == len(finished) - 2 and NEAR_CAPTION in texts
+    assert run_verb(match.main, [f"--lake={lake.root}", "--max_false_positive_rate=0.3", "--device=cpu"]) == 0
+    assert run_verb(measure.main, [f"--lake={lake.root}"]) == 0
+    assert places(lake, wanted) == set()
+
+
+@pytest.mark.parametrize("at", ["write_keep_list", "tidy"])
+def test_a_deduplicate_that_was_killed_before_its_end(at, lake, site, monkeypatch):
+    wanted = remains(lake)
+    without(lake, "deduplicate", "generate", "match")
+    interrupt(lake, deduplicate, at, ["--duplicate_threshold=0.97"], monkeypatch)
+    assert any(path.startswith("work/deduplicate") for name, path in places(lake, wanted) if name.startswith("vector"))
+    assert run(lake, f"--urls={site.web.url}/portrait.png") == 0
+    assert places(lake, wanted) == set()
+    assert run_verb(deduplicate.main, [f"--lake={lake.root}", "--duplicate_threshold=0.97"]) == 0
+    assert places(lake, wanted) == set()
+    assert len(lake.read("keep_list", lake.latest("deduplicate").snapshot_id)) == PLAIN + 1
+
+
+def test_a_match_that_was_killed_before_its_end(lake, site, monkeypatch):
+    wanted = remains(lake)
+    crops = {"crop": np.asarray(decode(wanted["picture of portrait.png"])).tobytes()}
+    without(lake, "match")
+    words = ["--max_false_positive_rate=0.3", "--device=cpu"]
+    interrupt(lake, match, "build_counts", words, monkeypatch)
+    # A killed run's crops of training pictures; and a file that a killed writer left.
+    assert list(Path(lake.root).glob("work/match/*/targets.parquet"))
+    part = Path(lake.every_part("images")[0])
+    shutil.copy(part, part.with_name(f".{part.name}.0123"))
+    assert run(lake, f"--urls={site.web.url}/portrait.png") == 0
+    assert places(lake, wanted | crops) == set() and not list(part.parent.glob(".*"))
+    assert run_verb(match.main, [f"--lake={lake.root}", *words]) == 0
+    assert places(lake, wanted | crops) == set()
+    assert run_verb(measure.main, [f"--lake={lake.root}"]) == 0
+    rates = {row["duplicates"]: row["prompts_tried"] for row in mart(lake, "extraction_rate")}
+    assert rates == {"forgotten": 3, "list": PLAIN + 1}
+
+
+def test_an_ingest_that_was_killed_before_its_end(lake, site):
+    """Pictures whose samples aren't written yet belong to nobody that is known."""
+    wanted = remains(lake)
+    without(lake, "embed", "deduplicate", "generate", "match")
+    os.remove(lake.path("manifests", "ingest", f"{(snapshot := lake.latest('ingest').snapshot_id)}.json"))
+    part = next(
+        p for p in lake.parts("samples", snapshot) if f"{site.web.url}/portrait.png" in pq.read_table(p)["url"].to_pylist()
+    )
+    os.remove(part)
+    assert run(lake, f"--urls={site.web.url}/portrait.png", f"--urls={site.web.url}/copy.png") == 0
+    assert places(lake, wanted) == set()
+    site.web.hits.clear()
+    assert take_in(lake, site).snapshot_id == snapshot
+    assert not {"/portrait.png", "/copy.png"} & set(site.web.hits)
+    assert places(lake, wanted) == set()
+    assert sorted(row["status"] for row in samples(lake).values()).count("forgotten") == 2
+
+
+# -- a lake that is no folder ------------------------------------------------------------------------------------------
+
+
+def test_a_lake_in_an_object_store(lake, site, monkeypatch, capsys):
+    """There audit.duckdb holds copies of the tables, captions and urls among them."""
+    from apache_beam.internal.gcp import auth
+    from gcp_storage_emulator.server import create_server
+
+    wanted = remains(lake)
+    port = free_port()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(auth._Credentials, "_credentials", None)
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="eidetic-forget")
+    server.start()
+    try:
+        remote = Lake("gs://eidetic-forget/lake")
+        forgetting.remove_what_is_made(lake)
+        for path in lake.files():
+            write_bytes(remote.path(*lake.inside(path).split("/")), Path(path).read_bytes())
+        assert run_verb(measure.main, ["--lake=gs://eidetic-forget/lake"]) == 0
+        before = read_bytes(remote.path("audit.duckdb"))
+        assert run(remote, f"--urls={site.web.url}/portrait.png") == 0
+        assert "found nothing" in capsys.readouterr().out
+        copied = Lake(f"{lake.root}-copied")
+        for path in remote.files():
+            write_bytes(copied.path(*remote.inside(path).split("/")), read_bytes(path))
+        assert places(copied, wanted) == set()
+        # The old database holds the texts compressed or not; it is read as what it says.
+        write_bytes(remote.path("old.duckdb"), before)
+        assert run(remote, "--verify_only") == 1
+        assert "caption in old.duckdb, table samples" in capsys.readouterr().out
+    finally:
+        server.stop()
