@@ -101,7 +101,8 @@ def forget(lake: Lake, options: ForgetOptions, named: forgetting.Named) -> None:
         )
     forgetting.bury(lake, chosen.sample_ids, named.urls, options.reason)
     changed = forgetting.remove(lake)
-    print(f"forgot {len(chosen.sample_ids):,} samples: {', '.join(f'{table} {rows:,}' for table, rows in changed.items())}")
+    rows = ", ".join(f"{table} {number:,}" for table, number in changed.items()) or "nothing was left of them"
+    print(f"forgot {len(chosen.sample_ids):,} samples: {rows}")
     if new_urls:
         print(f"{new_urls:,} urls are not in the lake; they have a tombstone, which later ingests honour")
 

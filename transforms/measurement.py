@@ -17,7 +17,7 @@ import sql
 from transforms.errors import UserError
 from transforms.identity import digest
 from transforms.kernels.rates import clopper_pearson_upper, wilson_interval
-from transforms.lake import Lake, Manifest, open_parquet, read_parquet, write_bytes, write_parquet
+from transforms.lake import Lake, Manifest, open_parquet, read_parquet, snapshot_of, write_bytes, write_parquet
 from transforms.schema import TABLES
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def build_database(lake: Lake) -> str:
                     snapshots[table.name].add(manifest.snapshot_id)
         for mart in MARTS:
             snapshots[mart].add(measure.snapshot_id)
+    snapshots["tombstones"] = {snapshot_of(path) for path in lake.every_part("tombstones")}
     with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if is_local(lake) else None) as folder:
         path = os.path.join(folder, DATABASE)
         with duckdb.connect(path) as connection:

@@ -33,12 +33,14 @@ class Found(NamedTuple):
         kind: of the tombstone.
         path: inside the lake.
         place: the column and row, or the byte.
+        whole: it is the whole of a value, and not some bytes among others.
         content: what was found.
     """
 
     kind: str
     path: str
     place: str
+    whole: bool
     content: bytes
 
 
@@ -92,7 +94,7 @@ class _Searcher:
     def _bytes(self, content: bytes, inside: str) -> Iterator[Found]:
         for place in self.needles.find(content):
             there = content[place.start : place.start + place.length]
-            yield Found(self.kinds[place.sha256], inside, f"byte {place.start:,}", there)
+            yield Found(self.kinds[place.sha256], inside, f"byte {place.start:,}", False, there)
 
     def _parquet(self, path: str, inside: str) -> Iterator[Found]:
         row = 0
@@ -125,7 +127,7 @@ class _Searcher:
                 for said in (value, value.strip()):
                     # Most values have a length that nothing looked for has.
                     if said and len(said) in self.lengths and (kind := self.kinds.get(sha256(said))):
-                        yield Found(kind, inside, f"{name}, row {row + place:,}", said)
+                        yield Found(kind, inside, f"{name}, row {row + place:,}", True, said)
                         break
 
 
@@ -183,28 +185,34 @@ def values(column: pa.Array) -> Iterator[bytes]:
 
 
 def _of_nobody_else(lake: Lake, found: Iterable[Found]) -> list[Found]:
-    """What was found, without what is a remaining sample's too: its caption, its vector or thumbnail, part of its url."""
+    """What was found, without what is a remaining sample's too: its caption, vector or thumbnail, or a part of its texts."""
     found = list(found)
     texts = {one.content for one in found if one.kind in TEXTS}
     numbers = {one.content for one in found if one.kind in ("vector", "thumbnail")}
-    if not texts and not numbers:
-        return found
     tombstones = Tombstones.read(lake)
-    others: set[bytes] = set()
-    whole: set[bytes] = set()
+    inside: set[bytes] = set()
+    whole: dict[str, set[bytes]] = {"url": set(), "caption": set(), "vector": set(), "thumbnail": set()}
     for path in lake.every_part("samples") if texts else ():
         table = tombstones.spared(read_parquet(path, ["sample_id", "url", "caption"]))
         for text in texts:
             said = text.decode("utf-8", "replace")
-            in_url, in_caption = (pc.match_substring(table[name], said) for name in ("url", "caption"))
-            if pc.any(in_url).as_py() or pc.any(in_caption).as_py():
-                others.add(text)
-            if pc.any(pc.equal(table["url"], said)).as_py():
-                whole.add(text)
+            for name in TEXTS:
+                if pc.any(pc.match_substring(table[name], said)).as_py():
+                    inside.add(text)
+                if pc.any(pc.equal(pc.utf8_trim_whitespace(table[name]), said.strip())).as_py():
+                    whole[name].add(text)
     for path in lake.every_part("embeddings") if numbers else ():
         table = tombstones.spared(read_parquet(path, ["sample_id", "vector", "thumbnail"]))
         for name in ("vector", "thumbnail"):
             for chunk in table[name].chunks:
-                others.update(value for value in values(chunk) if value in numbers)
-    # A url that a remaining sample has whole should have taken that sample with it.
-    return [one for one in found if one.content not in others or (one.kind == "url" and one.content in whole)]
+                whole[name].update(value for value in values(chunk) if value in numbers)
+
+    def is_anothers(one: Found) -> bool:
+        if one.kind == "url":
+            # A sample that has all of it should have been forgotten as well.
+            return not one.whole and one.content in inside - whole["url"]
+        if one.kind == "caption" and not one.whole:
+            return one.content in inside
+        return one.content in whole.get(one.kind, ())
+
+    return [one for one in found if not is_anothers(one)]

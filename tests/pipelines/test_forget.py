@@ -275,6 +275,18 @@ def test_the_rest_of_the_lake_can_be_measured_matched_and_reported(lake, site):
     with duckdb.connect(os.path.join(lake.root, "audit.duckdb"), read_only=True) as connection:
         assert connection.execute("SELECT count(*) FROM samples WHERE status = 'forgotten'").fetchall() == [(2,)]
         assert connection.execute("SELECT count(*) FROM images WHERE image IS NULL").fetchall() == [(2,)]
+        question = "SELECT count(DISTINCT sample_id) FROM tombstones WHERE kind = 'sample'"
+        assert connection.execute(question).fetchall() == [(2,)]
+
+
+def test_a_control_is_forgotten_and_no_rate_moves(lake, site):
+    before = {name: mart(lake, name) for name in measurement.MARTS}
+    wanted = remains(lake, ("control3.png",))
+    assert run(lake, f"--urls={site.web.url}/control3.png") == 0
+    assert places(lake, wanted) == set()
+    assert {name: mart(lake, name) for name in measurement.MARTS} == before
+    prompts = lake.read("prompts", lake.latest("generate").snapshot_id).to_pylist()
+    assert [(row["text"], row["origin"]) for row in prompts if row["stratum"] == "forgotten"] == [("[forgotten]", "control")]
 
 
 def test_a_later_ingest_leaves_it_alone(lake, site, tmp_path):
