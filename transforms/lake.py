@@ -200,7 +200,8 @@ class Lake:
         """A whole table in memory: for tables that are small, or for a few columns of one that is not."""
         parts = [read_parquet(path, columns) for path in self.parts(table, snapshot)]
         if parts:
-            return pa.concat_tables(parts)
+            # An older part may forbid nulls in a column that has them since: in images.image of what was forgotten.
+            return pa.concat_tables(parts, promote_options="default")
         schema = TABLES[table].schema
         return (schema if columns is None else pa.schema([schema.field(name) for name in columns])).empty_table()
 

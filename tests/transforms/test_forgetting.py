@@ -7,12 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from transforms import proof
+from pipelines import measure
+from pipelines.measure import MeasureOptions
+from pipelines.stage import Execution
+from tests.fakes import fake_lake
+from transforms import measurement, proof
 from transforms.errors import UserError
-from transforms.forgetting import Chosen, Named, bury, read_list, remove
-from transforms.lake import Lake
+from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made
+from transforms.lake import Lake, part_number, read_parquet
 from transforms.schema import TABLES
-from transforms.tombstones import Tombstones
+from transforms.tombstones import FORGOTTEN, Tombstones, sha256
 
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 
@@ -135,3 +139,41 @@ def test_lists_that_are_none(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_list(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", [*(f"train.example/{number}" for number in (0, 1, 3, 4, 9)), "control.example/5"])
+def test_the_verdicts_of_all_other_prompts_are_what_they_were(name, tmp_path):
+    """On planted verdicts of every kind: whichever group is forgotten, its prompts move and no other's verdict changes."""
+    fake = fake_lake(tmp_path, listed=["nobody's caption", "group 1"])
+    lake, execution = fake.lake, Execution(fake.lake, [])
+    tell_apart(fake)
+    before = measure.run(execution, MeasureOptions())
+    verdicts, rates = (measurement.read_mart(lake, name, before) for name in ("verdicts", "extraction_rate"))
+    duplication = measurement.read_mart(lake, "duplication", before)
+    forget(lake, urls=[f"https://{name}.png"])
+    remove_what_is_made(lake)
+    after = measure.run(execution, MeasureOptions())
+    touched = {row["prompt_id"] for row in fake.rows("prompts") if row["stratum"] == FORGOTTEN}
+    changed = {row["prompt_id"]: row for row in measurement.read_mart(lake, "verdicts", after)}
+    assert changed.keys() == {row["prompt_id"] for row in verdicts}
+    for row in verdicts:
+        if row["prompt_id"] not in touched:
+            assert changed[row["prompt_id"]] == row
+    # Of the group itself nothing is said any more; its prompts are counted, each once, and under no other stratum.
+    told = {row["duplicates"]: row for row in measurement.read_mart(lake, "extraction_rate", after)}
+    for row in rates:
+        mine = [one for one in verdicts if one["stratum"] == row["duplicates"] and one["prompt_id"] not in touched]
+        tried, extracted = (told[row["duplicates"]][name] if mine else 0 for name in ("prompts_tried", "prompts_extracted"))
+        assert (tried, extracted) == (len(mine), sum(one["extracted"] for one in mine))
+    assert sum(row["prompts_tried"] for row in told.values()) == len(verdicts)
+    gone = set(Tombstones.read(lake).samples)
+    assert gone and not gone & {row["sample_id"] for row in measurement.read_mart(lake, "extractions", after)}
+    assert measurement.read_mart(lake, "duplication", after) == duplication
+    assert proof.search(lake).found == []
+
+
+def tell_apart(fake):
+    """Gives each picture of the fake lake bytes of its own, as downloads have."""
+    for path in fake.lake.every_part("samples"):
+        rows = [row | {"sha256": sha256(row["url"])} for row in read_parquet(path).to_pylist()]
+        fake.lake.write("samples", fake.ingest.snapshot_id, part_number(path), rows)
