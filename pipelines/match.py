@@ -30,7 +30,7 @@ from pipelines.stage import Execution, Progress, Stage, machine, versions
 from transforms.errors import UserError
 from transforms.identity import digest
 from transforms.lake import Lake, Manifest, count_rows, delete, part_number, write_parquet
-from transforms.tombstones import FORGOTTEN
+from transforms.tombstones import RETIRED
 
 DISTANCES = ("l2", "tiled_l2", "adaptive_l2")
 
@@ -91,19 +91,12 @@ def run(execution: Execution, options: MatchOptions, device: DeviceOptions, gene
 
 
 def refuse_without_pictures(lake: Lake, audit: str) -> None:
-    """UserError where pictures of the audit were retired: they would count as not extracted.
-
-    Those of forgotten prompts are in no rate any more.
-    """
-    forgotten = {row["prompt_id"] for row in lake.read("prompts", audit, ["prompt_id", "stratum"]).to_pylist()
-                 if row["stratum"] == FORGOTTEN}  # fmt: skip
-    generations = lake.read("generations", audit, ["prompt_id", "status", "reason"]).to_pylist()
-    removed = sum(
-        row["status"] == "success" and row["reason"] is not None and row["prompt_id"] not in forgotten for row in generations
-    )
-    if removed:
+    """UserError where pictures of the audit were retired: they would count as not extracted."""
+    reasons = lake.read("generations", audit, ["reason"])["reason"].to_pylist()
+    retired = sum(reason is not None and reason.startswith(RETIRED) for reason in reasons)
+    if retired:
         raise UserError(
-            f"{removed:,} pictures of the audit {audit} were removed by 'eidetic forget --generations_older_than', and would "
+            f"{retired:,} pictures of the audit {audit} were removed by 'eidetic forget --generations_older_than', and would "
             "count as not extracted; run 'eidetic generate' with another --seed first"
         )
 

@@ -32,6 +32,7 @@ from transforms.lake import (
     Lake,
     Manifest,
     as_table,
+    is_temporary,
     list_files,
     open_parquet,
     read_bytes,
@@ -41,16 +42,13 @@ from transforms.lake import (
 )
 from transforms.measurement import DATABASE
 from transforms.schema import TABLES
-from transforms.tombstones import FORGOTTEN, Tombstones, sha256
+from transforms.tombstones import FORGOTTEN, RETIRED, Tombstones, sha256
 
 NO_TEXT = "[forgotten]"
 """What a prompt says whose caption was forgotten."""
 
 NAMED = 5
 """How many unknown ids an error message names."""
-
-REMOVED = "the picture was removed"
-"""How the reason of a generation begins whose picture was kept once."""
 
 _BATCH = 256
 """Rows with pictures that are held at once."""
@@ -353,7 +351,7 @@ def remove(lake: Lake) -> dict[str, int]:
             and ((audit, prompt) in touched or (len(image.as_buffer()) in lengths and sha256(image.as_buffer()) in pictures))
             for audit, prompt, image in keys
         ]
-        reason = f"{REMOVED}: it gave back what was forgotten, or may have"
+        reason = "the picture was removed: it may give back what was forgotten"
         return _with(table, pa.array(hit, pa.bool_()), image=None, reason=reason)
 
     changed["generations"] = _rewrite(lake, "generations", generations)
@@ -393,7 +391,7 @@ def retire(lake: Lake, days: int, now: datetime.datetime) -> int:
         if now - datetime.datetime.fromisoformat(match.finished_at) > datetime.timedelta(days=days):
 
             def generations(table: pa.Table) -> pa.Table:
-                return _with(table, pc.is_valid(table["image"]), image=None, reason=f"{REMOVED}: it is older than {days} days")
+                return _with(table, pc.is_valid(table["image"]), image=None, reason=f"{RETIRED} {days} days")
 
             removed += _rewrite(lake, "generations", generations, snapshot=match.upstream["generate"])
     return removed
@@ -508,7 +506,7 @@ def _remove_leftovers(lake: Lake) -> None:
     written = {lake.inside(path).split("/", 1)[1] for path in lake.every_part("samples")}
 
     def leftover(parts: list[str]) -> bool:
-        if parts[-1].startswith(".") or parts[:2] in (["work", "ingest"], ["work", "match"]):
+        if is_temporary(parts[-1]) or parts[:2] in (["work", "ingest"], ["work", "match"]):
             return True
         # Nobody knows yet whose pictures these are; an ingest that goes on downloads them again.
         orphan = parts[0] == "images" and "/".join(parts[1:]) not in written

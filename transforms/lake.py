@@ -19,6 +19,7 @@ import dataclasses
 import datetime
 import io
 import json
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
@@ -265,6 +266,11 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
     with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         yield file
     FileSystems.rename([temporary], [path])
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one of ``replacing`` that never was whole: its writer was killed."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{32}", name) is not None
 
 
 def delete(path: str) -> None:

@@ -13,6 +13,9 @@ from transforms.lake import Lake, read_parquet
 FORGOTTEN = "forgotten"
 """The status of a forgotten sample, and the stratum of a prompt that has lost a picture or a match."""
 
+RETIRED = "the picture was removed: it is older than"
+"""How the reason of a generation begins whose picture went by ``--generations_older_than``."""
+
 
 def sha256(content: bytes | str) -> str:
     """Hexadecimal SHA-256 of bytes, or of a text as UTF-8."""

@@ -20,7 +20,7 @@ from pipelines.ingest import IngestOptions
 from pipelines.stage import Execution
 from tests.planted import picture
 from tests.web import free_port, serve
-from transforms import forgetting, measurement, report
+from transforms import forgetting, measurement, proof, report
 from transforms.images import ImageStore, decode, encode_png
 from transforms.lake import Lake, read_bytes, read_parquet, write_bytes
 from transforms.schema import TABLES
@@ -563,7 +563,7 @@ def test_a_match_that_was_killed_before_its_end(lake, site, monkeypatch):
     # A killed run's crops of training pictures; and a file that a killed writer left.
     assert list(Path(lake.root).glob("work/match/*/targets.parquet"))
     part = Path(lake.every_part("images")[0])
-    shutil.copy(part, part.with_name(f".{part.name}.0123"))
+    shutil.copy(part, part.with_name(f".{part.name}.{'0a' * 16}"))
     assert run(lake, f"--urls={site.web.url}/portrait.png") == 0
     assert places(lake, wanted | crops) == set() and not list(part.parent.glob(".*"))
     assert run_verb(match.main, [f"--lake={lake.root}", *words]) == 0
@@ -622,6 +622,7 @@ def test_a_lake_in_an_object_store(lake, site, monkeypatch, capsys):
         # The old database holds the texts compressed or not; it is read as what it says.
         write_bytes(remote.path("old.duckdb"), before)
         assert run(remote, "--verify_only") == 1
-        assert "caption in old.duckdb, table samples" in capsys.readouterr().out
+        found = {(one.kind, one.path) for one in proof.search(remote).found}
+        assert found >= {(kind, "old.duckdb, table samples") for kind in ("url", "caption")}
     finally:
         server.stop()
