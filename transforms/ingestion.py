@@ -142,7 +142,10 @@ class IngestBucket(beam.DoFn):
     def _outcomes(self, samples: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
         """What became of each sample: status, reason, and for a success sizes, hash and the encoded picture."""
         tombstones = Tombstones.read(self.lake)
-        outcomes: list[dict[str, Any]] = [self._before(sample, tombstones) for sample in samples]
+        outcomes: list[dict[str, Any]] = []
+        for sample in samples:
+            reason = tombstones.of(sample["sample_id"], sample["url"])
+            outcomes.append(self._before(sample) if reason is None else {"status": FORGOTTEN, "reason": reason})
         wanted = [index for index, outcome in enumerate(outcomes) if outcome["status"] == "wanted"]
         if wanted:
             found = self._download([samples[index]["url"] for index in wanted], source)
@@ -154,10 +157,7 @@ class IngestBucket(beam.DoFn):
                 outcomes[index] = outcome if reason is None else {"status": FORGOTTEN, "reason": reason}
         return outcomes
 
-    def _before(self, sample: dict[str, Any], tombstones: Tombstones) -> dict[str, Any]:
-        reason = tombstones.of(sample["sample_id"], sample["url"])
-        if reason is not None:
-            return {"status": FORGOTTEN, "reason": reason}
+    def _before(self, sample: dict[str, Any]) -> dict[str, Any]:
         punsafe = sample["punsafe"]
         # Both as the 32-bit numbers that the metadata hold, or 0.1 would be over 0.1.
         if punsafe is not None and np.float32(punsafe) > np.float32(self.punsafe_max):
