@@ -18,6 +18,7 @@ VERBS = {
     "measure": "all tables → marts, audit.duckdb, report",
     "audit": "all of the above, in order",
     "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
+    "forget": "takes pictures out of the lake, keeps them out, and proves it",
     "demo": "serves the embedded corpus on loopback and audits the embedded model",
 }
 
