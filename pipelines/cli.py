@@ -21,6 +21,7 @@ VERBS = {
     "history": "prints the nights, one a line",
     "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
     "again": "makes one generation of an audit again, as a PNG",
+    "forget": "takes pictures out of the lake, keeps them out, and proves it",
     "demo": "serves the embedded corpus on loopback and audits the embedded model",
 }
 

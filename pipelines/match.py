@@ -30,6 +30,7 @@ from pipelines.stage import Execution, Progress, Stage, machine, versions
 from transforms.errors import UserError
 from transforms.identity import digest
 from transforms.lake import Lake, Manifest, count_rows, delete, part_number, write_parquet
+from transforms.tombstones import RETIRED
 
 DISTANCES = ("l2", "tiled_l2", "adaptive_l2")
 
@@ -76,6 +77,7 @@ def run(execution: Execution, options: MatchOptions, device: DeviceOptions, gene
     planned = stage(lake, options, done.snapshot_id)
 
     def work(planned: Stage) -> dict[str, Any]:
+        refuse_without_pictures(lake, done.snapshot_id)
         job = Job(lake, options, done, planned)
         job.match(execution, device)
         threshold = job.calibrate()
@@ -86,6 +88,17 @@ def run(execution: Execution, options: MatchOptions, device: DeviceOptions, gene
     manifest = execution.stage(planned, work)
     delete(lake.work("match", manifest.snapshot_id))
     return manifest
+
+
+def refuse_without_pictures(lake: Lake, audit: str) -> None:
+    """UserError where pictures of the audit were retired: they would count as not extracted."""
+    reasons = lake.read("generations", audit, ["reason"])["reason"].to_pylist()
+    retired = sum(reason is not None and reason.startswith(RETIRED) for reason in reasons)
+    if retired:
+        raise UserError(
+            f"{retired:,} pictures of the audit {audit} were removed by 'eidetic forget --generations_older_than', and would "
+            "count as not extracted; run 'eidetic generate' with another --seed first"
+        )
 
 
 class Job:

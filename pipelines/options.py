@@ -1,8 +1,8 @@
 """Options of the verbs: frozen dataclasses, made from the command line and a TOML file.
 
-A verb's options are one dataclass or several; each field made with ``option`` becomes ``--name`` (and a boolean also
-``--no_name``). What no dataclass knows must be one of Beam's own options and passes through untouched; what Beam
-doesn't know either is an error.
+A verb's options are one dataclass or several; each field made with ``option`` becomes ``--name`` (a boolean also ``--no_name``;
+a ``tuple[str, ...]`` takes one value or several). What no dataclass knows must be one of Beam's own options and passes through
+untouched; what Beam doesn't know either is an error.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[ty
     built = {}
     for kind in classes:
         mine = {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
+        mine = {name: tuple(value) if isinstance(value, list) else value for name, value in mine.items()}
         built[kind] = kind(**mine)
     return Parsed(options=built, beam=rest)
 
@@ -105,7 +106,9 @@ def _fields(kind: type) -> list[tuple[dataclasses.Field, Any]]:
 
 
 def _plain_type(annotation: Any) -> type:
-    """The type inside ``X | None``; X itself otherwise."""
+    """The type inside ``X | None``; tuple for ``tuple[X, ...]``; X itself otherwise."""
+    if typing.get_origin(annotation) is tuple:
+        return tuple
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return next(part for part in typing.get_args(annotation) if part is not type(None))
     return annotation
@@ -118,6 +121,9 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: A
         names = (f"--{field.name}", f"--no_{field.name}")
         group.add_argument(names[0], dest=field.name, action="store_true", help=text)
         group.add_argument(names[1], dest=field.name, action="store_false", help=argparse.SUPPRESS)
+        return
+    if kind is tuple:
+        group.add_argument(f"--{field.name}", nargs="+", action="extend", help=text, metavar=field.name.upper())
         return
     shown = "" if field.default in (None, "") else f" (default {field.default})"
     choices = field.metadata["choices"]
@@ -140,8 +146,10 @@ def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
         field, kind = expected[name]
         if kind is float and type(value) is int:
             value = values[name] = float(value)
+        if kind is tuple and type(value) is list and all(type(one) is str for one in value):
+            value = values[name] = tuple(value)
         if type(value) is not kind:
-            raise UserError(f"--config {path!r}: {name} is {value!r}, expected {kind.__name__}")
+            raise UserError(f"--config {path!r}: {name} is {value!r}, expected {'texts' if kind is tuple else kind.__name__}")
         if field.metadata["choices"] and value not in field.metadata["choices"]:
             raise UserError(f"--config {path!r}: {name} is {value!r}, expected one of {list(field.metadata['choices'])}")
     return values

@@ -18,6 +18,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 from transforms.clip import ClipModel, OpenClipEncoder
 from transforms.images import decode, thumbnail
 from transforms.lake import Lake, exists, read_rows
+from transforms.tombstones import FORGOTTEN, Tombstones
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,7 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
                     statuses[row], reasons[row] = "failed_to_embed", "the model's vector is zero or not finite"
             waiting.clear()
 
+        forgotten = Tombstones.read(self.lake).samples
         path = self.lake.paths("images", self.ingest_snapshot)[number]
         for row, image in enumerate(read_rows(path, ["sample_id", "role", "image"])):
             ids.append(image["sample_id"])
@@ -79,6 +81,9 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
             reasons.append(None)
             vectors.append(_NO_VECTOR)
             thumbnails.append(None)
+            if image["image"] is None or image["sample_id"] in forgotten:
+                statuses[row], reasons[row] = FORGOTTEN, forgotten.get(image["sample_id"], "there is no picture any more")
+                continue
             try:
                 picture = decode(image["image"])
                 waiting.append((row, encoder.prepare(picture)))

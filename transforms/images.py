@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from transforms.kernels.thumbnails import SIDE
 from transforms.lake import Lake, open_parquet, part_number, read_parquet
+from transforms.tombstones import Tombstones
 
 MAX_PIXELS = 64_000_000
 """A stored picture with more pixels than this is refused before it is decoded: a few bytes can claim gigabytes."""
@@ -116,6 +117,7 @@ class ImageStore:
         self._pictures: _ByteLimitedCache[str, np.ndarray] = _ByteLimitedCache(self.cache_bytes // 2)
         self._starts: dict[int, np.ndarray] = {}
         self._paths: dict[int, str] = {}
+        self._tombstones: Tombstones | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("lake", "ingest_snapshot", "embed_snapshot", "cache_bytes")
@@ -129,7 +131,10 @@ class ImageStore:
         return self._find(sample_id) is not None
 
     def get(self, sample_id: str) -> np.ndarray:
-        """The picture as (H, W, 3) uint8, not to be written to. KeyError: no such sample; ValueError: undecodable."""
+        """The picture as (H, W, 3) uint8, not to be written to.
+
+        KeyError: there is no such sample; ValueError: undecodable, or forgotten.
+        """
         picture = self._pictures.get(sample_id)
         if picture is None:
             picture = to_array(decode(self.encoded(sample_id)))
@@ -138,7 +143,11 @@ class ImageStore:
         return picture
 
     def encoded(self, sample_id: str) -> bytes:
-        """The picture as it is stored. KeyError where there is no such sample."""
+        """The picture as it is stored. KeyError: there is no such sample; ValueError: it was forgotten."""
+        if self._tombstones is None:
+            self._tombstones = Tombstones.read(self.lake)
+        if sample_id in self._tombstones.samples:
+            raise ValueError(f"sample {sample_id!r} was forgotten: {self._tombstones.samples[sample_id]}")
         place = self._find(sample_id)
         if place is None:
             raise KeyError(f"sample {sample_id!r} is not in the embeddings {self.embed_snapshot!r}")

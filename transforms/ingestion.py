@@ -25,6 +25,7 @@ from transforms.download import OPTED_OUT, Limits, as_download_image
 from transforms.identity import row_digest, sample_id
 from transforms.lake import Lake, exists, read_parquet, read_rows, write_parquet
 from transforms.sources import ROW, Source
+from transforms.tombstones import FORGOTTEN, Tombstones
 
 KNOWN = "known-"
 """Begins the names of the files that say which samples the base has."""
@@ -175,13 +176,20 @@ class IngestBucket(beam.DoFn):
 
     def outcomes(self, samples: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
         """What became of each sample: status, reason, and for a success sizes, hash and the encoded picture."""
-        outcomes: list[dict[str, Any]] = [self._before(sample) for sample in samples]
+        tombstones = Tombstones.read(self.lake)
+        outcomes: list[dict[str, Any]] = []
+        for sample in samples:
+            reason = tombstones.of(sample["sample_id"], sample["url"])
+            outcomes.append(self._before(sample) if reason is None else {"status": FORGOTTEN, "reason": reason})
         wanted = [index for index, outcome in enumerate(outcomes) if outcome["status"] == "wanted"]
         if wanted:
             found = self._download([samples[index]["url"] for index in wanted], source)
             for place, index in enumerate(wanted):
                 # A row that img2dataset loses is printed by it, and no more.
-                outcomes[index] = found.get(place, {"status": "failed_to_download", "reason": LOST})
+                outcome = found.get(place, {"status": "failed_to_download", "reason": LOST})
+                # A picture that was forgotten may come back under another url: it is known by its bytes.
+                reason = tombstones.contents.get(outcome.get("sha256") or "")
+                outcomes[index] = outcome if reason is None else {"status": FORGOTTEN, "reason": reason}
         return outcomes
 
     def _before(self, sample: dict[str, Any]) -> dict[str, Any]:
@@ -252,6 +260,7 @@ class IngestBucket(beam.DoFn):
                     "role": role,
                     # Of one that is tried again it stays: for so many nights it's tried.
                     "ingested_at": sample.get("ingested_at", now),
+                    **(_NOTHING_SAID if outcome["status"] == FORGOTTEN else {}),
                 }
             )
             if outcome["status"] == "success":
@@ -270,6 +279,9 @@ class IngestBucket(beam.DoFn):
         self.lake.write("images", self.snapshot, bucket, images)
         self.lake.write("samples", self.snapshot, bucket, rows)
 
+
+_NOTHING_SAID = dict.fromkeys(("url", "caption", "metadata_hash"))
+"""What the row of a forgotten sample doesn't repeat."""
 
 _OUTCOME = ("status", "reason", "sha256", "original_width", "original_height", "width", "height")
 

@@ -5,6 +5,7 @@
     LAKE/<table>/snapshot_id=<id>/base.json                 which parts are another snapshot's: see ``Lake.lay_over``
     LAKE/manifests/<stage>/<id>.json                        a stage's snapshot is complete when this exists
     LAKE/work/<stage>/<id>/…                                what a stage leaves for its own restart
+    LAKE/tombstones/snapshot_id=<id>/part-00000.parquet     what must not come back: holds from the moment it is written
 
 A snapshot is what one stage makes of given parameters and given upstream snapshots; its id is the digest of those, so
 the same question finds the same answer, and another question lies beside it. Parts are written under a temporary name
@@ -19,6 +20,7 @@ import dataclasses
 import datetime
 import io
 import json
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
@@ -159,9 +161,18 @@ class Lake:
             finished_at=datetime.datetime.now(datetime.UTC).isoformat(),
             facts=facts or {},
         )
-        content = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
-        write_bytes(self.path("manifests", stage, f"{snapshot}.json"), content.encode())
+        self._write_manifest(manifest)
         return manifest
+
+    def recount(self, manifest: Manifest) -> None:
+        """Counts the rows of a complete snapshot again, after some were removed."""
+        rows = {table: self.count(table, manifest.snapshot_id) for table in manifest.rows}
+        if rows != manifest.rows:
+            self._write_manifest(dataclasses.replace(manifest, rows=rows))
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        content = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
+        write_bytes(self.path("manifests", manifest.stage, f"{manifest.snapshot_id}.json"), content.encode())
 
     # -- rows --------------------------------------------------------------------------------------------------
 
@@ -189,6 +200,19 @@ class Lake:
         """The parts of a table in order of their numbers."""
         return list(self.paths(table, snapshot).values())
 
+    def inside(self, path: str) -> str:
+        """samples/snapshot_id=a1b2/part-00000.parquet for a path of this lake."""
+        return path.removeprefix(self.path("")).lstrip("/")
+
+    def every_part(self, table: str) -> list[str]:
+        """The parts of a table in all snapshots, complete or not."""
+        pattern = self.path(table, "snapshot_id=*", "part-*.parquet")
+        return sorted(metadata.path for metadata in FileSystems.match([pattern])[0].metadata_list)
+
+    def files(self) -> list[str]:
+        """Every file of the lake, whatever it is."""
+        return sorted(metadata.path for metadata in FileSystems.match([self.path("**")])[0].metadata_list)
+
     def write(self, table: str, snapshot: str, number: int, rows: Iterable[dict[str, Any]] | pa.Table) -> str:
         """Writes one part and returns its path. Rows that don't fit the table's schema are a ValueError."""
         path = self.part(table, snapshot, number)
@@ -199,7 +223,8 @@ class Lake:
         """A whole table in memory: for tables that are small, or for a few columns of one that is not."""
         parts = [read_parquet(path, columns) for path in self.parts(table, snapshot)]
         if parts:
-            return pa.concat_tables(parts)
+            # An older part may forbid nulls in a column that has them since: in images.image of what was forgotten.
+            return pa.concat_tables(parts, promote_options="default")
         schema = TABLES[table].schema
         return (schema if columns is None else pa.schema([schema.field(name) for name in columns])).empty_table()
 
@@ -265,6 +290,11 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
     FileSystems.rename([temporary], [path])
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one of ``replacing`` that never was whole: its writer was killed."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{32}", name) is not None
+
+
 def delete(path: str) -> None:
     """Removes a file or a whole folder; nothing happens where there is none."""
     if exists(path):
@@ -304,6 +334,11 @@ def read_rows(path: str, columns: list[str] | None = None) -> Iterator[dict[str,
 def count_rows(path: str) -> int:
     with open_parquet(path) as file:
         return file.metadata.num_rows
+
+
+def snapshot_of(path: str) -> str:
+    """a1b2 for …/snapshot_id=a1b2/part-00012.parquet."""
+    return path.rsplit("snapshot_id=", 1)[1].split("/", 1)[0]
 
 
 def part_number(path: str) -> int:

@@ -19,6 +19,7 @@ from transforms.images import ImageStore, decode
 from transforms.kernels.distances import adaptive_l2, best_crop, l2, resize_shorter_side, tiled_l2
 from transforms.kernels.neighbours import Nearest
 from transforms.lake import Lake, part_number, read_parquet, read_rows
+from transforms.tombstones import Tombstones
 
 MAX_MEMBERS = 256
 """So many members of one group are compared at most, the nearest by CLIP: a group can hold 100,000 flags."""
@@ -78,12 +79,13 @@ class Population:
 
 
 def read_population(lake: Lake, snapshots: Snapshots, role: str) -> Population:
-    """Vectors and groups of one role."""
+    """Vectors and groups of one role, without what was forgotten."""
     columns = ["sample_id", "role", "status", "vector"]
     table = lake.read("embeddings", snapshots.embed, columns)
     keep = [i for i, (r, s) in enumerate(zip(table["role"].to_pylist(), table["status"].to_pylist(), strict=True))
             if r == role and s == "success"]  # fmt: skip
-    table = table.take(keep).sort_by("sample_id")
+    forgotten = Tombstones.read(lake)
+    table = forgotten.spared(table.take(keep)).sort_by("sample_id")
     ids = table["sample_id"].to_pylist()
     flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False) if ids else np.zeros(0)
     vectors = np.asarray(flat, dtype=np.float32).reshape(len(ids), -1) if ids else np.zeros((0, 1), np.float32)
@@ -95,10 +97,12 @@ def read_population(lake: Lake, snapshots: Snapshots, role: str) -> Population:
         groups = lake.read("duplicate_groups", snapshots.deduplicate, ["sample_id", "group_id", "representative"])
         representative: dict[str, str] = {}
         for row in groups.sort_by("sample_id").to_pylist():
-            members.setdefault(row["group_id"], []).append(row_of[row["sample_id"]])
-            representative[row["group_id"]] = row["representative"]
+            # A forgotten member stays in the table, so that the group's size is right, and has no vector any more.
+            if row["sample_id"] not in forgotten.samples:
+                members.setdefault(row["group_id"], []).append(row_of[row["sample_id"]])
+                representative[row["group_id"]] = row["representative"]
         for group, rows in members.items():
-            first = row_of[representative[group]]
+            first = row_of.get(representative[group], rows[0])
             members[group] = [first, *(row for row in rows if row != first)]
     first_rows = [rows[0] for rows in members.values()]
     return Population(role, ids, vectors, members, Nearest(vectors[first_rows]))
@@ -292,6 +296,7 @@ class CountWithin(beam.DoFn):
         self.lake, self.ingest, self.targets, self.eidetic_delta = lake, ingest, targets, eidetic_delta
 
     def setup(self) -> None:
+        self._forgotten = Tombstones.read(self.lake).samples
         rows = read_parquet(self.targets).to_pylist()
         self._by_side: dict[int, tuple[list[str], np.ndarray]] = {}
         for side in sorted({row["side"] for row in rows}):
@@ -301,8 +306,8 @@ class CountWithin(beam.DoFn):
 
     def process(self, number: int) -> Iterator[tuple[str, int]]:
         counts: collections.Counter[str] = collections.Counter()
-        for row in read_rows(self.lake.paths("images", self.ingest)[number], ["role", "image"]):
-            if row["role"] != "training":
+        for row in read_rows(self.lake.paths("images", self.ingest)[number], ["sample_id", "role", "image"]):
+            if row["role"] != "training" or row["image"] is None or row["sample_id"] in self._forgotten:
                 continue
             picture = np.asarray(decode(row["image"]))
             for side, (samples, crops) in self._by_side.items():

@@ -19,7 +19,7 @@ import sql
 from transforms.errors import UserError
 from transforms.identity import digest
 from transforms.kernels.rates import blaker_interval, clopper_pearson_upper, stratified_interval, wilson_interval
-from transforms.lake import Lake, Manifest, exists, open_parquet, read_parquet, write_bytes, write_parquet
+from transforms.lake import Lake, Manifest, exists, open_parquet, read_parquet, snapshot_of, write_bytes, write_parquet
 from transforms.schema import TABLES
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ def build_database(lake: Lake) -> str:
     for night in lake.manifests("nightly"):
         for name in night.rows:
             snapshots[name].add(night.snapshot_id)
+    snapshots["tombstones"] = {snapshot_of(path) for path in lake.every_part("tombstones")}
     with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if is_local(lake) else None) as folder:
         path = os.path.join(folder, DATABASE)
         with duckdb.connect(path) as connection:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from transforms.errors import UserError
 from transforms.identity import prompt_id
 from transforms.lake import Lake, Manifest, read_bytes, read_parquet
+from transforms.tombstones import Tombstones, sha256
 
 CAPTION_COLUMNS = ("caption", "prompt", "text", "TEXT")
 """Where a user's list may keep its prompts, the first that is there wins."""
@@ -75,6 +76,8 @@ def drawn_prompts(
 def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]) -> list[dict[str, Any]]:
     """The user's prompts. One that is a training caption stands for the largest group that has it.
 
+    One that is a forgotten caption, and no other sample's, is left out: what it brings up could be compared with nothing.
+
     Args:
         lake: where the groups are.
         deduplicate: their snapshot.
@@ -84,9 +87,12 @@ def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: 
     groups = {row["sample_id"]: row for row in lake.read("duplicate_groups", deduplicate.snapshot_id).to_pylist()}
     largest: dict[str, dict[str, Any]] = {}
     wanted = set(texts)
+    captions = Tombstones.read(lake).captions
+    forgotten = {text for text in texts if sha256(text) in captions}
     for sample in _captions(lake, deduplicate).to_pylist():
         group = groups.get(sample["sample_id"])
         caption = (sample["caption"] or "").strip()
+        forgotten.discard(caption)
         if group is None or caption not in wanted:
             continue
         best = largest.get(caption)
@@ -106,6 +112,7 @@ def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: 
             "images_requested": images(text),
         }
         for text in texts
+        if text not in forgotten
     ]
 
 
@@ -114,7 +121,7 @@ def control_prompts(lake: Lake, embed: Manifest, images: Callable[[str], int]) -
     embedded = _with_status(lake.read("embeddings", embed.snapshot_id, ["sample_id", "role", "status"]), "control")
     samples = lake.read("samples", embed.upstream["ingest"], ["sample_id", "role", "caption", "status"])
     rows = []
-    for sample in _with_status(samples, "control").to_pylist():
+    for sample in Tombstones.read(lake).spared(_with_status(samples, "control")).to_pylist():
         text = (sample["caption"] or "").strip()
         rows.append((sample["sample_id"], text))
     present = set(embedded["sample_id"].to_pylist())
@@ -139,7 +146,7 @@ def control_prompts(lake: Lake, embed: Manifest, images: Callable[[str], int]) -
 def _captions(lake: Lake, deduplicate: Manifest) -> pa.Table:
     embed = lake.manifest("embed", deduplicate.upstream["embed"])
     assert embed is not None, "a complete snapshot's upstream is complete"
-    return lake.read("samples", embed.upstream["ingest"], ["sample_id", "caption"])
+    return Tombstones.read(lake).spared(lake.read("samples", embed.upstream["ingest"], ["sample_id", "caption"]))
 
 
 def _with_status(table: pa.Table, role: str) -> pa.Table:

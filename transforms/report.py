@@ -61,6 +61,9 @@ DIMENSIONS = {
 }
 """Dimension of ``extraction_rate`` → what its buckets are called."""
 
+CROSS = 128
+"""Side of what is shown in place of a picture that was removed, in pixels."""
+
 CHANGES = 200
 """So many changes since last night are listed."""
 
@@ -374,11 +377,19 @@ def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> lis
     return [
         Pair.of(
             row["confidence_rank"],
-            np.asarray(decode(made[row["prompt_id"], row["sample_index"]])),
+            _shown(made[row["prompt_id"], row["sample_index"]]),
             store.get(row["sample_id"]),
         )
         for row in extractions
     ]
+
+
+def _shown(picture: bytes | None) -> np.ndarray:
+    """A stored picture as (H, W, 3) uint8; a crossed square where it was removed (``eidetic forget``)."""
+    if picture is not None:
+        return np.asarray(decode(picture))
+    cross = np.eye(CROSS, dtype=bool) | np.eye(CROSS, dtype=bool)[::-1]
+    return np.repeat(np.where(cross, 160, 224).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def picture_rules(pairs: Sequence[Pair], budget: int) -> tuple[str, int, int]:

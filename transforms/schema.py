@@ -65,7 +65,7 @@ SAMPLES = Table(
             _column("occurrence", INT, "which repetition of this url and caption: 0 is the first"),
             _column("source_file", TEXT, "provenance: the metadata file"),
             _column("source_row", LONG, "provenance: row in that file, from 0"),
-            _column("status", TEXT, "success, filtered, opted_out, failed_to_download or failed_to_resize"),
+            _column("status", TEXT, "success, filtered, opted_out, failed_to_download, failed_to_resize or forgotten"),
             _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
             _column("sha256", TEXT, "of the bytes as downloaded, before resizing", nullable=True),
             _column("original_width", INT, "pixels, as downloaded", nullable=True),
@@ -91,7 +91,7 @@ IMAGES = Table(
         [
             _SAMPLE_ID,
             _ROLE,
-            _column("image", pa.binary(), "encoded picture"),
+            _column("image", pa.binary(), "encoded picture; null where it was forgotten", nullable=True),
             _column("encoding", TEXT, "jpg, png or webp"),
             _column("width", INT, "pixels"),
             _column("height", INT, "pixels"),
@@ -114,7 +114,7 @@ EMBEDDINGS = Table(
             _column("preprocessing", TEXT, "the transform between picture and model, as open_clip prints it"),
             _column("vector", pa.list_(FLOAT), "unit l2 norm; null where the picture could not be decoded", nullable=True),
             _column("thumbnail", pa.binary(), "8 x 8 RGB, row by row; null where there is none", nullable=True),
-            _column("status", TEXT, "success, failed_to_decode or failed_to_embed"),
+            _column("status", TEXT, "success, failed_to_decode, failed_to_embed or forgotten"),
             _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
         ]
     ),
@@ -215,13 +215,13 @@ PROMPTS = Table(
         [
             *_AUDIT,
             _PROMPT_ID,
-            _column("text", TEXT, "the prompt: hostile text"),
+            _column("text", TEXT, "the prompt: hostile text; [forgotten] where it was a forgotten caption"),
             _column("origin", TEXT, "duplicates: a group's caption; list: the user's; control: a control's caption"),
             _column("sample_id", TEXT, "whose caption it is; null for the user's", nullable=True),
             _column("group_id", TEXT, "the duplicate group that it stands for; null for the rest", nullable=True),
             _column("n_duplicates", INT, "size of that group; null for the rest", nullable=True),
-            _column("stratum", TEXT, "sizes that were drawn together, such as 3-4; list or control for the rest"),
-            _column("stratum_order", INT, "sorts the strata by size; -1 for list and control"),
+            _column("stratum", TEXT, "sizes that were drawn together, such as 3-4; list or control for the rest; forgotten"),
+            _column("stratum_order", INT, "sorts the strata by size; -1 for list and control, -2 for forgotten"),
             _column("inclusion_probability", DOUBLE, "with which it was drawn in its stratum, over 0 to 1"),
             _column("images_requested", INT, "generations to make"),
         ]
@@ -239,9 +239,9 @@ GENERATIONS = Table(
             _column("sample_index", INT, "which of the prompt's generations, from 0"),
             _column("seed", LONG, "of its initial noise; null for finished generations", nullable=True),
             _column("status", TEXT, "success, safety_filtered or failed"),
-            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+            _column("reason", TEXT, "why it is not a success, or why its picture was removed since; else null", nullable=True),
             _column("in_clique", FLAG, "whether it belongs to its prompt's largest clique"),
-            _column("image", pa.binary(), "PNG; null where it was not kept (see cliques.keep_rule)", nullable=True),
+            _column("image", pa.binary(), "PNG; null where not kept (see cliques.keep_rule), or removed since", nullable=True),
             _column("width", INT, "pixels", nullable=True),
             _column("height", INT, "pixels", nullable=True),
             _column("steps", INT, "denoising steps", nullable=True),
@@ -434,11 +434,28 @@ NIGHT_CHANGES = Table(
     ),
 )
 
+TOMBSTONES = Table(
+    "tombstones",
+    "forget",
+    "one thing that was forgotten: a sample, or bytes that must not be found in the lake again",
+    pa.schema(
+        [
+            _column("kind", TEXT, "sample, url, content, caption, picture, vector, thumbnail, generation or shown"),
+            _column("sample_id", TEXT, "whose; null where the lake didn't have it, and for generations", nullable=True),
+            _column("sha256", TEXT, "of the bytes, a text's as UTF-8, a sample's of its id; content: as downloaded"),
+            _column("length", LONG, "bytes; null where they are not searched for", nullable=True),
+            _column("ending", LONG, "32-bit hash of the last 16 bytes; null where there are fewer", nullable=True),
+            _column("reason", TEXT, "as the user gave it"),
+            _column("forgotten_at", MOMENT, "when"),
+        ]
+    ),
+)
+
 TABLES = {
     table.name: table
     for table in (
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
-        GENERATIONS, CLIQUES, MATCHES, CALIBRATION, EIDETIC_COUNTS, AUDITS, HISTORY, NIGHT_CHANGES,
+        GENERATIONS, CLIQUES, MATCHES, CALIBRATION, EIDETIC_COUNTS, AUDITS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""

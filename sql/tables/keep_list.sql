@@ -1,5 +1,6 @@
 -- Grain: one training image to keep: one of each duplicate group, in the way of SemDeDup (Abbas et al. 2023).
 -- Source: duplicate_groups, samples. Parameter: $keep, the rule by which the one is chosen.
+-- A forgotten image is not kept; a group of those alone has none.
 -- Ties, and images of which the rule knows nothing, go by the order of the metadata.
 WITH ranked AS (
     SELECT
@@ -23,6 +24,7 @@ WITH ranked AS (
         ) AS place
     FROM duplicate_groups
     LEFT JOIN samples ON samples.sample_id = duplicate_groups.sample_id
+    WHERE samples.status IS DISTINCT FROM 'forgotten'
 ),
 
 final AS (

@@ -80,3 +80,21 @@ def test_mistakes_in_the_config_file(tmp_path, text, message):
 def test_a_config_file_that_is_not_there():
     with pytest.raises(UserError, match="cannot read --config"):
         read("--config", "/nowhere.toml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Basket:
+    """Several of a kind."""
+
+    pears: tuple[str, ...] = option((), "by name")
+
+
+def test_an_option_with_several_values(tmp_path):
+    assert read(classes=(Basket,))[Basket] == Basket()
+    assert read("--pears", "a", "b c", "--pears=d", classes=(Basket,))[Basket] == Basket(("a", "b c", "d"))
+    (tmp_path / "a.toml").write_text('pears = ["a", "b"]')
+    assert read(f"--config={tmp_path}/a.toml", classes=(Basket,))[Basket] == Basket(("a", "b"))
+    for wrong in ('"a"', "[1]"):
+        (tmp_path / "a.toml").write_text(f"pears = {wrong}")
+        with pytest.raises(UserError, match=r"pears is .*, expected texts"):
+            read(f"--config={tmp_path}/a.toml", classes=(Basket,))

@@ -17,7 +17,8 @@ LIMITS = Limits(seconds=5, allow_private_hosts=True)
 
 
 def row(url, caption="t", file="a.parquet", number=0, **columns):
-    return {**dict.fromkeys(ROW.names), "url": url, "caption": caption, "source_row": number, "source_file": file} | columns
+    said = {"url": url, "caption": caption, "source_row": number, "source_file": file, "sample_id": sample_id(url, caption, 0)}
+    return {**dict.fromkeys(ROW.names), **said, **columns}
 
 
 def bucket(lake, source, limits=LIMITS):

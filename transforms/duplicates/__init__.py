@@ -31,6 +31,7 @@ from transforms.duplicates.groups import GatherBlock, MeasureRecall, MergeGroups
 from transforms.duplicates.job import Block, Job, blocks_of, keys_of, read_json, read_npz, trained
 from transforms.duplicates.search import CARRY, COMPARE, SPILL, Choose, PlanShards, QueryBlock, SpillBlock
 from transforms.lake import Lake, count_rows, delete, exists, list_files, part_number, read_parquet
+from transforms.tombstones import Tombstones
 
 __all__ = ["Block", "FindDuplicates", "Job", "blocks", "compared", "contained", "facts", "tidy", "to_compare", "training_keys"]
 
@@ -117,10 +118,10 @@ def contained(lake: Lake, deduplicate_snapshot: str, keys: np.ndarray) -> bool:
 
 def training_keys(lake: Lake, embed_snapshot: str) -> np.ndarray:
     """(n,) int64: the keys of the training images that have a vector."""
-    keys = [np.empty(0, np.int64)]
+    keys, forgotten = [np.empty(0, np.int64)], Tombstones.read(lake)
     for path in lake.parts("embeddings", embed_snapshot):
         table = read_parquet(path, ["sample_id", "role", "status"])
-        keys.append(keys_of(table.filter(trained(table))["sample_id"].to_pylist()))
+        keys.append(keys_of(forgotten.spared(table.filter(trained(table)))["sample_id"].to_pylist()))
     return np.concatenate(keys)
 
 

@@ -32,6 +32,7 @@ from transforms.duplicates.job import (
 from transforms.errors import UserError
 from transforms.kernels.thumbnails import LENGTH, joined
 from transforms.lake import list_files, read_parquet
+from transforms.tombstones import Tombstones
 
 NORM_TOLERANCE = 1e-4
 """How far the norm of a vector may be from 1. Ours are within 1e-7; a cosine is off by as much as the norm is."""
@@ -81,6 +82,7 @@ class CheckBlock(beam.DoFn):
     def process(self, block: Block) -> Iterator[Checked]:
         kinds: dict[Kind, str] = {}
         every, keys, digests, found = [], [], [], []
+        forgotten = Tombstones.read(self.job.lake)
         paths = self.job.lake.paths("embeddings", self.job.embed_snapshot)
         for path in (paths[number] for number in block.parts):
             table = read_parquet(path, self._columns())
@@ -90,7 +92,7 @@ class CheckBlock(beam.DoFn):
             table = table.append_column("key", pa.array(ids))
             chosen = trained(table)
             # A copy of all vectors that can mostly be spared.
-            table = table if pc.all(chosen).as_py() else table.filter(chosen)
+            table = forgotten.spared(table if pc.all(chosen).as_py() else table.filter(chosen))
             lengths = pc.list_value_length(table["vector"]).fill_null(0)
             _check_norms(path, table, lengths.to_numpy())
             described = table.append_column("length", lengths).group_by(["model", "pretrained", "preprocessing", "length"])

@@ -236,7 +236,7 @@ class SecondOpinion:
         self._ready: OrderedDict[str, verification.Prepared | None] = OrderedDict()
 
     def distances(self, one: Sequence[str], other: Sequence[str]) -> np.ndarray:
-        """(p,) sample_ids twice → (p,) float32 aligned tiled l2; NaN where a picture can't be decoded."""
+        """(p,) sample_ids twice → (p,) float32 aligned tiled l2; NaN where a picture can't be decoded, or was forgotten."""
         from threadpoolctl import threadpool_limits
 
         result = np.full(len(one), np.nan, np.float32)

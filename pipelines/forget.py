@@ -1,0 +1,143 @@
+"""Takes pictures out of the lake for good, leaves tombstones, and proves that nothing of them is left.
+
+reads   every table of the lake
+writes  tombstones: what must not come back, by digests; every table, work file and report that shows what was forgotten;
+        the marts, audit.duckdb and the reports, from what is left
+
+Named are samples: by id, by url, or in a file of either (text, one a line; CSV or Parquet with a column sample_id or url). With
+them goes whatever has the same url or the same bytes. Rows stay, without pictures, vectors, urls and captions: what becomes of
+each table and of the rates is in docs/forgetting.md. Later ingests leave what has a tombstone alone. At the end every file of
+the lake is searched; exit code 1 says that something was found. The same command again goes on where a killed one stopped.
+Nothing else may run on the lake meanwhile. There is no Beam pipeline in this verb; a lake behind a URL is read through it.
+
+  eidetic forget --lake lake --urls https://example.org/me.jpg --reason "asked for by its owner"
+  eidetic forget --lake lake --file requests.csv --with_duplicates
+  eidetic forget --lake lake --generations_older_than 90
+  eidetic forget --lake lake --verify_only
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import sys
+from collections.abc import Sequence
+
+from pipelines import measure
+from pipelines.measure import MeasureOptions
+from pipelines.options import CommonOptions, option, parse
+from pipelines.query import printable
+from pipelines.stage import Execution
+from transforms import forgetting, proof
+from transforms.errors import UserError
+from transforms.lake import Lake
+
+SHOWN = 20
+"""So many places are named where something was found."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetOptions:
+    """Forgetting: what, and how it is proved."""
+
+    sample_ids: tuple[str, ...] = option((), "samples by id, with spaces or commas between")
+    urls: tuple[str, ...] = option((), "samples by url, with spaces between; the lake need not have them yet")
+    file: str | None = option(None, "a file of sample_ids or urls: text, one a line; CSV or Parquet with such a column")
+    with_duplicates: bool = option(False, "forget the members of their duplicate groups as well")
+    allow_unknown: bool = option(False, "leave tombstones for sample_ids, too, that the lake doesn't have")
+    reason: str = option("forgotten on request", "why: stands in the tombstones, and in the rows of samples")
+    generations_older_than: int | None = option(
+        None, "remove the pictures of generations of audits that were finished so many days ago"
+    )
+    verify_only: bool = option(False, "search the lake for what was forgotten before, and change nothing")
+
+    def __post_init__(self) -> None:
+        if self.generations_older_than is not None and self.generations_older_than < 0:
+            raise UserError(f"--generations_older_than is {self.generations_older_than}, expected days: 0 or more")
+        if not self.reason.strip():
+            raise UserError("--reason is empty, expected a few words")
+        names = bool(self.sample_ids or self.urls or self.file)
+        if self.verify_only and (names or self.generations_older_than is not None):
+            raise UserError("--verify_only changes nothing; leave it out to forget, or name nothing with it")
+        if not names and not self.verify_only and self.generations_older_than is None:
+            raise UserError("there is nothing to forget: name it with --sample_ids, --urls or --file")
+
+    @property
+    def named(self) -> forgetting.Named:
+        """Everything that the options name. UserError where --file can't be read."""
+        ids = {part.strip() for word in self.sample_ids for part in word.split(",")} - {""}
+        named = forgetting.Named(frozenset(ids), frozenset(self.urls) - {""})
+        return named if self.file is None else named | forgetting.read_list(self.file)
+
+
+def run(execution: Execution, options: ForgetOptions, report: MeasureOptions) -> proof.Searched:
+    """Forgets, and searches the lake for what was forgotten; says on the way what is done."""
+    lake = execution.lake
+    lake.check()
+    if options.verify_only:
+        return proof.search(lake)
+    named = options.named
+    if named.sample_ids or named.urls:
+        forget(lake, options, named)
+    if options.generations_older_than is not None:
+        days = options.generations_older_than
+        removed = forgetting.retire(lake, days, datetime.datetime.now(datetime.UTC))
+        print(f"removed {removed:,} pictures of generations that are older than {days} days")
+    make_again(execution, report)
+    return proof.search(lake)
+
+
+def forget(lake: Lake, options: ForgetOptions, named: forgetting.Named) -> None:
+    """Leaves tombstones and removes what has one."""
+    chosen = forgetting.Chosen(lake, named)
+    if options.with_duplicates:
+        chosen.add_duplicates()
+    unknown, new_urls = chosen.unknown(named)
+    if unknown and not options.allow_unknown:
+        more = f" and {len(unknown) - forgetting.NAMED:,} more" if len(unknown) > forgetting.NAMED else ""
+        raise UserError(
+            f"the lake {lake.root!r} has no sample {', '.join(unknown[: forgetting.NAMED])}{more}; mend the ids, or leave "
+            "tombstones for them all the same with --allow_unknown"
+        )
+    forgetting.bury(lake, chosen.sample_ids, named.urls, options.reason)
+    changed = forgetting.remove(lake)
+    rows = ", ".join(f"{table} {number:,}" for table, number in changed.items()) or "nothing was left of them"
+    print(f"forgot {len(chosen.sample_ids):,} samples: {rows}")
+    if new_urls:
+        print(f"{new_urls:,} urls are not in the lake; they have a tombstone, which later ingests honour")
+
+
+def make_again(execution: Execution, report: MeasureOptions) -> None:
+    """The marts, the database and the reports of every audit, from what is left."""
+    lake = execution.lake
+    matches = forgetting.newest_matches(lake)
+    forgetting.remove_what_is_made(lake)
+    for match in matches:
+        measure.run(execution, report, match)
+
+
+def summary(searched: proof.Searched) -> str:
+    """What was searched, and what was found where. What was found isn't repeated."""
+    looked = (
+        f"searched {searched.files:,} files, {searched.read:,} bytes, for {searched.looked_for:,} things that were forgotten"
+    )
+    if not searched.found:
+        return f"{looked}: found nothing"
+    lines = [f"  {one.kind} in {printable(one.path)}, {printable(one.place)}" for one in searched.found[:SHOWN]]
+    if len(searched.found) > SHOWN:
+        lines.append(f"  and {len(searched.found) - SHOWN:,} more")
+    return "\n".join([f"{looked}: found {len(searched.found):,}", *lines])
+
+
+def main(argv: Sequence[str]) -> int:
+    parsed = parse(argv, "forget", __doc__, (CommonOptions, ForgetOptions, MeasureOptions))
+    common = parsed[CommonOptions]
+    searched = run(Execution(Lake(common.lake), parsed.beam, common.verbose), parsed[ForgetOptions], parsed[MeasureOptions])
+    print(summary(searched))
+    return 1 if searched.found else 0
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""Which samples are meant, and whose what was found is: on small tables, planted by hand."""
+
+import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import measure
+from pipelines.measure import MeasureOptions
+from pipelines.stage import Execution
+from tests.fakes import fake_lake
+from transforms import measurement, proof
+from transforms.errors import UserError
+from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made
+from transforms.lake import Lake, part_number, read_parquet
+from transforms.schema import TABLES
+from transforms.tombstones import FORGOTTEN, Tombstones, sha256
+
+NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+
+
+def sample(name, url, content=None, caption="a caption that is long enough"):
+    return {
+        **dict.fromkeys(TABLES["samples"].schema.names), "sample_id": name, "role": "training", "url": url, "caption": caption,
+        "occurrence": 0, "source_file": "m", "source_row": 0, "status": "success", "sha256": content or f"of {name} alone",
+        "ingested_at": NOW,
+    }  # fmt: skip
+
+
+def image(name, content):
+    return {
+        "sample_id": name, "role": "training", "image": content, "encoding": "png", "width": 1, "height": 1, "image_size": 1,
+        "resize_mode": "no",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def lake(tmp_path):
+    made = Lake(str(tmp_path / "lake"))
+    made.create()
+    return made
+
+
+def chosen(lake, ids=(), urls=()):
+    return Chosen(lake, Named(frozenset(ids), frozenset(urls)))
+
+
+def test_the_same_url_the_same_bytes_and_the_same_stored_bytes_over_snapshots(lake):
+    """In one night a has url u; in another b has it, with other bytes, which c has too; d is stored like c."""
+    lake.write("samples", "one", 0, [sample("a", "u"), sample("other", "w")])
+    lake.write("samples", "two", 0, [sample("c", "v", "bytes"), sample("d", "x"), sample("b", "u", "bytes")])
+    stored = [image("c", b"stored so"), image("d", b"stored so"), image("b", b"stored sp")]
+    lake.write("images", "two", 0, stored)
+    for ids, urls in ((["a"], []), ([], ["u"]), ([], ["x"])):
+        assert chosen(lake, ids, urls).sample_ids == {"a", "b", "c", "d"}
+    assert chosen(lake, ["other"]).sample_ids == {"other"}
+
+
+def test_a_sample_without_url_and_bytes_takes_no_other_with_it(lake):
+    lost = {"sha256": None, "url": None, "caption": None, "status": "failed_to_download"}
+    lake.write("samples", "one", 0, [sample("a", "u") | lost, sample("b", "u") | lost])
+    assert chosen(lake, ["a"]).sample_ids == {"a"}
+
+
+def test_what_is_unknown_is_told(lake):
+    lake.write("samples", "one", 0, [sample("a", "u")])
+    named = Named(frozenset({"a", "z", "y"}), frozenset({"u", "nowhere"}))
+    assert Chosen(lake, named).unknown(named) == (["y", "z"], 1)
+
+
+def forget(lake, ids=(), urls=()):
+    bury(lake, chosen(lake, ids, urls).sample_ids, urls, "asked for")
+    return remove(lake)
+
+
+def test_a_url_that_begins_another_is_found_in_that_by_nobody(lake):
+    url = "https://pictures.example/1"
+    lake.write("samples", "one", 0, [sample("a", url), sample("b", f"{url}0", caption="another caption")])
+    assert forget(lake, urls=[url]) == {"samples": 1}
+    listed = Path(lake.path("list.txt"))
+    listed.write_text(f"{url}0\n")
+    assert proof.search(lake).found == []
+    # The url itself is found; here, too, inside a longer text that no sample has.
+    listed.write_text(f"{url}/large.png\n")
+    lake.write("samples", "one", 0, [sample("a", url)])
+    found = {(one.kind, one.path, one.place.split(",")[0]) for one in proof.search(lake).found}
+    table = "samples/snapshot_id=one/part-00000.parquet"
+    in_the_footer = {(kind, path, place) for kind, path, place in found if place.startswith("byte") and path == table}
+    assert {kind for kind, _, _ in in_the_footer} == {"url", "caption"}
+    assert found - in_the_footer == {("url", "list.txt", "byte 0"), ("url", table, "url"), ("caption", table, "caption")}
+
+
+def test_a_short_text_is_found_as_a_whole_value(lake):
+    lake.write("samples", "one", 0, [sample("a", "a.png", caption="me"), sample("b", "b.png", caption="some")])
+    assert forget(lake, ["a"]) == {"samples": 1}
+    assert proof.search(lake).found == []
+    pq.write_table(pa.table({"words": ["some", " me "], "more": [b"a.png", b""]}), lake.path("list.parquet"))
+    assert [(one.kind, one.place) for one in proof.search(lake).found] == [("caption", "words, row 1"), ("url", "more, row 0")]
+
+
+def test_tombstones_say_why_and_hold_nothing_of_it(lake):
+    lake.write("samples", "one", 0, [sample("a", "https://pictures.example/1", "0123")])
+    forget(lake, ["a"], ["https://pictures.example/unknown"])
+    found = Tombstones.read(lake)
+    assert found.of("a", None) == found.of("?", "https://pictures.example/1") == "asked for"
+    assert found.of("?", "https://pictures.example/unknown") == "asked for"
+    assert found.of("b", "https://pictures.example/2") is found.of("b", None) is None
+    assert found.contents == {"0123": "asked for"}
+    rows = [row for path in lake.every_part("tombstones") for row in pq.read_table(path).to_pylist()]
+    assert "pictures.example" not in str(rows) and "caption that" not in str(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ids", "urls"),
+    [
+        ("list.txt", f"{'0a' * 16}\r\nhttp://x/a,b\n\n{'0A' * 16}\n", {"0a" * 16}, {"http://x/a,b", "0A" * 16}),
+        ("list.csv", 'URL,sample_id\n"http://x/a,b",\n,7\n', {"7"}, {"http://x/a,b"}),
+        ("list.csv", "\ufeffurl\nhttp://x\n", set(), {"http://x"}),
+    ],
+)
+def test_lists(name, content, ids, urls, tmp_path):
+    (tmp_path / name).write_text(content)
+    assert read_list(str(tmp_path / name)) == Named(frozenset(ids), frozenset(urls))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.txt", b"\n \n", "names nothing"),
+        ("list.txt", b"\xff\xfe", "cannot read"),
+        ("list.csv", b"link\nhttp://x\n", r"has columns \['link'\], expected sample_id or url"),
+        ("list.csv", b"url\n", "names nothing"),
+        ("list.parquet", b"url", "is not a Parquet file"),
+    ],
+)
+def test_lists_that_are_none(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_list(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", [*(f"train.example/{number}" for number in (0, 1, 3, 4, 9)), "control.example/5"])
+def test_the_verdicts_of_all_other_prompts_are_what_they_were(name, tmp_path):
+    """On planted verdicts of every kind: whichever group is forgotten, its prompts move and no other's verdict changes."""
+    fake = fake_lake(tmp_path, listed=["nobody's caption", "group 1"])
+    lake, execution = fake.lake, Execution(fake.lake, [])
+    tell_apart(fake)
+    before = measure.run(execution, MeasureOptions())
+    verdicts, rates = (measurement.read_mart(lake, name, before) for name in ("verdicts", "extraction_rate"))
+    duplication = measurement.read_mart(lake, "duplication", before)
+    forget(lake, urls=[f"https://{name}.png"])
+    remove_what_is_made(lake)
+    after = measure.run(execution, MeasureOptions())
+    touched = {row["prompt_id"] for row in fake.rows("prompts") if row["stratum"] == FORGOTTEN}
+    changed = {row["prompt_id"]: row for row in measurement.read_mart(lake, "verdicts", after)}
+    assert changed.keys() == {row["prompt_id"] for row in verdicts}
+    for row in verdicts:
+        if row["prompt_id"] not in touched:
+            assert changed[row["prompt_id"]] == row
+    # Of the group itself nothing is said any more; its prompts are counted, each once, and under no other stratum.
+    told = {row["duplicates"]: row for row in measurement.read_mart(lake, "extraction_rate", after)}
+    for row in rates:
+        mine = [one for one in verdicts if one["stratum"] == row["duplicates"] and one["prompt_id"] not in touched]
+        tried, extracted = (told[row["duplicates"]][name] if mine else 0 for name in ("prompts_tried", "prompts_extracted"))
+        assert (tried, extracted) == (len(mine), sum(one["extracted"] for one in mine))
+    assert sum(row["prompts_tried"] for row in told.values()) == len(verdicts)
+    gone = set(Tombstones.read(lake).samples)
+    assert gone and not gone & {row["sample_id"] for row in measurement.read_mart(lake, "extractions", after)}
+    assert measurement.read_mart(lake, "duplication", after) == duplication
+    assert proof.search(lake).found == []
+
+
+def tell_apart(fake):
+    """Gives each picture of the fake lake bytes of its own, as downloads have."""
+    for path in fake.lake.every_part("samples"):
+        rows = [row | {"sha256": sha256(row["url"])} for row in read_parquet(path).to_pylist()]
+        fake.lake.write("samples", fake.ingest.snapshot_id, part_number(path), rows)

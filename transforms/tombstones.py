@@ -1,0 +1,60 @@
+"""What must not come back: read by everyone who takes pictures in or looks at them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from transforms.lake import Lake, read_parquet
+
+FORGOTTEN = "forgotten"
+"""The status of a forgotten sample, and the stratum of a prompt that has lost a picture or a match."""
+
+RETIRED = "the picture was removed: it is older than"
+"""How the reason of a generation begins whose picture went by ``--generations_older_than``."""
+
+
+def sha256(content: bytes | str) -> str:
+    """Hexadecimal SHA-256 of bytes, or of a text as UTF-8."""
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tombstones:
+    """Those of a lake as they are now.
+
+    Attributes:
+        samples: sample_id → reason.
+        urls: SHA-256 of a url → reason.
+        contents: SHA-256 of a picture as downloaded → reason.
+        captions: SHA-256 of a caption → reason.
+    """
+
+    samples: dict[str, str]
+    urls: dict[str, str]
+    contents: dict[str, str]
+    captions: dict[str, str]
+
+    @classmethod
+    def read(cls, lake: Lake) -> Tombstones:
+        found: dict[str, dict[str, str]] = {"sample": {}, "url": {}, "content": {}, "caption": {}}
+        for path in lake.every_part("tombstones"):
+            table = read_parquet(path, ["kind", "sample_id", "sha256", "reason"])
+            for row in table.filter(pc.field("kind").isin(list(found))).to_pylist():
+                found[row["kind"]][row["sample_id"] if row["kind"] == "sample" else row["sha256"]] = row["reason"]
+        return cls(*found.values())
+
+    def of(self, sample_id: str, url: str | None) -> str | None:
+        """Why a sample must not be taken in; None where it may."""
+        if sample_id in self.samples:
+            return self.samples[sample_id]
+        return None if url is None else self.urls.get(sha256(url))
+
+    def spared(self, table: pa.Table) -> pa.Table:
+        """The rows of a table whose ``sample_id`` has no tombstone."""
+        if not self.samples:
+            return table
+        return table.filter(pc.invert(pc.is_in(table["sample_id"], pa.array(list(self.samples), pa.string()))))
