@@ -199,13 +199,15 @@ def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOpt
     ingest = Ingest(
         lake,
         snapshot,
-        bucket_of(lake, snapshot, options, populations),
+        bucket_of(lake, snapshot, options, populations, base is not None),
         None if base is None else base.snapshot_id,
     )
     _ = pipeline | "Partitions" >> beam.Create(partitions, reshuffle=True) | "Ingest" >> ingest
 
 
-def bucket_of(lake: Lake, snapshot: str, options: IngestOptions, populations: list[Population]) -> IngestBucket:
+def bucket_of(
+    lake: Lake, snapshot: str, options: IngestOptions, populations: list[Population], lies_over: bool = True
+) -> IngestBucket:
     return IngestBucket(
         lake,
         snapshot,
@@ -215,6 +217,7 @@ def bucket_of(lake: Lake, snapshot: str, options: IngestOptions, populations: li
         options.punsafe_max,
         options.threads,
         options.retries,
+        lies_over,
     )
 
 

@@ -275,8 +275,8 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     measurement.build_database(lake)
     # The rotating prompts' report last: it is the night's, and the newest.
     for made, measured in ((panel_matched, panel), (matched, rotating)):
-        shown = [*earlier, row]
-        measure.write_report(lake, parsed[measure.MeasureOptions], made, measured.snapshot_id, shown, changed)
+        shown, what = [*earlier, row], with_texts(lake, row, changed)
+        measure.write_report(lake, parsed[measure.MeasureOptions], made, measured.snapshot_id, shown, what)
     return row
 
 
@@ -306,39 +306,33 @@ def compared(prefix: str, name: str, other: dict[str, Any] | None, comparison: n
 
 
 def changes(lake: Lake, row: dict[str, Any], comparison: nights.Comparison) -> list[dict[str, Any]]:
-    """Rows of ``night_changes``."""
+    """Rows of ``night_changes``: ids alone, so that what is forgotten need not be looked for here."""
+    prompts = lake.read("prompts", row["panel_audit_id"], ["prompt_id", "sample_id"]).to_pylist()
+    samples = {one["prompt_id"]: one["sample_id"] for one in prompts}
+    return [
+        {
+            "date": row["date"],
+            "compared_with": row["compared_with"],
+            "kind": kind,
+            "prompt_id": one["prompt_id"],
+            "sample_id": samples[one["prompt_id"]],
+            "group_id": one["group_id"],
+        }
+        for kind, some in (("new", comparison.new), ("gone", comparison.gone))
+        for one in some
+    ]
+
+
+def with_texts(lake: Lake, row: dict[str, Any], changed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of ``night_changes`` with prompt, url and caption, for the report."""
     groups = lake.manifest("deduplicate", row["panel_snapshot"])
     embedded = None if groups is None else lake.manifest("embed", groups.upstream["embed"])
     assert embedded is not None, "a complete snapshot's upstream is complete"
-    prompts = {
-        one["prompt_id"]: one["sample_id"]
-        for one in lake.read("prompts", row["panel_audit_id"], ["prompt_id", "sample_id"]).to_pylist()
-    }
-    wanted = {prompts[one["prompt_id"]] for one in comparison.new + comparison.gone}
-    samples = {
-        one["sample_id"]: one
-        for one in lake.read("samples", embedded.upstream["ingest"], ["sample_id", "url", "caption"]).to_pylist()
-        if one["sample_id"] in wanted
-    }
-    found = []
-    for kind, some in (("new", comparison.new), ("gone", comparison.gone)):
-        for one in some:
-            sample = prompts[one["prompt_id"]]
-            told = samples.get(sample, {"url": None, "caption": None})
-            found.append(
-                {
-                    "date": row["date"],
-                    "compared_with": row["compared_with"],
-                    "kind": kind,
-                    "prompt_id": one["prompt_id"],
-                    "prompt": one["prompt"],
-                    "sample_id": sample,
-                    "url": told["url"],
-                    "caption": told["caption"],
-                    "group_id": one["group_id"],
-                }
-            )
-    return found
+    wanted = {one["sample_id"] for one in changed}
+    texts = {one["prompt_id"]: one["text"] for one in lake.read("prompts", row["panel_audit_id"]).to_pylist()}
+    samples = lake.read("samples", embedded.upstream["ingest"], ["sample_id", "url", "caption"]).to_pylist()
+    told = {one["sample_id"]: one for one in samples if one["sample_id"] in wanted}
+    return [{**one, "prompt": texts[one["prompt_id"]], **told[one["sample_id"]]} for one in changed]
 
 
 # -- what the night says ----------------------------------------------------------------------------------------------

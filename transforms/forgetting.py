@@ -267,11 +267,11 @@ KINDS = ("sample", "url", "content", "caption", "picture", "vector", "thumbnail"
 
 
 def _shapes(kind: str, picture: bytes | None) -> Iterator[tuple[str, bytes]]:
-    """A picture as it is stored, and as a report shows it."""
+    """A picture as it is stored, and as reports may show it."""
     if picture:
         yield kind, picture
         try:
-            yield "shown", report.data_uri(np.asarray(decode(picture))).encode()
+            yield from (("shown", form.encode()) for form in report.shown_forms(np.asarray(decode(picture))))
         except ValueError:  # what can't be decoded was shown nowhere
             return
 

@@ -12,7 +12,7 @@ import datetime
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -154,10 +154,11 @@ class IngestBucket(beam.DoFn):
         punsafe_max: float,
         threads: int,
         retries: int,
+        lies_over: bool = False,
     ):
         self.lake, self.snapshot, self.populations = lake, snapshot, populations
         self.storage, self.limits, self.punsafe_max = storage, limits, punsafe_max
-        self.threads, self.retries = threads, retries
+        self.threads, self.retries, self.lies_over = threads, retries, lies_over
 
     def process(self, element: tuple[int, Iterable[str]]) -> Iterator[int]:
         bucket, paths = element
@@ -169,7 +170,9 @@ class IngestBucket(beam.DoFn):
             seen: collections.Counter[str] = collections.Counter()
             for path in known:
                 seen.update({row["key"]: row["count"] for row in read_parquet(path).to_pylist()})
-            samples = number_occurrences(rows, seen)
+            # Of what was forgotten in the base nothing is left but its id.
+            taken = Tombstones.read(self.lake).samples if self.lies_over else ()
+            samples = number_occurrences(rows, seen, taken)
             outcomes = self.outcomes(samples, population.source)
             self.write(bucket, population.role, samples, outcomes)
         yield bucket
@@ -295,12 +298,14 @@ def _outcome(row: dict[str, Any], image: bytes | None) -> dict[str, Any]:
     return {**sizes, "status": status, "reason": reason, "image": image}
 
 
-def number_occurrences(rows: list[dict[str, Any]], seen: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+def number_occurrences(
+    rows: list[dict[str, Any]], seen: Mapping[str, int] | None = None, taken: Container[str] = ()
+) -> list[dict[str, Any]]:
     """Rows of one bucket with ``occurrence`` and ``sample_id``, in an order that follows from their content.
 
     Where a url and caption repeat, the rest of the row decides which is first, and provenance only between rows that say
     the same in every column; so a metadata file that is moved or cut otherwise changes no id. ``seen``: digest of url and
-    caption → how often they are there already; these come after.
+    caption → how often they are there already; these come after. ``taken``: sample_ids that none of them gets.
     """
     content = [name for name in ROW.names if name != "source_row"]
 
@@ -312,9 +317,10 @@ def number_occurrences(rows: list[dict[str, Any]], seen: Mapping[str, int] | Non
     counts = collections.Counter(seen)
     for row in sorted(rows, key=order):
         key = row_digest(row["url"], row["caption"])
-        occurrence = counts[key]
+        while (identity := sample_id(row["url"], row["caption"], counts[key])) in taken:
+            counts[key] += 1
+        numbered.append({**row, "occurrence": counts[key], "sample_id": identity})
         counts[key] += 1
-        numbered.append({**row, "occurrence": occurrence, "sample_id": sample_id(row["url"], row["caption"], occurrence)})
     return numbered
 
 

@@ -20,7 +20,7 @@ import json
 import shlex
 import unicodedata
 import urllib.parse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -362,6 +362,14 @@ class Pair:
         # The same crop as the distances': the nearest one.
         offset, _ = best_crop(np.asarray(small[0].resize((side, side))), np.asarray(small[1]))
         return cls(rank, small[0], small[1], round(100 * offset / max(1, max(small[1].size) - side)))
+
+
+def shown_forms(picture: np.ndarray) -> Iterator[str]:
+    """The data URIs that a report may hold of a picture, (H, W, 3) uint8: one of each of ``STEPS``, the first one first."""
+    small = Image.fromarray(picture)
+    small.thumbnail((STEPS[0][0],) * 2)
+    for side, quality in STEPS:
+        yield data_uri(small, side, quality)
 
 
 def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> list[Pair]:

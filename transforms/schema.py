@@ -425,10 +425,7 @@ NIGHT_CHANGES = Table(
             _column("compared_with", TEXT, "the night before"),
             _column("kind", TEXT, "new: gives back its image now; gone: no longer"),
             _PROMPT_ID,
-            _column("prompt", TEXT, "its text: hostile"),
-            _column("sample_id", TEXT, "the image whose caption it is", nullable=True),
-            _column("url", TEXT, "of that image, as the metadata has it: hostile text", nullable=True),
-            _column("caption", TEXT, "of that image, as the metadata has it: hostile text", nullable=True),
+            _column("sample_id", TEXT, "the image whose caption it is: samples has its url and caption", nullable=True),
             _column("group_id", TEXT, "its duplicate group", nullable=True),
         ]
     ),

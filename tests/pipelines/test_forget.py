@@ -136,7 +136,7 @@ def remains(lake, names=("portrait.png", "copy.png")) -> dict[str, bytes]:
         found[f"url of {name}"] = row["url"].encode()
         found[f"caption of {name}"] = row["caption"].encode()
         found[f"picture of {name}"] = store.encoded(row["sample_id"])
-        found[f"shown {name}"] = report.data_uri(store.get(row["sample_id"])).encode()
+        found[f"shown {name}"] = next(report.shown_forms(store.get(row["sample_id"]))).encode()
         found[f"vector of {name}"] = np.asarray(vectors[row["sample_id"]]["vector"], np.float32).tobytes()
         found[f"thumbnail of {name}"] = vectors[row["sample_id"]]["thumbnail"]
     prompts = {row["prompt_id"]: row for row in lake.read("prompts", lake.latest("generate").snapshot_id).to_pylist()}
@@ -145,7 +145,7 @@ def remains(lake, names=("portrait.png", "copy.png")) -> dict[str, bytes]:
         if prompts[row["prompt_id"]]["text"] in captions and row["image"] is not None:
             name = f"{prompts[row['prompt_id']]['text'][:10]} {row['sample_index']}"
             found[f"generation {name}"] = row["image"]
-            found[f"shown generation {name}"] = report.data_uri(np.asarray(decode(row["image"]))).encode()
+            found[f"shown generation {name}"] = next(report.shown_forms(np.asarray(decode(row["image"])))).encode()
     return found
 
 
@@ -443,7 +443,7 @@ def test_retention_takes_the_pictures_and_leaves_the_numbers(lake, capsys):
     assert places(lake, pictures) == set()
     assert {name: mart(lake, name) for name in measurement.MARTS} == before
     page = (Path(lake.root) / "report.html").read_text()
-    assert page.count(report._shown(None)) == len(before["extractions"])
+    assert page.count(next(report.shown_forms(report._shown(None)))) == len(before["extractions"])
     # Another match would find nothing, and say that nothing was extracted.
     assert run_verb(match.main, [f"--lake={lake.root}", "--delta=0.2", "--device=cpu"]) == 2
     assert "were removed by 'eidetic forget" in capsys.readouterr().err

@@ -12,6 +12,8 @@ import pytest
 
 from demo import corpus
 from demo.serve import serving
+from pipelines import forget
+from pipelines.cli import run_verb
 from pipelines.ingest import IngestOptions, retry, run, stage
 from pipelines.stage import Execution
 from tests.web import free_port, picture, serve
@@ -393,3 +395,20 @@ def test_what_failed_is_tried_again_and_nothing_else(web, tmp_path):
     assert web.hits["/0.png"] == 1
     # From here on it is what the metadata have.
     assert run(execution, IngestOptions(**options)) == better and lake.latest("ingest") == better
+
+
+def test_what_was_forgotten_stays_so_when_its_metadata_come_again(web, tmp_path):
+    for number in range(3):
+        web.answer(f"/{number}.png", picture(number))
+    folder = tmp_path / "metadata"
+    write(folder / "a.parquet", metadata_of(web, [0, 1]))
+    first, _ = ingest(tmp_path / "lake", folder)
+    (gone,) = (row["sample_id"] for row in first if row["url"].endswith("/0.png"))
+    assert run_verb(forget.main, [f"--lake={tmp_path}/lake", f"--sample_ids={gone}"]) == 0
+    write(folder / "b.parquet", metadata_of(web, [0, 2]))
+    samples, manifest = ingest(tmp_path / "lake", folder)
+    assert manifest.upstream and web.hits["/0.png"] == 1
+    # Both rows are there, under ids of their own, and say nothing.
+    assert len({row["sample_id"] for row in samples}) == 4
+    assert [row["status"] for row in samples].count("forgotten") == 2
+    assert {row["url"] for row in samples} == {f"{web.url}/1.png", f"{web.url}/2.png", None}

@@ -132,7 +132,10 @@ def test_four_nights(box, capsys, monkeypatch):
     told = box.alert()
     assert (told["exit_code"], told["p_values"]["before"]["panel"] <= 0.05) == (3, True)
     assert {row["kind"] for row in told["changes"]} == {"new"} and len(told["changes"]) == third["new_extractions"]
-    assert all(row["url"].startswith(box.web.url) and row["caption"] == row["prompt"] for row in told["changes"])
+    report = (box.folder / "lake" / "report.html").read_text()
+    texts = {row["prompt_id"]: row["text"] for row in box.lake.read("prompts", third["panel_audit_id"]).to_pylist()}
+    assert all(texts[row["prompt_id"]] in report for row in told["changes"])
+    assert "2026-01-02" in report and "http" not in (box.folder / "lake" / "alert.json").read_text()
 
     # Better than last night, and like the first.
     box.remember([0, 1])

@@ -23,7 +23,7 @@ from tests.fakes import fake_lake
 from tests.hostile import CAPTIONS, URLS, copies
 from tests.planted import picture
 from transforms import measurement, report
-from transforms.kernels.rates import wilson_interval
+from transforms.kernels.rates import blaker_interval
 from transforms.lake import read_parquet, write_parquet
 
 VOID = {"meta", "input"}
@@ -199,7 +199,7 @@ def test_without_controls_it_says_so(tmp_path):
     page = page_of(fake_lake(tmp_path, controls=0))
     assert not page.faults
     assert "No controls were tried" in page.text
-    assert "of the training images that were tried\nmake the model give back a training image (95% interval" in page.text
+    assert "50.0%\nof 10 training images\nmake the model give back a training image (95% interval" in page.text
     assert "by the paper's rule." in page.text
     assert "not tested" in page.text
     assert "None" not in page.text
@@ -226,9 +226,10 @@ def test_the_first_sentence_counts_the_calibrated_verdict(tmp_path):
     # The two behaviours that nobody flags are kept or not by hash, so the count is at least the flagged ones'.
     (found,) = re.findall(r"(\d+) of the (\d+) prompts that were tried", page.text)
     assert called <= int(found[0]) and int(found[1]) == len(fake.behaviour)
-    lower, upper = wilson_interval(int(found[0]), int(found[1]))
+    # All groups were tried, so every prompt weighs the same.
+    lower, upper = blaker_interval(int(found[0]), int(found[1]))
     rate = int(found[0]) / int(found[1])
-    said = re.search(r"(\S+%)\s+of the training images that were tried\s.*?95% interval (\S+%) to (\S+%)\)", page.text, re.S)
+    said = re.search(r"(\S+%)\s+of 10 training images\s.*?95% interval (\S+%) to (\S+%)\)", page.text, re.S)
     assert said.groups() == (f"{rate:.1%}", f"{lower:.1%}", f"{upper:.1%}")
 
 
