@@ -241,7 +241,8 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     }
     tonight = nights.read_night(lake, row)
     verdict = nights.verdict_of(tonight)
-    overall = next(one for one in measurement.read_mart(lake, "extraction_rate", rotating) if one["dimension"] == "all")
+    rates = measurement.read_mart(lake, "extraction_rate", rotating)
+    overall = next(one for one in rates if (one["dimension"], one["bucket"]) == ("all", "drawn"))
     rate = "rate_calibrated" if verdict == nights.CALIBRATED else "rate"
     row |= {
         "verdict_used": verdict,

@@ -135,7 +135,7 @@ def render(
             marts=marts,
             rates=rates,
             dimensions=DIMENSIONS,
-            duplicates=marks([row for row in rates["duplicates"] if row["bucket"] != "list"], "bucket"),
+            duplicates=marks([row for row in rates["duplicates"] if row["bucket"] not in ("list", "forgotten")], "bucket"),
             precision=curve([(row["rank"], row["precision"]) for row in marts["precision_curve"]]),
             precision_rows=_milestones(marts["precision_curve"]),
             nights=nights,

@@ -13,7 +13,8 @@ thresholds AS (
 
 drawn AS (
     SELECT * FROM verdicts
-    WHERE origin <> 'list' OR NOT EXISTS (SELECT * FROM verdicts WHERE origin <> 'list')
+    WHERE stratum <> 'forgotten'
+      AND (origin <> 'list' OR NOT EXISTS (SELECT * FROM verdicts WHERE origin <> 'list'))
 ),
 
 cells AS (

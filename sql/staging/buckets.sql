@@ -1,9 +1,11 @@
 -- Grain: one prompt that was tried, in one dimension.
 -- Source: verdicts. What the user brought is no sample of anything, so it is left out of the other dimensions where
--- there are drawn prompts. Beyond the 100 domains of the most prompts they are one bucket.
+-- there are drawn prompts. Prompts that lost pictures or matches to "eidetic forget" are a bucket of their own, and no
+-- part of any rate. Beyond the 100 domains of the most prompts they are one bucket.
 WITH drawn AS (
     SELECT * FROM verdicts
-    WHERE origin <> 'list' OR NOT EXISTS (SELECT * FROM verdicts WHERE origin <> 'list')
+    WHERE stratum <> 'forgotten'
+      AND (origin <> 'list' OR NOT EXISTS (SELECT * FROM verdicts WHERE origin <> 'list'))
 ),
 
 lengths AS (
@@ -21,8 +23,8 @@ final AS (
     SELECT
         prompt_id,
         'all' AS dimension,
-        CASE WHEN origin = 'list' THEN 'list' ELSE 'drawn' END AS bucket,
-        CAST(origin = 'list' AS INTEGER) AS bucket_order
+        CASE WHEN stratum = 'forgotten' THEN 'forgotten' WHEN origin = 'list' THEN 'list' ELSE 'drawn' END AS bucket,
+        CASE WHEN stratum = 'forgotten' THEN 2 WHEN origin = 'list' THEN 1 ELSE 0 END AS bucket_order
     FROM verdicts
     UNION ALL
     SELECT prompt_id, 'duplicates', stratum, stratum_order FROM verdicts

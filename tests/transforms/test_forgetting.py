@@ -160,10 +160,14 @@ def test_the_verdicts_of_all_other_prompts_are_what_they_were(name, tmp_path):
         if row["prompt_id"] not in touched:
             assert changed[row["prompt_id"]] == row
     # Of the group itself nothing is said any more; its prompts are counted, each once, and under no other stratum.
-    told = {row["duplicates"]: row for row in measurement.read_mart(lake, "extraction_rate", after)}
+    rates, now = (
+        [row for row in some if row["dimension"] == "duplicates"]
+        for some in (rates, measurement.read_mart(lake, "extraction_rate", after))
+    )
+    told = {row["bucket"]: row for row in now}
     for row in rates:
-        mine = [one for one in verdicts if one["stratum"] == row["duplicates"] and one["prompt_id"] not in touched]
-        tried, extracted = (told[row["duplicates"]][name] if mine else 0 for name in ("prompts_tried", "prompts_extracted"))
+        mine = [one for one in verdicts if one["stratum"] == row["bucket"] and one["prompt_id"] not in touched]
+        tried, extracted = (told[row["bucket"]][name] if mine else 0 for name in ("prompts_tried", "prompts_extracted"))
         assert (tried, extracted) == (len(mine), sum(one["extracted"] for one in mine))
     assert sum(row["prompts_tried"] for row in told.values()) == len(verdicts)
     gone = set(Tombstones.read(lake).samples)
