@@ -104,13 +104,13 @@ def run(lake: Lake, match: Manifest, snapshot: str) -> dict[str, int]:
     return rows
 
 
-def make(connection: duckdb.DuckDBPyConnection, lake: Lake, match: Manifest) -> None:
-    """Binds the tables of one audit, and makes those of ``STEPS`` from them."""
+def make(connection: duckdb.DuckDBPyConnection, lake: Lake, match: Manifest, last: str = STEPS[-1]) -> None:
+    """Binds the tables of one audit, and makes those of ``STEPS`` from them, up to ``last``."""
     for stage, manifest in chain(lake, match).items():
         for table in TABLES.values():
             if table.stage == stage:
                 bind(connection, lake, table.name, manifest.snapshot_id)
-    for step in STEPS:
+    for step in STEPS[: STEPS.index(last) + 1]:
         kind, name = step.split("/")
         connection.execute(f'CREATE TABLE "{name}" AS {sql.read(kind, name)}')
 

@@ -1,0 +1,285 @@
+"""All marts over a made-up audit of 10 million generations, and the same joins in pandas over one of a million.
+
+    python -m benchmarks.marts
+
+An audit of n generations has n / 5 prompts, each the caption of a duplicate group of its own; group sizes have a heavy tail,
+and there are 25 pairs for each prompt. One prompt in ten is flagged and keeps its images, one in twenty does by the slice. The
+tables are written by DuckDB into a lake; what is timed reads them from there, checks included. Every run is a process of its
+own, with memory of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+
+from benchmarks.duplicates_at_size import peak_memory
+from benchmarks.results import Row, write
+from transforms import measurement
+from transforms.lake import Lake, Manifest, snapshot_id
+from transforms.schema import TABLES
+
+SMALL, LARGE = 1_000_000, 10_000_000
+PER_PROMPT = 5
+CONTROLS = 1000
+DELTA, THRESHOLD = 0.15, 0.6
+CHOSEN = ["prompt_id", "stratum", "inclusion_probability", "group_id", "origin", "sample_id"]
+
+IDENTITY = "'made' AS audit_id, 'made' AS model_revision, 'made' AS parameters_digest"
+
+MADE = {
+    # number: of the group and of its prompt; the controls come after the groups.
+    "numbered": """
+        SELECT number, number >= $prompts AS control, hash(number) % 100 AS dice,
+            CASE WHEN dice < 70 THEN 1 WHEN dice < 85 THEN 2 WHEN dice < 93 THEN 3 + number % 2 WHEN dice < 97 THEN 8
+                WHEN dice < 99 THEN 16 ELSE 32 END AS size,
+            hash(number, 1) % 20 AS fate,
+            md5(concat('p', number)) AS prompt_id
+        FROM range($prompts + $controls) AS numbers(number)
+    """,
+    "members": """
+        SELECT number, control, size, copy, md5(concat('s', number, '-', copy)) AS sample_id, md5(concat('s', number, '-0'))
+            AS group_id
+        FROM (SELECT number, control, CASE WHEN control THEN 1 ELSE size END AS size FROM numbered)
+        CROSS JOIN LATERAL (SELECT unnest(range(size)) AS copy)
+    """,
+    "samples": """
+        SELECT sample_id, CASE WHEN control THEN 'control' ELSE 'training' END AS role,
+            concat('https://host', number % 5000, '.example/', number, '.jpg') AS url, concat('caption ', number) AS caption,
+            CAST(copy AS INTEGER) AS occurrence, 'made' AS source_file, number AS source_row, 'success' AS status,
+            NULL AS reason, NULL AS sha256, CAST(400 + number % 300 AS INTEGER) AS original_width,
+            CAST(512 AS INTEGER) AS original_height, CAST(512 AS INTEGER) AS width, CAST(512 AS INTEGER) AS height,
+            CAST(0 AS FLOAT) AS punsafe, CAST(0 AS FLOAT) AS pwatermark, NULL AS similarity, NULL AS metadata_hash,
+            NULL AS metadata_width, NULL AS metadata_height, TIMESTAMPTZ '2026-01-01' AS ingested_at
+        FROM members
+    """,
+    "duplicate_groups": """
+        SELECT sample_id, group_id, CAST(size AS INTEGER) AS size, group_id AS representative,
+            CAST(0.95 AS FLOAT) AS lowest_cosine, CAST(size > 1 AS INTEGER) AS diameter, NULL AS identical_to
+        FROM members WHERE NOT control
+    """,
+    "duplicate_pairs": """
+        SELECT md5(concat('s', number, '-0')) AS sample_id_a, md5(concat('s', number, '-', pair)) AS sample_id_b,
+            CAST(0.95 AS FLOAT) AS cosine, NULL AS pixel_distance, NULL AS pixels_agree
+        FROM range($prompts) AS numbers(number) CROSS JOIN range(25) AS pairs(pair)
+    """,
+    "keep_list": """
+        SELECT sample_id, NULL AS url, group_id, CAST(size AS INTEGER) AS size FROM members WHERE copy = 0 AND NOT control
+    """,
+    "prompts": f"""
+        SELECT {IDENTITY}, prompt_id, concat('caption ', number) AS text,
+            CASE WHEN control THEN 'control' ELSE 'duplicates' END AS origin, md5(concat('s', number, '-0')) AS sample_id,
+            CASE WHEN NOT control THEN md5(concat('s', number, '-0')) END AS group_id,
+            CASE WHEN NOT control THEN CAST(size AS INTEGER) END AS n_duplicates,
+            CASE WHEN control THEN 'control' ELSE CAST(size AS VARCHAR) END AS stratum,
+            CASE WHEN control THEN -1 ELSE CAST(ceil(log2(size)) AS INTEGER) END AS stratum_order,
+            CASE WHEN control THEN 1.0 ELSE least(1.0, size / 32) END AS inclusion_probability,
+            CAST($per_prompt AS INTEGER) AS images_requested
+        FROM numbered
+    """,
+    "cliques": f"""
+        SELECT {IDENTITY}, prompt_id, CAST($per_prompt AS INTEGER) AS n_generated, CAST(0 AS INTEGER) AS n_failed,
+            0.15 AS edge_distance, CAST(CASE WHEN fate < 2 THEN 5 ELSE 1 END AS INTEGER) AS clique_size, true AS clique_exact,
+            CAST(3 AS INTEGER) AS clique_threshold, NULL AS mean_distance, fate < 2 AND NOT control AS flagged,
+            CASE WHEN control THEN 'control' WHEN fate < 2 THEN 'flagged' WHEN fate < 3 THEN 'slice' ELSE 'dropped' END
+                AS keep_rule,
+            CASE WHEN control OR fate < 2 THEN 1.0 ELSE 1 / 18 END AS keep_probability, '{{}}' AS sizes_by_distance,
+            1.0 AS seconds
+        FROM numbered
+    """,
+    "generations": f"""
+        SELECT {IDENTITY}, prompt_id, CAST(i AS INTEGER) AS sample_index, number * 8 + i AS seed, 'success' AS status,
+            NULL AS reason, fate < 2 AS in_clique, CASE WHEN control OR fate < 3 THEN 'png'::BLOB END AS image,
+            CAST(512 AS INTEGER) AS width, CAST(512 AS INTEGER) AS height, CAST(50 AS INTEGER) AS steps, 7.5 AS guidance_scale,
+            0.25 AS seconds, 'cuda' AS device, 'float16' AS dtype
+        FROM numbered CROSS JOIN range($per_prompt) AS images(i)
+    """,
+    # Of the flagged every second gives its own image back; the neighbour is never near.
+    "matches": f"""
+        SELECT {IDENTITY}, prompt_id, CAST(i AS INTEGER) AS sample_index,
+            md5(concat('s', CASE WHEN own THEN number ELSE other END, '-0')) AS sample_id, sample_id AS group_id,
+            CASE WHEN control THEN 'control' ELSE 'training' END AS role,
+            CASE WHEN own THEN 'own' ELSE 'neighbour' END AS relation, CAST(0.9 AS FLOAT) AS cosine,
+            CAST(0 AS INTEGER) AS offset, l2, least(1, 2 * l2) AS tiled_l2, 5 * l2 AS adaptive_l2,
+            CAST(50 AS INTEGER) AS n_others, l2 <= {DELTA} AS extracted
+        FROM (
+            SELECT *,
+                CASE WHEN control THEN $prompts + (number + 1 - $prompts) % $controls ELSE (number + 1) % $prompts END AS other,
+                CASE WHEN own AND fate = 0 AND NOT control THEN 0.05 ELSE 0.3 END
+                    + (hash(number, i) % 1000) / 10000 AS l2
+            FROM numbered CROSS JOIN range($per_prompt) AS images(i) CROSS JOIN (VALUES (true), (false)) AS sides(own)
+            WHERE control OR fate < 3
+        )
+    """,
+    "calibration": f"""
+        SELECT {IDENTITY}, name AS distance, name = 'adaptive_l2' AS chosen, 0.01 AS max_false_positive_rate,
+            CAST($controls AS INTEGER) AS n_controls, CAST(5 AS INTEGER) AS generations_per_prompt,
+            CAST(5 AS INTEGER) AS generations_per_control, {THRESHOLD} AS threshold, 0.01 AS promised_rate,
+            CAST(0 AS INTEGER) AS controls_called, 0.003 AS upper_bound, CAST(0 AS INTEGER) AS controls_within_delta,
+            CAST(0 AS INTEGER) AS controls_near_another_within_delta, CAST($prompts AS INTEGER) AS images_tested,
+            CAST(0 AS INTEGER) AS images_called, 0.01 AS false_discovery_rate, 0.9 AS separation
+        FROM (VALUES ('l2'), ('tiled_l2'), ('adaptive_l2')) AS distances(name)
+    """,
+    "eidetic_counts": f"""
+        SELECT {IDENTITY}, md5(concat('s', number, '-0')) AS sample_id, 0.1 AS eidetic_delta, size AS k
+        FROM numbered WHERE fate = 0 AND NOT control
+    """,
+    "audits": f"""
+        SELECT {IDENTITY}, 'diffusers' AS generator, 'made' AS model, 'made' AS ingest_snapshot, 'made' AS embed_snapshot,
+            'made' AS deduplicate_snapshot, '{{"match": {{"delta": {DELTA}}}}}' AS parameters, '{{}}' AS versions,
+            'made' AS machine, TIMESTAMPTZ '2026-01-01' AS finished_at
+    """,
+}
+"""The tables in the order in which they are made; the first two are kept in memory only."""
+
+
+def make_lake(root: str, generations: int) -> Manifest:
+    """Writes the lake; returns the manifest of its matches."""
+    lake = Lake(root)
+    lake.create()
+    ids = {"ingest": snapshot_id("ingest", {}, {})}
+    for stage, above in (("embed", "ingest"), ("deduplicate", "embed"), ("generate", "deduplicate"), ("match", "generate")):
+        ids[stage] = snapshot_id(stage, {}, {above: ids[above]})
+    values = {"prompts": generations // PER_PROMPT, "controls": CONTROLS, "per_prompt": PER_PROMPT}
+    with duckdb.connect() as connection:
+        for name, select in MADE.items():
+            used = {key: value for key, value in values.items() if f"${key}" in select}
+            if name not in TABLES:
+                connection.execute(f"CREATE TABLE {name} AS {select}", used)
+                continue
+            path = lake.part(name, ids[TABLES[name].stage], 0)
+            Path(path).parent.mkdir(parents=True)
+            connection.execute(f"COPY ({select}) TO '{path}' (FORMAT parquet)", used)
+    upstream: dict[str, str] = {}
+    for stage, snapshot in ids.items():
+        manifest = lake.complete(stage, snapshot, {}, upstream)
+        upstream = {stage: snapshot}
+    return manifest
+
+
+def marts(root: str) -> dict[str, Any]:
+    """All marts and checks of the audit, as ``eidetic measure`` makes them."""
+    lake = Lake(root)
+    return {"rows": measurement.run(lake, lake.latest("match"), "measured")}
+
+
+def same_joins(root: str) -> dict[str, Any]:
+    """The steps up to ``extractions``, without writing anything: what pandas does below."""
+    lake = Lake(root)
+    with measurement.connect() as connection:
+        measurement.make(connection, lake, lake.latest("match"), last="marts/extractions")
+        counts = {name: connection.table(name).count("*").fetchall()[0][0] for name in ("verdicts", "extractions")}
+    return {"rows": counts}
+
+
+def in_pandas(root: str) -> dict[str, Any]:
+    """Verdicts, rates by every dimension and extractions, as one would write them in pandas: vectorised, columns chosen."""
+    lake = Lake(root)
+
+    def read(table: str, columns: list[str]) -> pd.DataFrame:
+        (manifest,) = lake.manifests(TABLES[table].stage)
+        return pd.concat([pd.read_parquet(path, columns=columns) for path in lake.parts(table, manifest.snapshot_id)])
+
+    columns = [
+        "prompt_id",
+        "sample_index",
+        "sample_id",
+        "group_id",
+        "role",
+        "relation",
+        "l2",
+        "tiled_l2",
+        "adaptive_l2",
+        "extracted",
+    ]
+    matches = read("matches", columns)
+    matches = matches[matches.role == "training"]
+    own = matches[matches.relation == "own"]
+    prompts = read("prompts", [*CHOSEN, "text", "n_duplicates", "stratum_order"])
+    prompts = prompts[prompts.origin != "control"]
+    samples = read("samples", ["sample_id", "url", "caption", "original_width", "original_height", "punsafe"])
+    verdicts = prompts.merge(read("cliques", ["prompt_id", "flagged", "clique_size", "mean_distance"]), on="prompt_id")
+    verdicts = verdicts.merge(samples, on="sample_id", how="left")
+    verdicts = verdicts.merge(
+        matches.groupby("prompt_id").agg(extracted=("extracted", "any"), nearest_l2=("l2", "min")).reset_index(),
+        on="prompt_id", how="left",
+    )  # fmt: skip
+    nearest = own.groupby("prompt_id").agg(own_distance=("adaptive_l2", "min")).reset_index()
+    verdicts = verdicts.merge(nearest, on="prompt_id", how="left")
+    verdicts["extracted"] = verdicts.extracted.eq(True)
+    verdicts["extracted_calibrated"] = verdicts.own_distance < THRESHOLD
+    verdicts["prompt_words"] = verdicts.text.str.split().str.len()
+    verdicts["domain"] = verdicts.url.str.extract(r"^[a-z][a-z0-9+.-]*://(?:www\.)?([^/?#:]+)", expand=False)
+    verdicts["aspect"] = (verdicts.original_width / verdicts.original_height).round(1)
+    verdicts["weight"] = 1 / verdicts.inclusion_probability
+    verdicts["all"] = "drawn"
+    for dimension in ("all", "stratum", "prompt_words", "aspect", "domain"):
+        verdicts.groupby([dimension, "stratum", "inclusion_probability"]).agg(
+            tried=("prompt_id", "count"), weight=("weight", "sum"), flagged=("flagged", "sum"),
+            extracted=("extracted", "sum"), calibrated=("extracted_calibrated", "sum"),
+        )  # fmt: skip
+        hit = matches[matches.extracted].merge(verdicts[["prompt_id", dimension]].rename(columns={dimension: "bucket"}))
+        hit.groupby("bucket").group_id.nunique()
+    called = matches.merge(verdicts[["prompt_id", "extracted_calibrated"]], on="prompt_id")
+    near = (called.relation == "own") & (called.adaptive_l2 < THRESHOLD) & called.extracted_calibrated
+    best = called[called.extracted | near].sort_values(["adaptive_l2", "l2", "prompt_id", "sample_index"])
+    best = best.drop_duplicates("group_id").drop(columns=["role", "extracted"])
+    groups = called.groupby("group_id").agg(extracted=("extracted", "any")).reset_index()
+    best = best.merge(groups, on="group_id").merge(samples, on="sample_id")
+    best = best.merge(read("duplicate_groups", ["sample_id", "size"]), on="sample_id")
+    best = best.merge(prompts[["prompt_id", "text"]], on="prompt_id")
+    best = best.merge(read("generations", ["prompt_id", "sample_index", "seed", "steps"]), on=["prompt_id", "sample_index"])
+    best = best.merge(read("eidetic_counts", ["sample_id", "k"]), on="sample_id", how="left")
+    return {"rows": {"verdicts": len(verdicts), "extractions": len(best)}}
+
+
+WORK: dict[str, Callable[[str], dict[str, Any]]] = {"marts": marts, "same_joins": same_joins, "in_pandas": in_pandas}
+
+
+def in_process(work: str, root: Path) -> dict[str, Any]:
+    words = [sys.executable, "-m", "benchmarks.marts", "--work", work, "--lake", str(root)]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE)
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(work, root.name, result, flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", choices=tuple(WORK))
+    parser.add_argument("--lake")
+    given = parser.parse_args()
+    if given.work:
+        begun = time.monotonic()
+        result = WORK[given.work](given.lake)
+        print(json.dumps({**result, "seconds": time.monotonic() - begun, "gib": peak_memory()}))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        found = {}
+        for n in (SMALL, LARGE):
+            make_lake(str(folder / str(n)), n)
+            found[n] = in_process("marts", folder / str(n))
+        ours, theirs = (in_process(work, folder / str(SMALL)) for work in ("same_joins", "in_pandas"))
+    assert ours["rows"] == theirs["rows"], "both find the same"
+    write("marts", [
+        Row(f"all marts and checks, {LARGE:,} generations: time", found[LARGE]["seconds"] / 60, "min", 3),
+        Row(f"all marts and checks, {LARGE:,} generations: peak memory", found[LARGE]["gib"], "GiB", 8),
+        Row(f"all marts and checks, {LARGE:,} generations: growth", found[LARGE]["seconds"], "s", 11, f"{SMALL:,}",
+            found[SMALL]["seconds"]),
+        Row(f"verdicts, rates and extractions, {SMALL:,} generations", ours["seconds"], "s", 0.2, "pandas", theirs["seconds"]),
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
