@@ -200,6 +200,8 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     images = generate.generator(generation, parsed[DeviceOptions].resolved())
     revision = images.revision()
 
+    # What can be known of the budget before anything is downloaded.
+    share(lake, options, generation, revision, 0)
     data = Data(execution, parsed, not before, date)
     sizes = share(lake, options, generation, revision, controls_of(lake, data.embed))
     shaping = parameters(generation, leave_out=(*generate.NO_PARAMETERS, "max_prompts"))
