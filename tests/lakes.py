@@ -12,7 +12,9 @@ from PIL import Image
 from transforms.lake import Lake, list_files, read_parquet
 from transforms.schema import TABLES
 
-TIMES_AND_DEVICES = frozenset({"ingested_at", "seconds", "device", "finished_at", "machine"})
+TIMES_AND_DEVICES = frozenset(
+    {"ingested_at", "seconds", "device", "finished_at", "machine", "device_seconds", "device_seconds_per_extraction"}
+)
 """Columns that tell of a run and not of its result."""
 
 GREY_LEVELS = 1
