@@ -27,7 +27,7 @@ from pipelines.options import CommonOptions, option, parse
 from pipelines.stage import Execution, Progress, Stage
 from transforms.clip import ClipModel
 from transforms.errors import UserError
-from transforms.lake import Lake, Manifest
+from transforms.lake import Lake, Manifest, count_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +68,21 @@ def stage(lake: Lake, options: EmbedOptions, device: DeviceOptions, ingest: Mani
 
 def before(lake: Lake, planned: Stage, images: Manifest) -> Manifest | None:
     """The vectors, by the same model, of what the images lie over."""
+    done = {one.upstream["ingest"]: one for one in lake.manifests("embed") if one.parameters == planned.parameters}
     earlier: Manifest | None = images
     while earlier is not None and "ingest" in earlier.upstream:
-        earlier = lake.manifest("ingest", earlier.upstream["ingest"])
-        for done in lake.manifests("embed"):
-            if earlier is not None and done.upstream["ingest"] == earlier.snapshot_id and done.parameters == planned.parameters:
-                return done
+        base = earlier.upstream["ingest"]
+        if base in done:
+            return done[base]
+        earlier = lake.manifest("ingest", base)
     return None
 
 
 def seconds_per_image(lake: Lake, parameters: dict[str, Any]) -> float | None:
     """What an image took when this model last ran in this lake; None where it never did."""
     for manifest in reversed(lake.manifests("embed")):
-        if manifest.parameters == parameters and manifest.rows["embeddings"]:
-            return manifest.facts["seconds"] / manifest.rows["embeddings"]
+        if manifest.parameters == parameters and manifest.facts.get("images_embedded"):
+            return manifest.facts["seconds"] / manifest.facts["images_embedded"]
     return None
 
 
@@ -124,6 +125,7 @@ def run(execution: Execution, options: EmbedOptions, device: DeviceOptions, inge
             "clip_pretrained": options.clip_pretrained,
             "device": clip.device,
             "batch_size": clip.batch_size,
+            "images_embedded": sum(count_rows(path) for path in lake.own("embeddings", planned.snapshot_id).values()),
             "status": dict(collections.Counter(status.to_pylist())),
         }
 

@@ -121,12 +121,16 @@ class IngestOptions:
                     raise UserError(f"{flag}: {error}") from error
         return found
 
+    @property
+    def surveys(self) -> dict[str, Survey]:
+        """Role → what is there."""
+        return {role: survey for role, (_, survey) in self.surveyed.items()}
+
 
 def stage(lake: Lake, options: IngestOptions) -> Stage:
     """What ``ingest`` would make of the metadata: what is there already for these, or else what is to be made."""
-    surveys = {role: survey for role, (_, survey) in options.surveyed.items()}
     parameters = shaping(options)
-    rows = sum(survey.rows for survey in surveys.values())
+    rows = sum(survey.rows for survey in options.surveys.values())
     done = [one for one in lake.manifests("ingest") if without_retries(one.parameters) == parameters]
     if done:
         # The newest: what failed may have been tried again since.
@@ -137,7 +141,6 @@ def stage(lake: Lake, options: IngestOptions) -> Stage:
 
 def shaping(options: IngestOptions) -> dict[str, Any]:
     """What shapes the rows of ``ingest``."""
-    surveys = {role: survey for role, (_, survey) in options.surveyed.items()}
     return {
         **dataclasses.asdict(options.storage),
         **dataclasses.asdict(options.limits),
@@ -148,7 +151,7 @@ def shaping(options: IngestOptions) -> dict[str, Any]:
         "punsafe_max": options.punsafe_max,
         # The number of parts follows from it, and a restarted run must find its parts.
         "rows_per_part": options.rows_per_part,
-        "metadata": {role: survey.fingerprint for role, survey in surveys.items()},
+        "metadata": {role: survey.fingerprint for role, survey in options.surveys.items()},
     }
 
 
@@ -174,17 +177,16 @@ def beside(options: IngestOptions, base: Manifest) -> dict[str, Survey] | None:
     """Role → the metadata files that ``base`` has not; None where it has others, which are no longer there."""
     left = {}
     for role, fingerprints in base.facts["partitions"].items():
-        survey = options.surveyed[role][1].without(fingerprints) if role in options.surveyed else None
+        survey = options.surveys[role].without(fingerprints) if role in options.surveys else None
         if survey is None:
             return None
         left[role] = survey
-    return {role: survey for role, (_, survey) in options.surveyed.items()} | left
+    return options.surveys | left
 
 
 def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOptions, base: Manifest | None = None) -> None:
     """The pipeline that writes ``samples`` and ``images``: of what ``base`` has not."""
-    surveys = {role: survey for role, (_, survey) in options.surveyed.items()}
-    left = surveys if base is None else beside(options, base)
+    left = options.surveys if base is None else beside(options, base)
     assert left is not None, "a base has no metadata files that are gone"
     # Training samples first, then controls, with the buckets that their numbers of rows ask for.
     first = 0 if base is None else max(lake.paths("samples", base.snapshot_id), default=-1) + 1
@@ -261,7 +263,7 @@ def facts(lake: Lake, snapshot: str, options: IngestOptions) -> dict[str, Any]:
         "status": {f"{role}/{status}": number for (role, status), number in sorted(tally.items())},
         # What a later run may build on.
         "partitions": {
-            role: [partition.fingerprint for partition in survey.partitions] for role, (_, survey) in options.surveyed.items()
+            role: [partition.fingerprint for partition in survey.partitions] for role, survey in options.surveys.items()
         },
     }
 

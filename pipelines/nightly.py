@@ -33,7 +33,7 @@ from pipelines.stage import Execution, Stage, say
 from transforms import measurement, nights
 from transforms.errors import UserError
 from transforms.identity import digest
-from transforms.lake import Lake, Manifest, write_bytes
+from transforms.lake import Lake, Manifest, exists, read_bytes, write_bytes
 
 WORSE, COULD_NOT_RUN = 3, 2
 
@@ -217,7 +217,11 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     seed = drawn_by[0] if drawn_by else int(digest("rotating", date, generation.seed)[:7], 16)
     last = earlier[-1] if earlier else None
     if last is not None:
-        say(told_power(nights.power(sizes.panel, sizes.rotating, last["rate"], options.significance, tests(lake, last)), sizes))
+        say(
+            told_power(
+                nights.power(sizes.panel, sizes.rotating, last["rate"], options.significance, tests_of(lake, last)), sizes
+            )
+        )
 
     panel_matched, panel = one_audit(execution, parsed, groups, sizes.panel, generation.seed)
     matched, rotating = one_audit(execution, parsed, data.deduplicate, sizes.rotating, seed)
@@ -277,13 +281,13 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     execution.stage(Stage("nightly", {"date": date}, {"match": matched.snapshot_id}, None, "nights"), work)
     measurement.build_database(lake)
     # The rotating prompts' report last: it is the night's, and the newest.
+    shown, what = [*earlier, row], with_texts(lake, row, changed)
     for made, measured in ((panel_matched, panel), (matched, rotating)):
-        shown, what = [*earlier, row], with_texts(lake, row, changed)
         measure.write_report(lake, parsed[measure.MeasureOptions], made, measured.snapshot_id, shown, what)
     return row
 
 
-def tests(lake: Lake, last: dict[str, Any]) -> int:
+def tests_of(lake: Lake, last: dict[str, Any]) -> int:
     """Tests that share a night's significance: the panel's, and one for each stratum of the rotating prompts."""
     return 1 + len({row["stratum"] for row in nights.read_night(lake, last).rotating})
 
@@ -344,6 +348,8 @@ def with_texts(lake: Lake, row: dict[str, Any], changed: list[dict[str, Any]]) -
 def alert(lake: Lake, row: dict[str, Any]) -> dict[str, Any]:
     """What ``alert.json`` holds of a night that is done."""
     found = next(night for night in lake.manifests("nightly") if night.facts["date"] == row["date"])
+    # As it is stored, so that the same night is told in the same words.
+    (row,) = lake.read("history", found.snapshot_id).to_pylist()
     return {
         "date": row["date"],
         "verdict": row["verdict"],
@@ -370,16 +376,23 @@ def told(row: dict[str, Any]) -> str:
 
 
 def publish(lake: Lake, date: str, content: dict[str, Any], webhook: str | None) -> None:
-    """Writes alert.json, of this night and as the newest, and posts it. A webhook that fails is said, and changes nothing."""
+    """Posts an alert and writes it to alert.json, of this night and as the newest; nothing if that is what was told before.
+
+    A webhook that fails is said, and changes nothing.
+    """
     body = json.dumps(content, indent=2, ensure_ascii=False).encode()
-    for path in (lake.path("nights", date, "alert.json"), lake.path("alert.json")):
-        write_bytes(path, body)
+    of_night = lake.path("nights", date, "alert.json")
+    if exists(of_night) and read_bytes(of_night) == body:
+        return
     if webhook is not None:
         request = urllib.request.Request(webhook, body, {"Content-Type": "application/json"}, method="POST")
         try:
             urllib.request.urlopen(request, timeout=10).close()
         except (OSError, ValueError) as error:
             say(f"nightly      the webhook did not take the alert: {error}")
+    # After the post: one that is killed in between is told twice rather than never.
+    for path in (of_night, lake.path("alert.json")):
+        write_bytes(path, body)
 
 
 def could_not_run(lake: Lake, options: NightlyOptions, reason: str) -> None:

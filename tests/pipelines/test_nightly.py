@@ -179,6 +179,8 @@ def test_the_webhook_gets_the_alert_and_may_fail(box):
     box.web.post("/hook", take)
     assert box.night("2026-01-01", webhook=f"{box.web.url}/hook")[0] == 0
     assert taken == [box.alert()] and taken[0]["night"]["date"] == "2026-01-01"
+    # A date that is done is not told again.
+    assert box.night("2026-01-01", webhook=f"{box.web.url}/hook")[0] == 0 and len(taken) == 1
     assert box.night("2026-01-02", webhook=f"{box.web.url}/nowhere")[0] == 0
     assert "the webhook did not take the alert" in box.said[-1]
     # What could not run is told as well.
