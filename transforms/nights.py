@@ -6,6 +6,8 @@ import collections
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from transforms import measurement
+from transforms.errors import UserError
 from transforms.kernels.comparisons import fisher, fisher_power, holm, mcnemar, mcnemar_power, smallest_change
 from transforms.lake import Lake, read_parquet
 
@@ -27,13 +29,18 @@ class Night(NamedTuple):
 
 
 def read_night(lake: Lake, row: dict[str, Any]) -> Night:
-    """A night by its row of ``history``."""
-    panel, rotating = (_verdicts(lake, row[name]) for name in ("panel_measure", "rotating_measure"))
-    return Night(row["panel_audit_id"], row["rotating_audit_id"], panel, rotating)
+    """A night by its row of ``history``, with the verdicts of its audits as they are now. UserError where these are gone."""
+    measured = {manifest.facts["audit_id"]: manifest.snapshot_id for manifest in measurement.current(lake)}
+    audits = row["panel_audit_id"], row["rotating_audit_id"]
+    for audit in audits:
+        if audit not in measured:
+            raise UserError(f"the night {row['date']} has no marts of its audit {audit} any more; restore them, or match again")
+    panel, rotating = (_verdicts(lake, measured[audit]) for audit in audits)
+    return Night(*audits, panel, rotating)
 
 
 def _verdicts(lake: Lake, measure: str) -> list[dict[str, Any]]:
-    columns = ["prompt_id", "prompt", "group_id", "stratum", CALIBRATED, PLAIN]
+    columns = ["prompt_id", "group_id", "stratum", CALIBRATED, PLAIN]
     return [row for path in lake.parts("verdicts", measure) for row in read_parquet(path, columns).to_pylist()]
 
 

@@ -384,9 +384,7 @@ HISTORY = Table(
             _column("panel_snapshot", TEXT, "the groups of the first night: what the panel is drawn from"),
             _column("panel_options", TEXT, "digest of what makes two nights' panels the same"),
             _column("panel_audit_id", TEXT, "the audit of the fixed panel"),
-            _column("panel_measure", TEXT, "its marts"),
             _column("rotating_audit_id", TEXT, "the audit of the rotating prompts"),
-            _column("rotating_measure", TEXT, "its marts"),
             _column(
                 "rotating_options", TEXT, "digest of what makes two nights' rotating prompts the same: model, data, options"
             ),

@@ -1,6 +1,7 @@
 """Nights on a planted model: the first, one with nothing new, one that is worse, one that is better; and what can go wrong."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import generate, history, nightly
+from pipelines import forget, generate, history, measure, nightly
 from pipelines.cli import run_verb
 from pipelines.query import answer
 from tests.models import PlantedGenerator
 from tests.planted import write_tiny_clip
 from tests.web import serve
+from transforms import measurement, nights
+from transforms.errors import UserError
 from transforms.images import encode_png
 from transforms.lake import Lake
 
@@ -242,3 +245,21 @@ def test_a_lake_without_nights_has_no_history(tmp_path, capsys):
     lake.create()
     assert run_verb(history.main, [f"--lake={tmp_path}"]) == 2
     assert "has no night yet; run 'eidetic nightly' first" in capsys.readouterr().err
+
+
+def test_a_night_is_compared_with_what_is_left_after_a_request_to_forget(box, monkeypatch):
+    box.remember([0, 1])
+    first = box.night("2026-01-01")[1]
+    sample = next(
+        row for row in box.lake.read("samples", first["ingest_snapshot"]).to_pylist() if row["caption"] == "picture 7"
+    )
+    assert run_verb(forget.main, [f"--lake={box.lake.root}", f"--sample_ids={sample['sample_id']}"]) == 0
+    # Other SQL, other marts: their snapshots have other names than on the first night.
+    monkeypatch.setattr(measurement, "sql_digest", lambda: "another")
+    assert run_verb(measure.main, [f"--lake={box.lake.root}"]) == 0
+    code, second = box.night("2026-01-02")
+    assert (code, second["verdict"], second["panel_prompts"]) == (0, "fine", first["panel_prompts"])
+    for manifest in box.lake.manifests("measure"):
+        os.remove(box.lake.path("manifests", "measure", f"{manifest.snapshot_id}.json"))
+    with pytest.raises(UserError, match="the night 2026-01-02 has no marts of its audit"):
+        nights.read_night(box.lake, second)
