@@ -1,5 +1,5 @@
 -- Grain: one delta: the l2 up to which the paper's rule takes a generation for a training image.
--- Source: verdicts, audits; training_matches, control_distances (staging). From 0.01 to 0.3, and that of the audit.
+-- Source: verdicts, audits; buckets, training_matches, control_distances (staging). From 0.01 to 0.3, and that of the audit.
 -- Rates and intervals as in extraction_rate, of the drawn prompts (of the user's where none were drawn).
 WITH deltas AS (
     SELECT range / 100 AS delta, false AS used FROM range(1, 31)
@@ -11,10 +11,11 @@ thresholds AS (
     SELECT delta, bool_or(used) AS used FROM deltas WHERE delta IS NOT NULL GROUP BY delta
 ),
 
+-- Which those are is said in buckets; each of them has one aspect, known or not.
 drawn AS (
-    SELECT * FROM verdicts
-    WHERE stratum <> 'forgotten'
-      AND (origin <> 'list' OR NOT EXISTS (SELECT * FROM verdicts WHERE origin <> 'list'))
+    SELECT verdicts.*
+    FROM verdicts
+    JOIN buckets ON buckets.prompt_id = verdicts.prompt_id AND buckets.dimension = 'aspect'
 ),
 
 cells AS (
