@@ -1,5 +1,5 @@
 -- Grain: one delta: the l2 up to which the paper's rule takes a generation for a training image.
--- Source: verdicts, audits; buckets, training_matches, control_distances (staging). From 0.01 to 0.3, and the audit's own.
+-- Source: verdicts, audits; buckets, training_matches, control_distances (staging). From 0.01 to 0.3, and the audit's.
 -- Rates and intervals as in extraction_rate, of the drawn prompts (of the user's where none were drawn).
 WITH deltas AS (
     SELECT range / 100 AS delta, false AS used FROM range(1, 31)
