@@ -28,7 +28,7 @@ from pipelines.options import CommonOptions, option, parse
 from pipelines.stage import Execution, Progress, Stage
 from transforms.download import Limits
 from transforms.errors import UserError
-from transforms.ingestion import Ingest, IngestBucket, Population, RetryPart, Storage, failed_since
+from transforms.ingestion import Ingest, IngestBucket, Population, RetryParts, Storage, failed_since
 from transforms.lake import Lake, Manifest, count_rows, delete, read_parquet
 from transforms.sources import Source, Survey, source
 
@@ -282,26 +282,29 @@ def retry(execution: Execution, options: IngestOptions, base: Manifest, since: d
         a snapshot that lies over ``base`` with the parts in which something is there now; ``base`` where nothing is.
     """
     lake = execution.lake
-    numbers = []
+    failed: dict[str, dict[int, int]] = {}
     for number, path in lake.paths("samples", base.snapshot_id).items():
-        rows = read_parquet(path, ["status", "ingested_at", "url"]).to_pylist()
-        if any(failed_since(row, since) for row in rows):
-            numbers.append(number)
-    if not numbers:
+        for row in read_parquet(path, ["role", "status", "ingested_at", "url"]).to_pylist():
+            if failed_since(row, since):
+                of_role = failed.setdefault(row["role"], {})
+                of_role[number] = of_role.get(number, 0) + 1
+    # As many downloads at once as for a part that is new.
+    together = [(role, parts) for role, counts in failed.items() for parts in in_bins(counts, options.rows_per_part)]
+    if not together:
         return base
     planned = Stage(
         "ingest",
         {**base.parameters, "retried": label},
         {"ingest": base.snapshot_id},
-        len(numbers),
+        sum(len(parts) for _, parts in together),
         "parts with failed downloads",
     )
     snapshot = planned.snapshot_id
     populations = [Population(role, one, 0, 0) for role, (one, _) in options.surveyed.items()]
-    part = RetryPart(bucket_of(lake, snapshot, options, populations), base.snapshot_id, since)
+    again = RetryParts(bucket_of(lake, snapshot, options, populations), base.snapshot_id, since)
 
     def build_retry(pipeline: beam.Pipeline) -> None:
-        _ = pipeline | "FailedParts" >> beam.Create(numbers, reshuffle=True) | "RetryPart" >> beam.ParDo(part)
+        _ = pipeline | "FailedParts" >> beam.Create(together, reshuffle=True) | "RetryParts" >> beam.ParDo(again)
 
     execution.run(build_retry)
     if not lake.own("samples", snapshot):
@@ -312,6 +315,19 @@ def retry(execution: Execution, options: IngestOptions, base: Manifest, since: d
         return facts(lake, snapshot, options)
 
     return execution.stage(planned, work)
+
+
+def in_bins(sizes: dict[int, int], most: int) -> list[list[int]]:
+    """The keys, in their order, in lists whose sizes make at most ``most`` together, or that have one key."""
+    bins: list[list[int]] = []
+    held = 0
+    for key, size in sizes.items():
+        if not bins or held + size > most:
+            bins.append([])
+            held = 0
+        bins[-1].append(key)
+        held += size
+    return bins
 
 
 def main(argv: Sequence[str]) -> None:

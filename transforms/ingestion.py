@@ -12,7 +12,7 @@ import datetime
 import os
 import tempfile
 import threading
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -324,8 +324,10 @@ def number_occurrences(
     return numbered
 
 
-class RetryPart(beam.DoFn):
-    """Number of a part of ``base`` → itself, if something that had failed to download is there now; writes that part anew.
+class RetryParts(beam.DoFn):
+    """(role, numbers of parts of ``base``) → those in which something that had failed to download is there now, written anew.
+
+    What failed in any of them is tried at once: a dead link then keeps nothing else waiting.
 
     Args:
         bucket: how it is downloaded and written.
@@ -336,23 +338,36 @@ class RetryPart(beam.DoFn):
     def __init__(self, bucket: IngestBucket, base: str, since: datetime.datetime):
         self.bucket, self.base, self.since = bucket, base, since
 
-    def process(self, number: int) -> Iterator[int]:
+    def process(self, element: tuple[str, Sequence[int]]) -> Iterator[int]:
+        role, numbers = element
         lake, bucket = self.bucket.lake, self.bucket
-        if number in lake.own("samples", bucket.snapshot):
-            yield number
-            return
+        done = lake.own("samples", bucket.snapshot)
+        yield from (number for number in numbers if number in done)
+        paths = lake.paths("samples", self.base)
+        failed = [
+            (number, place, row)
+            for number in numbers
+            if number not in done
+            for place, row in enumerate(read_rows(paths[number]))
+            if failed_since(row, self.since)
+        ]
+        population = next(one for one in bucket.populations if one.role == role)
+        tried = bucket.outcomes([row for _, _, row in failed], population.source)
+        parts: dict[int, dict[int, dict[str, Any]]] = {}
+        for (number, place, _), outcome in zip(failed, tried, strict=True):
+            parts.setdefault(number, {})[place] = outcome
+        for number, found in parts.items():
+            if any(outcome["status"] == "success" for outcome in found.values()):
+                self._write_anew(number, role, found)
+                yield number
+
+    def _write_anew(self, number: int, role: str, found: dict[int, dict[str, Any]]) -> None:
+        """A part of the base with other outcomes at some places."""
+        lake = self.bucket.lake
         samples = read_parquet(lake.paths("samples", self.base)[number]).to_pylist()
-        failed = [place for place, row in enumerate(samples) if failed_since(row, self.since)]
-        population = next(one for one in bucket.populations if one.role == samples[0]["role"])
-        tried = bucket.outcomes([samples[place] for place in failed], population.source)
-        if not any(outcome["status"] == "success" for outcome in tried):
-            return
         images = {row["sample_id"]: row["image"] for row in read_rows(lake.paths("images", self.base)[number])}
-        outcomes = [{**{name: row[name] for name in _OUTCOME}, "image": images.get(row["sample_id"])} for row in samples]
-        for place, outcome in zip(failed, tried, strict=True):
-            outcomes[place] = outcome
-        bucket.write(number, population.role, samples, outcomes)
-        yield number
+        before = [{**{name: row[name] for name in _OUTCOME}, "image": images.get(row["sample_id"])} for row in samples]
+        self.bucket.write(number, role, samples, [found.get(place, outcome) for place, outcome in enumerate(before)])
 
 
 def failed_since(row: dict[str, Any], since: datetime.datetime) -> bool:

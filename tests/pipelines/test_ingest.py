@@ -14,7 +14,7 @@ from demo import corpus
 from demo.serve import serving
 from pipelines import forget
 from pipelines.cli import run_verb
-from pipelines.ingest import IngestOptions, retry, run, stage
+from pipelines.ingest import IngestOptions, in_bins, retry, run, stage
 from pipelines.stage import Execution
 from tests.web import free_port, picture, serve
 from transforms import download
@@ -367,11 +367,13 @@ def test_a_killed_night_goes_on(web, tmp_path, monkeypatch):
     assert len(samples) == 4 and manifest.rows == {"samples": 4, "images": 4}
 
 
-def test_what_failed_is_tried_again_and_nothing_else(web, tmp_path):
+@pytest.mark.parametrize("rows_per_part", [10_000, 2, 1])
+def test_what_failed_is_tried_again_and_nothing_else(web, tmp_path, rows_per_part):
     web.answer("/0.png", picture(0))
     path = write(tmp_path / "metadata.parquet", metadata_of(web, [0, "late", "gone"]))
-    first, manifest = ingest(tmp_path / "lake", path)
+    first, manifest = ingest(tmp_path / "lake", path, rows_per_part=rows_per_part)
     options = {"image_size": 16, "allow_private_hosts": True, "timeout": 5.0, "threads": 8, "metadata": path}
+    options["rows_per_part"] = rows_per_part
     execution, lake = Execution(Lake(str(tmp_path / "lake")), []), Lake(str(tmp_path / "lake"))
     begun = min(row["ingested_at"] for row in first)
 
@@ -395,6 +397,11 @@ def test_what_failed_is_tried_again_and_nothing_else(web, tmp_path):
     assert web.hits["/0.png"] == 1
     # From here on it is what the metadata have.
     assert run(execution, IngestOptions(**options)) == better and lake.latest("ingest") == better
+
+
+def test_parts_are_tried_again_together_up_to_a_number_of_rows():
+    assert in_bins({}, 10) == []
+    assert in_bins({3: 5, 4: 5, 7: 1, 8: 20, 9: 1}, 10) == [[3, 4], [7], [8], [9]]
 
 
 def test_what_was_forgotten_stays_so_when_its_metadata_come_again(web, tmp_path):
