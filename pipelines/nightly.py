@@ -103,7 +103,11 @@ def alone(lake: Lake, wait: float) -> Iterator[None]:
 
     lock = filelock.FileLock(lake.path("nightly.lock"))
     try:
-        lock.acquire(timeout=wait)
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked:
+            say(f"nightly      another night is at work on the lake {lake.root!r}; waiting for up to {wait:g} s")
+            lock.acquire(timeout=wait)
     except filelock.Timeout as error:
         raise UserError(
             f"another night is at work on the lake {lake.root!r}; wait until it is done, or give it time with --wait SECONDS"

@@ -14,8 +14,9 @@ import pytest
 from pipelines import forget, generate, history, measure, nightly
 from pipelines.cli import run_verb
 from pipelines.query import answer
-from tests.models import PlantedGenerator
+from tests.models import PlantedGenerator, save_random_pipeline
 from tests.planted import write_tiny_clip
+from tests.test_layers import HEAVY
 from tests.web import serve
 from transforms import measurement, nights
 from transforms.errors import UserError
@@ -198,11 +199,29 @@ def test_a_second_night_at_once_waits_or_says_so(box, capsys):
         assert "another night is at work on the lake" in capsys.readouterr().err
         words = [sys.executable, "-m", "pipelines.nightly", *box.words("2026-01-01", wait=120, model="nowhere")]
         waiting = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        assert "waiting for up to 120 s" in next(line for line in waiting.stderr if line.startswith("nightly"))
         with pytest.raises(subprocess.TimeoutExpired):
-            waiting.wait(20)
+            waiting.wait(1)
     # Its turn now: it goes on, and finds that there is no such model.
     assert waiting.wait(120) == 2
     assert "nowhere" in waiting.stderr.read()
+
+
+def test_a_night_with_nothing_new_loads_no_model(box, monkeypatch):
+    monkeypatch.undo()
+    save_random_pipeline(str(box.folder / "model"))
+    words = box.words("2026-01-01", model=box.folder / "model", steps=1)
+    assert run_verb(nightly.main, words) == 0
+    words = box.words("2026-01-02", model=box.folder / "model", steps=1)
+    heavy = [name for name in HEAVY if name != "duckdb"]
+    code = (
+        "import sys; from pipelines import cli; code = cli.main(['nightly', *sys.argv[1:]]); "
+        f"print(code, [name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    first, second = nightly.history(box.lake)
+    assert second["panel_audit_id"] == first["panel_audit_id"] and second["verdict"] == "fine"
 
 
 def test_what_breaks_on_the_way_is_exit_code_2_and_the_night_goes_on_later(box, capsys):
