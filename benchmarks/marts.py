@@ -159,7 +159,10 @@ def make_lake(root: str, generations: int) -> Manifest:
                 continue
             path = lake.part(name, ids[TABLES[name].stage], 0)
             Path(path).parent.mkdir(parents=True)
-            connection.execute(f"COPY ({select}) TO '{path}' (FORMAT parquet)", used)
+            connection.register("declared", TABLES[name].schema.empty_table())
+            types = connection.execute("SELECT column_name, column_type FROM (DESCRIBE declared)").fetchall()
+            typed = ", ".join(f'CAST("{column}" AS {type}) AS "{column}"' for column, type in types)
+            connection.execute(f"COPY (SELECT {typed} FROM ({select})) TO '{path}' (FORMAT parquet)", used)
     upstream: dict[str, str] = {}
     for stage, snapshot in ids.items():
         manifest = lake.complete(stage, snapshot, {}, upstream)

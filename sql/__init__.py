@@ -1,9 +1,10 @@
 """The SQL of Eidetic: one SELECT per file, the file's name is the table's.
 
-    tables/   tables of the lake that SQL fills (prompts)
-    staging/  what marts share, made on the way and not stored
-    marts/    what users query
-    checks/   each returns no rows, or the audit fails with its name
+    tables/     tables of the lake that SQL fills (prompts, keep_list)
+    functions/  what several of the others compute in the same way: a CREATE MACRO each
+    staging/    what marts share, made on the way and not stored
+    marts/      what users query
+    checks/     each returns no rows, or the audit fails with its name
 
 staging/ and marts/ have a columns.toml that says what each column means.
 

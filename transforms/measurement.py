@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 STEPS = (
     "staging/training_matches",
     "staging/control_distances",
-    "staging/sample_domains",
     "marts/verdicts",
     "staging/buckets",
     "marts/extraction_rate",
@@ -57,7 +56,7 @@ PICTURES = {"images": "image", "generations": "image"}
 
 def sql_digest() -> str:
     """Digest of every SQL file: other SQL makes other marts."""
-    kinds = ("staging", "marts", "checks")
+    kinds = ("functions", "staging", "marts", "checks")
     return digest("sql", [(kind, name, sql.read(kind, name)) for kind in kinds for name in sql.names(kind)])
 
 
@@ -131,15 +130,17 @@ def connect() -> duckdb.DuckDBPyConnection:
     import duckdb
 
     connection = duckdb.connect()
-    functions: dict[str, Any] = {
-        "wilson_lower": lambda successes, trials: wilson_interval(successes, trials)[0],
-        "wilson_upper": lambda successes, trials: wilson_interval(successes, trials)[1],
-        "clopper_pearson_upper": clopper_pearson_upper,
-    }
-    for name, function in functions.items():
-        connection.create_function(name, function, ["BIGINT", "BIGINT"], "DOUBLE")
+    for name in sql.names("functions"):
+        connection.execute(sql.read("functions", name))
+    connection.create_function("clopper_pearson_upper", clopper_pearson_upper, ["BIGINT", "BIGINT"], "DOUBLE")
+    connection.create_function("wilson_interval", wilson_interval_of, ["BIGINT", "BIGINT"], "DOUBLE[]")
     connection.create_function("exact_interval", exact_interval, ["BIGINT[]", "BIGINT[]", "DOUBLE[]"], "DOUBLE[]")
     return connection
+
+
+def wilson_interval_of(successes: int, trials: int) -> list[float]:
+    """[lower, upper] of the rate, by Wilson."""
+    return list(wilson_interval(successes, trials))
 
 
 def exact_interval(successes: list[int], trials: list[int], weights: list[float]) -> list[float]:

@@ -61,7 +61,10 @@ tried AS (
             list(extracted_calibrated ORDER BY stratum, inclusion_probability) FILTER (calibrated > 0),
             list(calibrated ORDER BY stratum, inclusion_probability) FILTER (calibrated > 0),
             list(calibrated_population ORDER BY stratum, inclusion_probability) FILTER (calibrated > 0)
-        ) AS interval_calibrated
+        ) AS interval_calibrated,
+        wilson_interval(CAST(sum(extracted) AS BIGINT), CAST(sum(tried) AS BIGINT)) AS wilson,
+        wilson_interval(CAST(sum(extracted_calibrated) AS BIGINT), CAST(nullif(sum(calibrated), 0) AS BIGINT))
+            AS wilson_calibrated
     FROM cells
     GROUP BY dimension, bucket, bucket_order
 ),
@@ -84,13 +87,13 @@ final AS (
         tried.rate,
         tried.interval[1] AS rate_lower,
         tried.interval[2] AS rate_upper,
-        wilson_lower(tried.prompts_extracted, tried.prompts_tried) AS rate_wilson_lower,
-        wilson_upper(tried.prompts_extracted, tried.prompts_tried) AS rate_wilson_upper,
+        tried.wilson[1] AS rate_wilson_lower,
+        tried.wilson[2] AS rate_wilson_upper,
         tried.rate_calibrated,
         tried.interval_calibrated[1] AS rate_calibrated_lower,
         tried.interval_calibrated[2] AS rate_calibrated_upper,
-        wilson_lower(tried.prompts_extracted_calibrated, tried.prompts_calibrated) AS rate_calibrated_wilson_lower,
-        wilson_upper(tried.prompts_extracted_calibrated, tried.prompts_calibrated) AS rate_calibrated_wilson_upper
+        tried.wilson_calibrated[1] AS rate_calibrated_wilson_lower,
+        tried.wilson_calibrated[2] AS rate_calibrated_wilson_upper
     FROM tried
     LEFT JOIN hit ON hit.dimension = tried.dimension AND hit.bucket = tried.bucket
 )

@@ -1,5 +1,5 @@
 -- Grain: one prompt that was tried (no controls).
--- Source: prompts, cliques, samples, calibration; training_matches, sample_domains (staging).
+-- Source: prompts, cliques, samples, calibration; training_matches (staging).
 -- Thresholds: matches.extracted is l2 <= delta (paper, section 4.2); the calibrated one is calibration.threshold,
 -- strictly below, on the image whose caption the prompt is. Prompts whose images were not kept count as not extracted.
 -- aspect: wide from 5:4 on, upright from 4:5 on.
@@ -34,7 +34,7 @@ final AS (
             WHEN samples.original_height >= 1.25 * samples.original_width THEN 'upright'
             WHEN samples.original_width > 0 THEN 'square'
         END AS aspect,
-        sample_domains.domain,
+        domain_of(samples.url) AS domain,
         cliques.n_generated,
         cliques.clique_size,
         cliques.mean_distance,
@@ -53,7 +53,6 @@ final AS (
     JOIN cliques USING (prompt_id)
     CROSS JOIN chosen
     LEFT JOIN samples ON samples.sample_id = prompts.sample_id
-    LEFT JOIN sample_domains ON sample_domains.sample_id = prompts.sample_id
     LEFT JOIN per_prompt USING (prompt_id)
     WHERE prompts.origin <> 'control'
 )

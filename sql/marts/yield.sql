@@ -1,9 +1,7 @@
 -- Grain: one role, domain, status and reason: what became of the rows of the metadata.
--- Source: samples; sample_domains (staging). Beyond the 100 domains of the most rows they are one, "others".
+-- Source: samples. Beyond the 100 domains of the most rows they are one, "others".
 WITH placed AS (
-    SELECT samples.role, samples.status, samples.reason, sample_domains.domain
-    FROM samples
-    JOIN sample_domains ON sample_domains.sample_id = samples.sample_id
+    SELECT role, status, reason, domain_of(url) AS domain FROM samples
 ),
 
 domains AS (

@@ -40,6 +40,14 @@ def test_a_file_is_one_select_with_a_header(kind, name):
         assert re.search(r"\nSELECT \* FROM final\b", statement)
 
 
+@pytest.mark.parametrize("name", sql.names("functions"))
+def test_a_function_is_one_macro_with_a_header(name):
+    text = sql.read("functions", name)
+    assert text.startswith("-- Takes: ")
+    assert re.match(rf"CREATE MACRO {name}\(", code(text).strip())
+    assert max(map(len, text.splitlines())) <= 120
+
+
 def test_a_step_reads_only_the_steps_before_it():
     names = [step.split("/")[1] for step in measurement.STEPS]
     for place, step in enumerate(measurement.STEPS):

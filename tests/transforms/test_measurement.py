@@ -410,9 +410,8 @@ def test_the_yield_is_what_became_of_every_row(tmp_path):
     ("a/b.png", None), ("https://h\u00f6st.example#x", "h\u00f6st.example"), (None, None), ("javascript:alert(1)", None),
 ])  # fmt: skip
 def test_a_domain_is_the_host_of_the_url(url, domain):
-    with duckdb.connect() as connection:
-        connection.execute("CREATE TABLE samples AS SELECT 's' AS sample_id, $url AS url", {"url": url})
-        assert connection.execute(sql.read("staging", "sample_domains")).fetchall() == [("s", domain)]
+    with measurement.connect() as connection:
+        assert connection.execute("SELECT domain_of($url)", {"url": url}).fetchall() == [(domain,)]
 
 
 def test_the_takedown_names_all_duplicates_and_what_to_block(tmp_path):
