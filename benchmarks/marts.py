@@ -1,4 +1,4 @@
-"""All marts over a made-up audit of 10 million generations, and the same joins in pandas over one of a million.
+"""All marts over a made-up audit of 10 million generations; the same joins, value for value, in pandas over one of a million.
 
     python -m benchmarks.marts
 
@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 
 from benchmarks.duplicates_at_size import peak_memory
+from benchmarks.marts_in_pandas import PandasMarts
 from benchmarks.results import Row, write
 from transforms import measurement
 from transforms.lake import Lake, Manifest, snapshot_id
@@ -33,7 +35,7 @@ SMALL, LARGE = 1_000_000, 10_000_000
 PER_PROMPT = 5
 CONTROLS = 1000
 DELTA, THRESHOLD = 0.15, 0.6
-CHOSEN = ["prompt_id", "stratum", "inclusion_probability", "group_id", "origin", "sample_id"]
+COMPARED = ("verdicts", "extraction_rate", "extractions")
 
 IDENTITY = "'made' AS audit_id, 'made' AS model_revision, 'made' AS parameters_digest"
 
@@ -177,76 +179,48 @@ def marts(root: str) -> dict[str, Any]:
 
 
 def same_joins(root: str) -> dict[str, Any]:
-    """The steps up to ``extractions``, without writing anything: what pandas does below."""
+    """The steps up to ``extractions``, without writing anything: what pandas does beside it."""
     lake = Lake(root)
     with measurement.connect() as connection:
         measurement.make(connection, lake, lake.latest("match"), last="marts/extractions")
-        counts = {name: connection.table(name).count("*").fetchall()[0][0] for name in ("verdicts", "extractions")}
-    return {"rows": counts}
+        return {"rows": {name: connection.table(name).count("*").fetchall()[0][0] for name in COMPARED}}
 
 
-def in_pandas(root: str) -> dict[str, Any]:
-    """Verdicts, rates by every dimension and extractions, as one would write them in pandas: vectorised, columns chosen."""
+def in_pandas(root: str, types: str | None = None) -> dict[str, Any]:
+    """The same, in pandas."""
+    marts = PandasMarts(root, types)
+    verdicts = marts.verdicts()
+    made = dict(zip(COMPARED, (verdicts, marts.extraction_rate(verdicts), marts.extractions(verdicts)), strict=True))
+    return {"rows": {name: len(frame) for name, frame in made.items()}, "frames": made}
+
+
+def in_pandas_on_arrow(root: str) -> dict[str, Any]:
+    """The same, with Arrow's types in place of pandas' own."""
+    return in_pandas(root, "pyarrow")
+
+
+def check_same(root: str, made: dict[str, pd.DataFrame]) -> None:
+    """AssertionError unless DuckDB's marts hold these rows, value for value, in this order."""
     lake = Lake(root)
-
-    def read(table: str, columns: list[str]) -> pd.DataFrame:
-        (manifest,) = lake.manifests(TABLES[table].stage)
-        return pd.concat([pd.read_parquet(path, columns=columns) for path in lake.parts(table, manifest.snapshot_id)])
-
-    columns = [
-        "prompt_id",
-        "sample_index",
-        "sample_id",
-        "group_id",
-        "role",
-        "relation",
-        "l2",
-        "tiled_l2",
-        "adaptive_l2",
-        "extracted",
-    ]
-    matches = read("matches", columns)
-    matches = matches[matches.role == "training"]
-    own = matches[matches.relation == "own"]
-    prompts = read("prompts", [*CHOSEN, "text", "n_duplicates", "stratum_order"])
-    prompts = prompts[prompts.origin != "control"]
-    samples = read("samples", ["sample_id", "url", "caption", "original_width", "original_height", "punsafe"])
-    verdicts = prompts.merge(read("cliques", ["prompt_id", "flagged", "clique_size", "mean_distance"]), on="prompt_id")
-    verdicts = verdicts.merge(samples, on="sample_id", how="left")
-    verdicts = verdicts.merge(
-        matches.groupby("prompt_id").agg(extracted=("extracted", "any"), nearest_l2=("l2", "min")).reset_index(),
-        on="prompt_id", how="left",
-    )  # fmt: skip
-    nearest = own.groupby("prompt_id").agg(own_distance=("adaptive_l2", "min")).reset_index()
-    verdicts = verdicts.merge(nearest, on="prompt_id", how="left")
-    verdicts["extracted"] = verdicts.extracted.eq(True)
-    verdicts["extracted_calibrated"] = verdicts.own_distance < THRESHOLD
-    verdicts["prompt_words"] = verdicts.text.str.split().str.len()
-    verdicts["domain"] = verdicts.url.str.extract(r"^[a-z][a-z0-9+.-]*://(?:www\.)?([^/?#:]+)", expand=False)
-    verdicts["aspect"] = (verdicts.original_width / verdicts.original_height).round(1)
-    verdicts["weight"] = 1 / verdicts.inclusion_probability
-    verdicts["all"] = "drawn"
-    for dimension in ("all", "stratum", "prompt_words", "aspect", "domain"):
-        verdicts.groupby([dimension, "stratum", "inclusion_probability"]).agg(
-            tried=("prompt_id", "count"), weight=("weight", "sum"), flagged=("flagged", "sum"),
-            extracted=("extracted", "sum"), calibrated=("extracted_calibrated", "sum"),
-        )  # fmt: skip
-        hit = matches[matches.extracted].merge(verdicts[["prompt_id", dimension]].rename(columns={dimension: "bucket"}))
-        hit.groupby("bucket").group_id.nunique()
-    called = matches.merge(verdicts[["prompt_id", "extracted_calibrated"]], on="prompt_id")
-    near = (called.relation == "own") & (called.adaptive_l2 < THRESHOLD) & called.extracted_calibrated
-    best = called[called.extracted | near].sort_values(["adaptive_l2", "l2", "prompt_id", "sample_index"])
-    best = best.drop_duplicates("group_id").drop(columns=["role", "extracted"])
-    groups = called.groupby("group_id").agg(extracted=("extracted", "any")).reset_index()
-    best = best.merge(groups, on="group_id").merge(samples, on="sample_id")
-    best = best.merge(read("duplicate_groups", ["sample_id", "size"]), on="sample_id")
-    best = best.merge(prompts[["prompt_id", "text"]], on="prompt_id")
-    best = best.merge(read("generations", ["prompt_id", "sample_index", "seed", "steps"]), on=["prompt_id", "sample_index"])
-    best = best.merge(read("eidetic_counts", ["sample_id", "k"]), on="sample_id", how="left")
-    return {"rows": {"verdicts": len(verdicts), "extractions": len(best)}}
+    with measurement.connect() as connection:
+        measurement.make(connection, lake, lake.latest("match"), last="marts/extractions")
+        for name, frame in made.items():
+            ours = connection.table(name).df()
+            theirs = ours[["dimension", "bucket"]].merge(frame) if name == "extraction_rate" else frame
+            for column in ours:
+                one, other = ours[column].to_numpy(object), theirs[column].to_numpy(object)
+                known = ~pd.isna(one)
+                assert (known == ~pd.isna(other)).all(), f"nulls of {name}.{column}"
+                if ours[column].dtype.kind == "f":
+                    same = np.allclose(one[known].astype(float), other[known].astype(float), rtol=1e-9, atol=1e-12)
+                else:
+                    same = bool((one[known] == other[known]).all())
+                assert same, f"values of {name}.{column}"
 
 
-WORK: dict[str, Callable[[str], dict[str, Any]]] = {"marts": marts, "same_joins": same_joins, "in_pandas": in_pandas}
+WORK: dict[str, Callable[[str], dict[str, Any]]] = {
+    "marts": marts, "same_joins": same_joins, "in_pandas": in_pandas, "in_pandas_on_arrow": in_pandas_on_arrow,
+}  # fmt: skip
 
 
 def in_process(work: str, root: Path) -> dict[str, Any]:
@@ -268,7 +242,10 @@ def main() -> None:
         pd.read_parquet(Lake(given.lake).every_part("audits")[0])
         begun = time.monotonic()
         result = WORK[given.work](given.lake)
-        print(json.dumps({**result, "seconds": time.monotonic() - begun, "gib": peak_memory()}))
+        told = {"rows": result["rows"], "seconds": time.monotonic() - begun, "gib": peak_memory()}
+        if "frames" in result:
+            check_same(given.lake, result["frames"])
+        print(json.dumps(told))
         return
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -276,14 +253,16 @@ def main() -> None:
         for n in (SMALL, LARGE):
             make_lake(str(folder / str(n)), n)
             found[n] = in_process("marts", folder / str(n))
-        ours, theirs = (in_process(work, folder / str(SMALL)) for work in ("same_joins", "in_pandas"))
-    assert ours["rows"] == theirs["rows"], "both find the same"
+        peers = {"pandas": "in_pandas", "pandas on Arrow's types": "in_pandas_on_arrow"}
+        ours = in_process("same_joins", folder / str(SMALL))
+        theirs = {peer: in_process(work, folder / str(SMALL)) for peer, work in peers.items()}
     write("marts", [
         Row(f"all marts and checks, {LARGE:,} generations: time", found[LARGE]["seconds"] / 60, "min", 3),
         Row(f"all marts and checks, {LARGE:,} generations: peak memory", found[LARGE]["gib"], "GiB", 8),
         Row(f"all marts and checks, {LARGE:,} generations: growth", found[LARGE]["seconds"], "s", 11, f"{SMALL:,}",
             found[SMALL]["seconds"]),
-        Row(f"verdicts, rates and extractions, {SMALL:,} generations", ours["seconds"], "s", 0.2, "pandas", theirs["seconds"]),
+        *(Row(f"verdicts, rates and extractions, {SMALL:,} generations", ours["seconds"], "s", 0.2, peer, found["seconds"])
+          for peer, found in theirs.items()),
     ])  # fmt: skip
 
 
