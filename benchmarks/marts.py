@@ -35,6 +35,7 @@ SMALL, LARGE = 1_000_000, 10_000_000
 PER_PROMPT = 5
 CONTROLS = 1000
 DELTA, THRESHOLD = 0.15, 0.6
+JOINS = {"same_joins": "", "in_pandas": "pandas", "in_pandas_on_arrow": "pandas on Arrow's types"}
 COMPARED = ("verdicts", "extraction_rate", "extractions")
 
 IDENTITY = "'made' AS audit_id, 'made' AS model_revision, 'made' AS parameters_digest"
@@ -253,16 +254,18 @@ def main() -> None:
         for n in (SMALL, LARGE):
             make_lake(str(folder / str(n)), n)
             found[n] = in_process("marts", folder / str(n))
-        peers = {"pandas": "in_pandas", "pandas on Arrow's types": "in_pandas_on_arrow"}
-        ours = in_process("same_joins", folder / str(SMALL))
-        theirs = {peer: in_process(work, folder / str(SMALL)) for peer, work in peers.items()}
+        # In turns, and of each the fastest.
+        seconds: dict[str, float] = {}
+        for work in [*JOINS, *JOINS, *JOINS]:
+            took = in_process(work, folder / str(SMALL))["seconds"]
+            seconds[work] = min(took, seconds.get(work, took))
     write("marts", [
         Row(f"all marts and checks, {LARGE:,} generations: time", found[LARGE]["seconds"] / 60, "min", 3),
         Row(f"all marts and checks, {LARGE:,} generations: peak memory", found[LARGE]["gib"], "GiB", 8),
         Row(f"all marts and checks, {LARGE:,} generations: growth", found[LARGE]["seconds"], "s", 11, f"{SMALL:,}",
             found[SMALL]["seconds"]),
-        *(Row(f"verdicts, rates and extractions, {SMALL:,} generations", ours["seconds"], "s", 0.2, peer, found["seconds"])
-          for peer, found in theirs.items()),
+        *(Row(f"verdicts, rates and extractions, {SMALL:,} generations", seconds["same_joins"], "s", 0.2, peer, seconds[work])
+          for work, peer in JOINS.items() if peer),
     ])  # fmt: skip
 
 
