@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import deduplicate, embed, ingest
+from pipelines import deduplicate, embed, generate, ingest
 from pipelines.cli import run_verb
 from tests.lakes import differences
 from tests.models import save_random_pipeline
@@ -46,9 +46,9 @@ def groups(tmp_path_factory):
     return folder
 
 
-def start(folder: Path, lake: Lake) -> subprocess.Popen:
-    """``generate`` in a process group of its own; many steps, so that it can be caught in the middle."""
-    words = [
+def words(folder: Path, lake: Lake) -> list[str]:
+    """Of ``generate``; many steps, so that it can be caught in the middle."""
+    return [
         f"--lake={lake.root}",
         f"--model={folder}/model",
         "--device=cpu",
@@ -58,8 +58,12 @@ def start(folder: Path, lake: Lake) -> subprocess.Popen:
         "--steps=60",
         "--keep=all",
     ]
+
+
+def start(folder: Path, lake: Lake) -> subprocess.Popen:
+    """``generate`` in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.generate", *words],
+        [sys.executable, "-m", "pipelines.generate", *words(folder, lake)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -130,7 +134,7 @@ def test_a_killed_run_goes_on_and_repeats_nothing(groups, tmp_path):
     assert _seconds(killed, snapshot).items() >= _seconds_of(linked).items()
     assert not Path(killed.work("generate", snapshot)).exists()
 
-    finish(start(groups, untouched))
+    assert run_verb(generate.main, words(groups, untouched)) == 0
     assert differences(killed, untouched, frozenset({"seconds"})) == []
     assert untouched.latest("generate").rows["prompts"] == PROMPTS
     assert untouched.latest("generate").rows["generations"] == 4 * PROMPTS

@@ -404,7 +404,7 @@ def shared():
 
 
 def photographs():
-    """Number → a photograph of CIFAR-10, as large as a generation of Stable Diffusion."""
+    """Number → a photograph of CIFAR-10, larger than it is shown."""
     path = shared() / "data" / "cifar10_train.parquet"
     if not path.exists():
         pytest.skip(f"{path} is not there; EIDETIC_SHARED names the folder that holds data/")
@@ -413,7 +413,7 @@ def photographs():
     encoded = table["jpeg"].to_pylist()
 
     def draw(number):
-        return np.asarray(Image.open(io.BytesIO(encoded[number % len(encoded)])).convert("RGB").resize((512, 512)))
+        return np.asarray(Image.open(io.BytesIO(encoded[number % len(encoded)])).convert("RGB").resize((160, 160)))
 
     return draw
 

@@ -86,15 +86,17 @@ def test_what_is_no_count_is_refused(bad):
 # -- Clopper and Pearson's, and Blaker's --------------------------------------------------------------------------------
 
 
-def acceptability(successes, trials, rate):
-    """Blaker 2000, straight from its definition: the smaller tail, and what of the other is no likelier."""
-    at_least, at_most = binom.sf(np.arange(trials + 1) - 1, trials, rate), binom.cdf(np.arange(trials + 1), trials, rate)
-    tail = min(at_least[successes], at_most[successes])
-    if at_least[successes] < at_most[successes]:
-        other = at_most[at_most <= tail * (1 + 1e-12)].max(initial=0)
-    else:
-        other = at_least[at_least <= tail * (1 + 1e-12)].max(initial=0)
-    return min(1.0, tail + other)
+def acceptability(trials, rates):
+    """(trials + 1, rates): Blaker 2000, from its definition: the smaller tail, and what of the other is no likelier."""
+    results = np.arange(trials + 1)[:, None]
+    at_least, at_most = binom.sf(results - 1, trials, rates), binom.cdf(results, trials, rates)
+    made = np.zeros_like(at_least)
+    for result in range(trials + 1):
+        upper = at_least[result] < at_most[result]
+        tail = np.where(upper, at_least[result], at_most[result])
+        other = np.where(upper, at_most, at_least)
+        made[result] = tail + np.where(other <= tail * (1 + 1e-12), other, 0).max(axis=0)
+    return np.minimum(1.0, made)
 
 
 @given(counts)
@@ -115,13 +117,13 @@ def test_blakers_is_never_wider_than_clopper_and_pearsons(count):
 def test_blakers_ends_are_where_its_definition_says(trials):
     """All rates of a fine grid: outside the interval none is acceptable, and right inside each end one is."""
     grid = np.linspace(0, 1, 4001)
+    accepted = acceptability(trials, grid) > 0.05
     for successes in range(trials + 1):
         lower, upper = blaker_interval(successes, trials)
-        accepted = np.array([acceptability(successes, trials, rate) > 0.05 for rate in grid])
-        assert not accepted[(grid < lower - 1e-9) | (grid > upper + 1e-9)].any()
+        assert not accepted[successes, (grid < lower - 1e-9) | (grid > upper + 1e-9)].any()
         for end, inwards in ((lower, 1e-7), (upper, -1e-7)):
             if 0 < end < 1:
-                assert acceptability(successes, trials, end + inwards) > 0.05 - 1e-5
+                assert acceptability(trials, np.array([end + inwards]))[successes, 0] > 0.05 - 1e-5
 
 
 def test_blakers_by_hand():
