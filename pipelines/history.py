@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.nightly import history
 from pipelines.options import CommonOptions, parse
 from pipelines.query import as_table
 from transforms.errors import UserError
 from transforms.lake import Lake
+from transforms.nights import history
 
 NAMES = ["date", "model", "images", "panel", "new", "gone", "rate", "95% interval", "p", "verdict"]
 

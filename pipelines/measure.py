@@ -21,7 +21,7 @@ from typing import Any
 from pipelines.options import CommonOptions, option, parameters, parse
 from pipelines.query import as_table
 from pipelines.stage import Execution, Stage
-from transforms import measurement, report
+from transforms import measurement, nights, report
 from transforms.errors import UserError
 from transforms.lake import Lake, Manifest, exists, write_bytes
 
@@ -85,17 +85,11 @@ def run(execution: Execution, options: MeasureOptions, match: Manifest | None = 
     return manifest
 
 
-def write_report(
-    lake: Lake,
-    options: MeasureOptions,
-    match: Manifest,
-    snapshot: str,
-    nights: Sequence[dict[str, Any]] = (),
-    changes: Sequence[dict[str, Any]] = (),
-) -> None:
-    """Writes the report of an audit, by its number and as the newest; ``nights`` and ``changes`` as in ``report.render``."""
-    content = report.render(lake, match, snapshot, options.report_limit, nights, changes)
-    for path in (lake.path("reports", f"{match.upstream['generate']}.html"), lake.path("report.html")):
+def write_report(lake: Lake, options: MeasureOptions, match: Manifest, snapshot: str) -> None:
+    """Writes the report of an audit, by its number and as the newest, with the nights up to the last that it was part of."""
+    audit = match.upstream["generate"]
+    content = report.render(lake, match, snapshot, options.report_limit, *nights.up_to(lake, audit))
+    for path in (lake.path("reports", f"{audit}.html"), lake.path("report.html")):
         write_bytes(path, content)
 
 

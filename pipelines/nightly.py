@@ -84,12 +84,6 @@ OPTIONS = (NightlyOptions, *(kind for kind in audit.OPTIONS if kind is not audit
 # -- the nights before ------------------------------------------------------------------------------------------------
 
 
-def history(lake: Lake) -> list[dict[str, Any]]:
-    """Rows of ``history`` of all complete nights, by date."""
-    rows = [row for night in lake.manifests("nightly") for row in lake.read("history", night.snapshot_id).to_pylist()]
-    return sorted(rows, key=lambda row: row["date"])
-
-
 @contextlib.contextmanager
 def alone(lake: Lake, wait: float) -> Iterator[None]:
     """Keeps other nights off the lake meanwhile. UserError where one is at work for longer than ``wait`` seconds."""
@@ -191,7 +185,7 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     lake, options, generation = execution.lake, parsed[NightlyOptions], parsed[generate.GenerateOptions]
     if generation.prompts is not None or generation.generations is not None:
         raise UserError("a night draws its prompts and makes its images itself; leave --prompts and --generations to audit")
-    date, before = options.night, history(lake)
+    date, before = options.night, nights.history(lake)
     done = [row for row in before if row["date"] == date]
     if done:
         say(f"nightly      {date} is done")
@@ -283,9 +277,8 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     execution.stage(Stage("nightly", {"date": date}, {"match": matched.snapshot_id}, None, "nights"), work)
     measurement.build_database(lake)
     # The rotating prompts' report last: it is the night's, and the newest.
-    shown, what = [*earlier, row], with_texts(lake, row, changed)
     for made, measured in ((panel_matched, panel), (matched, rotating)):
-        measure.write_report(lake, parsed[measure.MeasureOptions], made, measured.snapshot_id, shown, what)
+        measure.write_report(lake, parsed[measure.MeasureOptions], made, measured.snapshot_id)
     return row
 
 
@@ -330,18 +323,6 @@ def changes(lake: Lake, row: dict[str, Any], comparison: nights.Comparison) -> l
         for kind, some in (("new", comparison.new), ("gone", comparison.gone))
         for one in some
     ]
-
-
-def with_texts(lake: Lake, row: dict[str, Any], changed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of ``night_changes`` with prompt, url and caption, for the report."""
-    groups = lake.manifest("deduplicate", row["panel_snapshot"])
-    embedded = None if groups is None else lake.manifest("embed", groups.upstream["embed"])
-    assert embedded is not None, "a complete snapshot's upstream is complete"
-    wanted = {one["sample_id"] for one in changed}
-    texts = {one["prompt_id"]: one["text"] for one in lake.read("prompts", row["panel_audit_id"]).to_pylist()}
-    samples = lake.read("samples", embedded.upstream["ingest"], ["sample_id", "url", "caption"]).to_pylist()
-    told = {one["sample_id"]: one for one in samples if one["sample_id"] in wanted}
-    return [{**one, "prompt": texts[one["prompt_id"]], **told[one["sample_id"]]} for one in changed]
 
 
 # -- what the night says ----------------------------------------------------------------------------------------------

@@ -28,6 +28,40 @@ class Night(NamedTuple):
     rotating: list[dict[str, Any]]
 
 
+def history(lake: Lake) -> list[dict[str, Any]]:
+    """Rows of ``history`` of all complete nights, by date."""
+    rows = [row for night in lake.manifests("nightly") for row in lake.read("history", night.snapshot_id).to_pylist()]
+    return sorted(rows, key=lambda row: row["date"])
+
+
+def up_to(lake: Lake, audit: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The nights up to the last that an audit was part of, and what changed in that one.
+
+    Returns:
+        rows of ``history`` by date, and rows of ``night_changes`` with prompt, url and caption as the lake has them now; both
+        empty for an audit of no night.
+    """
+    nights = history(lake)
+    dates = [row["date"] for row in nights if audit in (row["panel_audit_id"], row["rotating_audit_id"])]
+    if not dates:
+        return [], []
+    nights = [row for row in nights if row["date"] <= dates[-1]]
+    (night,) = [one for one in lake.manifests("nightly") if one.facts["date"] == dates[-1]]
+    changed = lake.read("night_changes", night.snapshot_id).to_pylist()
+    return nights, _with_texts(lake, nights[-1], changed) if changed else []
+
+
+def _with_texts(lake: Lake, row: dict[str, Any], changed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    groups = lake.manifest("deduplicate", row["panel_snapshot"])
+    embedded = None if groups is None else lake.manifest("embed", groups.upstream["embed"])
+    assert embedded is not None, "a complete snapshot's upstream is complete"
+    wanted = {one["sample_id"] for one in changed}
+    texts = {one["prompt_id"]: one["text"] for one in lake.read("prompts", row["panel_audit_id"]).to_pylist()}
+    samples = lake.read("samples", embedded.upstream["ingest"], ["sample_id", "url", "caption"]).to_pylist()
+    told = {one["sample_id"]: one for one in samples if one["sample_id"] in wanted}
+    return [{**one, "prompt": texts[one["prompt_id"]], **told[one["sample_id"]]} for one in changed]
+
+
 def read_night(lake: Lake, row: dict[str, Any]) -> Night:
     """A night by its row of ``history``, with the verdicts of its audits as they are now. UserError where these are gone."""
     measured = {manifest.facts["audit_id"]: manifest.snapshot_id for manifest in measurement.current(lake)}

@@ -67,7 +67,7 @@ class Box:
     def night(self, date, **options):
         """Exit code, and the night's row of history."""
         code = run_verb(nightly.main, self.words(date, **options))
-        found = [row for row in nightly.history(self.lake) if row["date"] == date]
+        found = [row for row in nights.history(self.lake) if row["date"] == date]
         return code, found[0] if found else None
 
     def alert(self):
@@ -220,7 +220,7 @@ def test_a_night_with_nothing_new_loads_no_model(box, monkeypatch):
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
-    first, second = nightly.history(box.lake)
+    first, second = nights.history(box.lake)
     assert second["panel_audit_id"] == first["panel_audit_id"] and second["verdict"] == "fine"
 
 
@@ -264,6 +264,26 @@ def test_a_lake_without_nights_has_no_history(tmp_path, capsys):
     lake.create()
     assert run_verb(history.main, [f"--lake={tmp_path}"]) == 2
     assert "has no night yet; run 'eidetic nightly' first" in capsys.readouterr().err
+
+
+def test_the_nights_are_in_the_reports_that_are_made_after_a_request_to_forget(box):
+    box.remember([0, 1])
+    box.night("2026-01-01")
+    box.remember(range(20))
+    _, second = box.night("2026-01-02")
+    _, changed = answer(box.lake, "SELECT sample_id, caption FROM night_changes JOIN samples USING (sample_id) ORDER BY 2")
+    assert len(changed) == second["new_extractions"] >= 9
+    report = box.folder / "lake" / "reports" / f"{second['rotating_audit_id']}.html"
+    before = report.read_text()
+    assert run_verb(forget.main, [f"--lake={box.lake.root}", f"--sample_ids={changed[0][0]}"]) == 0
+    after = report.read_text()
+    for date in ("2026-01-01", "2026-01-02"):
+        assert f'<th scope="row">{date}</th>' in before and f'<th scope="row">{date}</th>' in after
+    assert all(caption in before for _, caption in changed)
+    # One of them is gone, and is still told of without a word; a caption may be the beginning of another.
+    assert f">{changed[0][1]}<" in before and f">{changed[0][1]}<" not in after
+    assert all(caption in after for _, caption in changed[1:])
+    assert after.count("sample " + changed[0][0][:12]) == 1
 
 
 def test_a_night_is_compared_with_what_is_left_after_a_request_to_forget(box, monkeypatch):
