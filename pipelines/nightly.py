@@ -214,12 +214,8 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     drawn_by = [row["rotating_seed"] for row in before if row["rotating_options"] == state]
     seed = drawn_by[0] if drawn_by else int(digest("rotating", date, generation.seed)[:7], 16)
     last = earlier[-1] if earlier else None
-    if last is not None:
-        say(
-            told_power(
-                nights.power(sizes.panel, sizes.rotating, last["rate"], options.significance, tests_of(lake, last)), sizes
-            )
-        )
+    rate, tests = (0.0, 1) if last is None else (last["rate"], tests_of(lake, last))
+    say(told_power(nights.power(sizes.panel, sizes.rotating, rate, options.significance, tests), sizes))
 
     panel_matched, panel = one_audit(execution, parsed, groups, sizes.panel, generation.seed)
     matched, rotating = one_audit(execution, parsed, data.deduplicate, sizes.rotating, seed)

@@ -153,6 +153,16 @@ def quiet_beam(verbose: bool) -> None:
     """Keeps the log of Beam and of the libraries below it out of the way, unless ``verbose``."""
     logging.basicConfig()
     logging.getLogger().setLevel(logging.INFO if verbose else logging.ERROR)
+    steps = logging.getLogger("apache_beam.runners.common")
+    if verbose:
+        steps.removeFilter(_not_a_users_mistake)
+    else:
+        steps.addFilter(_not_a_users_mistake)
+
+
+def _not_a_users_mistake(record: logging.LogRecord) -> bool:
+    """False for what a step raised as UserError: it is said in one line when the pipeline ends."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], UserError)
 
 
 # -- what the user sees ---------------------------------------------------------------------------------------------

@@ -95,6 +95,8 @@ def test_four_nights(box, capsys, monkeypatch):
     panel = {row["text"] for row in box.lake.read("prompts", first["panel_audit_id"]).to_pylist() if row["origin"] != "control"}
     assert first["panel_extracted"] == len(panel & {"picture 0", "picture 1"})
     assert box.alert()["verdict"] == "first"
+    # What it can see is said before it is made, the first one too: more is cheaper now than after a month.
+    assert any("with 80% power, the panel of 11 prompts shows" in line for line in box.said)
 
     # The same date again is done, whatever changed; nothing runs.
     box.remember(range(20))

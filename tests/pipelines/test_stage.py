@@ -39,10 +39,20 @@ def test_a_stage_that_fails_is_not_complete(tmp_path):
     assert Lake(str(tmp_path / "lake")).manifest("deduplicate", stage.snapshot_id) is None
 
 
-def test_a_users_mistake_comes_out_of_the_runner_as_one_line(tmp_path):
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_users_mistake_comes_out_of_the_runner_as_one_line(tmp_path, caplog, verbose):
+    loud = Execution(Lake(str(tmp_path / "lake")), [], verbose)
     with pytest.raises(UserError) as caught:
-        execution(tmp_path).run(lambda pipeline: pipeline | beam.Create([7]) | "Refuse" >> beam.ParDo(Refuse()))
+        loud.run(lambda pipeline: pipeline | beam.Create([7]) | "Refuse" >> beam.ParDo(Refuse()))
     assert str(caught.value) == "got 7, expected less; mend it"
+    # Its traceback is Beam's log, which --verbose shows.
+    assert any("mend it" in record.getMessage() for record in caplog.records) == verbose
+
+
+def test_a_fault_of_ours_keeps_its_traceback(tmp_path, caplog):
+    with pytest.raises(ZeroDivisionError):
+        execution(tmp_path).run(lambda pipeline: pipeline | beam.Create([0]) | "Divide" >> beam.Map(lambda number: 1 / number))
+    assert any(record.exc_info for record in caplog.records)
 
 
 def test_a_mistake_inside_a_remote_traceback():
