@@ -55,10 +55,10 @@ def inputs(tmp_path_factory):
     corpus.build(folder, f"http://127.0.0.1:{port}", 0.01)
     rows = pq.read_table(folder / "metadata.parquet")
     urls = rows["URL"].to_pylist()
-    faulty = [row for row, url in enumerate(urls) if "/pictures/" not in url]
-    # One slow link is enough: every part with one waits for the whole --timeout.
-    slow = [row for row, url in enumerate(urls) if "/slow/" in url]
-    pq.write_table(rows.take(sorted({*range(ROWS), *faulty} - {*slow[1:]})), folder / "metadata.parquet")
+    faulty = {row for row, url in enumerate(urls) if "/pictures/" not in url}
+    # Without the slow link, for which either runner would wait the whole --timeout.
+    slow = {row for row, url in enumerate(urls) if "/slow/" in url}
+    pq.write_table(rows.take(sorted({*range(ROWS), *faulty} - slow)), folder / "metadata.parquet")
     save_random_pipeline(str(folder / "model"))
     with serve.serving(folder, port):
         yield folder

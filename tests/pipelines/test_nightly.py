@@ -271,13 +271,18 @@ def test_a_lake_without_nights_has_no_history(tmp_path, capsys):
 def test_the_nights_are_in_the_reports_that_are_made_after_a_request_to_forget(box):
     box.remember([0, 1])
     box.night("2026-01-01")
-    box.remember(range(20))
+    box.remember(range(24))
+    box.metadata("training/tuesday", range(20, 24))
     _, second = box.night("2026-01-02")
     _, changed = answer(box.lake, "SELECT sample_id, caption FROM night_changes JOIN samples USING (sample_id) ORDER BY 2")
     assert len(changed) == second["new_extractions"] >= 9
     report = box.folder / "lake" / "reports" / f"{second['rotating_audit_id']}.html"
     before = report.read_text()
     assert run_verb(forget.main, [f"--lake={box.lake.root}", f"--sample_ids={changed[0][0]}"]) == 0
+    # Tonight's samples lie over those of the night before, in whose files it was.
+    assert box.lake.manifest("ingest", second["ingest_snapshot"]).upstream
+    samples = {row["sample_id"]: row for row in box.lake.read("samples", second["ingest_snapshot"]).to_pylist()}
+    assert samples[changed[0][0]]["status"] == "forgotten" and len(samples) == 27
     after = report.read_text()
     for date in ("2026-01-01", "2026-01-02"):
         assert f'<th scope="row">{date}</th>' in before and f'<th scope="row">{date}</th>' in after
