@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
+import pyarrow.compute as pc
 
 from pipelines.options import CommonOptions, option, parse
 from pipelines.stage import Execution, Progress, Stage
@@ -244,7 +245,7 @@ def run(execution: Execution, options: IngestOptions) -> Manifest:
         execution.run(lambda pipeline: build(pipeline, lake, planned.snapshot_id, options, base), progress)
         if durable() != planned.items:
             raise RuntimeError(f"{planned.items} rows of metadata became {durable()} samples")
-        return facts(lake, planned.snapshot_id, options)
+        return facts(lake, planned.snapshot_id, partitions(options))
 
     manifest = execution.stage(planned, work)
     delete(lake.work("ingest", manifest.snapshot_id))
@@ -256,15 +257,18 @@ def lie_over(lake: Lake, snapshot: str, base: Manifest) -> None:
         lake.lay_over(table, snapshot, base.snapshot_id)
 
 
-def facts(lake: Lake, snapshot: str, options: IngestOptions) -> dict[str, Any]:
+def partitions(options: IngestOptions) -> dict[str, list[str]]:
+    """Role → fingerprints of its metadata files."""
+    return {role: [one.fingerprint for one in survey.partitions] for role, survey in options.surveys.items()}
+
+
+def facts(lake: Lake, snapshot: str, partitions: dict[str, list[str]]) -> dict[str, Any]:
     table = lake.read("samples", snapshot, ["role", "status"])
     tally = collections.Counter(zip(table["role"].to_pylist(), table["status"].to_pylist(), strict=True))
     return {
         "status": {f"{role}/{status}": number for (role, status), number in sorted(tally.items())},
         # What a later run may build on.
-        "partitions": {
-            role: [partition.fingerprint for partition in survey.partitions] for role, survey in options.surveys.items()
-        },
+        "partitions": partitions,
     }
 
 
@@ -279,7 +283,7 @@ def retry(execution: Execution, options: IngestOptions, base: Manifest, since: d
         label: tells this attempt from others, such as the date.
 
     Returns:
-        a snapshot that lies over ``base`` with the parts in which something is there now; ``base`` where nothing is.
+        a snapshot that lies over ``base`` with the parts that changed; ``base`` where none did.
     """
     lake = execution.lake
     failed: dict[str, dict[int, int]] = {}
@@ -312,9 +316,17 @@ def retry(execution: Execution, options: IngestOptions, base: Manifest, since: d
 
     def work(planned: Stage) -> dict[str, Any]:
         lie_over(lake, snapshot, base)
-        return facts(lake, snapshot, options)
+        # Not what there is now: metadata that came since are not in it.
+        return facts(lake, snapshot, base.facts["partitions"])
 
     return execution.stage(planned, work)
+
+
+def recovered(lake: Lake, before: Manifest, after: Manifest) -> int:
+    """Samples that were no success in one ingest and are one in a later one."""
+    was, now = (lake.read("samples", one.snapshot_id, ["sample_id", "status"]) for one in (before, after))
+    failed = was.filter(pc.not_equal(was["status"], "success"))["sample_id"]
+    return pc.sum(pc.is_in(now.filter(pc.equal(now["status"], "success"))["sample_id"], failed.combine_chunks())).as_py() or 0
 
 
 def in_bins(sizes: dict[int, int], most: int) -> list[list[int]]:

@@ -85,12 +85,13 @@ def run(execution: Execution, options: MeasureOptions, match: Manifest | None = 
     return manifest
 
 
-def write_report(lake: Lake, options: MeasureOptions, match: Manifest, snapshot: str) -> None:
-    """Writes the report of an audit, by its number and as the newest, with the nights up to the last that it was part of."""
+def write_report(lake: Lake, options: MeasureOptions, match: Manifest, snapshot: str, newest: bool = True) -> None:
+    """Writes the report of an audit, by its number and as the ``newest``, with the nights up to the last that it was in."""
     audit = match.upstream["generate"]
     content = report.render(lake, match, snapshot, options.report_limit, *nights.up_to(lake, audit))
-    for path in (lake.path("reports", f"{audit}.html"), lake.path("report.html")):
-        write_bytes(path, content)
+    write_bytes(lake.path("reports", f"{audit}.html"), content)
+    if newest:
+        write_bytes(lake.path("report.html"), content)
 
 
 def summary(lake: Lake, measure: Manifest) -> str:

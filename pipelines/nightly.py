@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import http.client
 import json
 import sys
 import traceback
@@ -36,6 +37,7 @@ from transforms.identity import digest
 from transforms.lake import Lake, Manifest, exists, read_bytes, write_bytes
 
 WORSE, COULD_NOT_RUN = 3, 2
+MOST_NIGHTS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +69,10 @@ class NightlyOptions:
         for name in ("budget", "budget_seconds"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}, expected more than 0")
-        for name in ("retry_nights", "wait"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name} is {getattr(self, name)}, expected 0 or more")
+        if not self.wait >= 0:
+            raise UserError(f"--wait is {self.wait}, expected 0 or more")
+        if not 0 <= self.retry_nights <= MOST_NIGHTS:
+            raise UserError(f"--retry_nights is {self.retry_nights}, expected 0 to {MOST_NIGHTS:,}")
         if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
             raise UserError(f"--webhook is {self.webhook!r}, expected an http or https URL")
 
@@ -82,6 +85,10 @@ OPTIONS = (NightlyOptions, *(kind for kind in audit.OPTIONS if kind is not audit
 
 
 # -- the nights before ------------------------------------------------------------------------------------------------
+
+
+class Busy(UserError):
+    """Another night is at work on the lake."""
 
 
 @contextlib.contextmanager
@@ -103,7 +110,7 @@ def alone(lake: Lake, wait: float) -> Iterator[None]:
             say(f"nightly      another night is at work on the lake {lake.root!r}; waiting for up to {wait:g} s")
             lock.acquire(timeout=wait)
     except filelock.Timeout as error:
-        raise UserError(
+        raise Busy(
             f"another night is at work on the lake {lake.root!r}; wait until it is done, or give it time with --wait SECONDS"
         ) from error
     with lock:
@@ -121,28 +128,49 @@ class Share:
     rotating: int
 
 
-def share(lake: Lake, options: NightlyOptions, generation: generate.GenerateOptions, revision: str, controls: int) -> Share:
-    """How many prompts the budget is enough for. UserError where it's not enough for one in each half."""
+def share(
+    lake: Lake,
+    options: NightlyOptions,
+    generation: generate.GenerateOptions,
+    revisions: Sequence[str],
+    controls: int,
+    panel: int | None,
+) -> Share:
+    """How many prompts the budget is enough for.
+
+    Args:
+        lake, options, generation: of the night.
+        revisions: of models, tonight's first: what an image takes is known of the first of them that was run here.
+        controls: pictures that each half makes images of, beside its prompts.
+        panel: prompts of the panel that there is already; None where it is to be drawn.
+
+    Raises:
+        UserError: if it isn't enough for the panel, or for one prompt in each half.
+    """
     images: float = options.budget
     if options.budget_seconds is not None:
-        each = generation.seconds_per_image or generate.seconds_per_image(lake, revision)
+        known = [generation.seconds_per_image, *(generate.seconds_per_image(lake, revision) for revision in revisions)]
+        each = next((seconds for seconds in known if seconds is not None), None)
         if each is None:
             raise UserError(
                 "--budget_seconds needs to know what an image takes, and this model was never run in this lake: name "
                 "--seconds_per_image, or give a --budget in images"
             )
         images = options.budget_seconds / each
-    spent = controls * generation.control_images
-    parts = (options.panel_share, 1 - options.panel_share)
-    prompts = [int((images * part - spent) // generation.images_per_prompt) for part in parts]
-    if min(prompts) < 1:
-        least = (spent + generation.images_per_prompt) / min(parts)
+    spent, per_prompt = controls * generation.control_images, generation.images_per_prompt
+    prompts = panel or int((images * options.panel_share - spent) // per_prompt)
+    for_panel = images * options.panel_share if panel is None else spent + panel * per_prompt
+    rotating = int((images - for_panel - spent) // per_prompt)
+    if prompts < 1 or rotating < 1:
+        smaller = min(options.panel_share, 1 - options.panel_share)
+        least = for_panel + spent + per_prompt if panel else (spent + per_prompt) / smaller
+        fixed = f" and the panel has its {panel} prompts (another --seed draws another one)" if panel else ""
         raise UserError(
             f"the budget is {images:,.0f} images; at least {least:,.0f} are needed, since each half of the night makes "
-            f"{generation.control_images} images of each of {controls} controls beside those of its prompts; raise it, or "
-            "lower --images_per_control or --images_per_prompt"
+            f"{generation.control_images} images of each of {controls} controls beside those of its prompts{fixed}; raise it, "
+            "or lower --images_per_control or --images_per_prompt"
         )
-    return Share(*prompts)
+    return Share(prompts, rotating)
 
 
 def controls_of(lake: Lake, embedded: Manifest) -> int:
@@ -150,23 +178,48 @@ def controls_of(lake: Lake, embedded: Manifest) -> int:
     return sum(row["role"] == "control" and row["status"] == "success" for row in table.to_pylist())
 
 
-class Data:
-    """What the night's images come from: the newest data, and what was new in them."""
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """The panel that the nights before have tried.
 
-    def __init__(self, execution: Execution, parsed: Parsed, first: bool, date: str):
+    Attributes:
+        groups: snapshot that it is drawn from.
+        size: prompts that were asked for.
+        full: whether there were as many.
+    """
+
+    groups: str
+    size: int
+    full: bool
+
+
+def panel_of(rows: Sequence[dict[str, Any]]) -> Panel | None:
+    """The panel of the newest of these nights, which have the same options."""
+    if not rows:
+        return None
+    groups, size = rows[-1]["panel_snapshot"], rows[-1]["panel_size"]
+    # As it was drawn: prompts may have been forgotten since.
+    first = next(row for row in rows if row["panel_snapshot"] == groups)
+    return Panel(groups, size, first["panel_prompts"] >= size)
+
+
+class Data:
+    """What the night's images come from: the newest data, and what is new in them since the night before."""
+
+    def __init__(self, execution: Execution, parsed: Parsed, last: dict[str, Any] | None, date: str):
         lake, options = execution.lake, parsed[ingest.IngestOptions]
         planned = ingest.stage(lake, options)
         base = lake.manifest("ingest", planned.snapshot_id) or (
             lake.manifest("ingest", planned.upstream["ingest"]) if planned.upstream else None
         )
-        self.recovered = 0
-        if base is not None and not first and parsed[NightlyOptions].retry_nights:
+        if base is not None and last is not None and parsed[NightlyOptions].retry_nights:
             nights_ago = datetime.timedelta(days=parsed[NightlyOptions].retry_nights)
             since = datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC) - nights_ago
-            retried = ingest.retry(execution, options, base, since, date)
-            self.recovered = retried.rows["images"] - base.rows["images"]
+            ingest.retry(execution, options, base, since, date)
         self.ingest = ingest.run(execution, options)
-        self.new = self.ingest.rows["samples"] - (base.rows["samples"] if base else 0)
+        before = None if last is None else lake.manifest("ingest", last["ingest_snapshot"])
+        self.new = self.ingest.rows["samples"] - (before.rows["samples"] if before else 0)
+        self.recovered = 0 if before is None else ingest.recovered(lake, before, self.ingest)
         self.embed = embed.run(execution, parsed[embed.EmbedOptions], parsed[DeviceOptions], self.ingest)
         self.deduplicate = deduplicate.run(execution, parsed[deduplicate.DeduplicateOptions], self.embed)
 
@@ -189,36 +242,46 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     done = [row for row in before if row["date"] == date]
     if done:
         say(f"nightly      {date} is done")
+        # Again: the one that did it may have been killed before.
+        show(lake, parsed, done[0])
         return done[0]
-    earlier = [row for row in before if row["date"] < date]
-    baseline = next((row for row in before if row["date"] == options.baseline), None)
+    shaping = parameters(generation, leave_out=(*generate.NO_PARAMETERS, "max_prompts"))
+    same = digest("panel", shaping, parameters(parsed[match.MatchOptions]))
+    comparable = [row for row in before if row["panel_options"] == same]
+    earlier, last = [row for row in before if row["date"] < date], None
+    if earlier:
+        last = next((row for row in reversed(earlier) if row["panel_options"] == same), None)
+        if last is not earlier[-1]:
+            instead = f"it is compared with {last['date']}" if last else "it begins a new series"
+            say(f"nightly      {date} has other options than {earlier[-1]['date']}, which would pass for a change: {instead}")
+    baseline = next((row for row in comparable if row["date"] == options.baseline), None)
     if options.baseline is not None and baseline is None:
-        known = ", ".join(row["date"] for row in before) or "none"
-        raise UserError(f"--baseline is {options.baseline!r}, which is no night of this lake; there are: {known}")
+        known = ", ".join(row["date"] for row in comparable) or "none"
+        raise UserError(
+            f"--baseline is {options.baseline!r}, which is no night of this lake with these options; there are: {known}"
+        )
     images = generate.generator(generation, parsed[DeviceOptions].resolved())
     revision = images.revision()
+    revisions = [revision, *(row["model_revision"] for row in reversed(before))]
 
     # What can be known of the budget before anything is downloaded.
-    share(lake, options, generation, revision, 0)
-    data = Data(execution, parsed, not before, date)
-    sizes = share(lake, options, generation, revision, controls_of(lake, data.embed))
-    shaping = parameters(generation, leave_out=(*generate.NO_PARAMETERS, "max_prompts"))
-    same = digest("panel", shaping, sizes.panel, parameters(parsed[match.MatchOptions]))
-    panel_of = next((row for row in before if row["panel_options"] == same), None)
-    groups = data.deduplicate
-    if panel_of is not None:
-        stored = lake.manifest("deduplicate", panel_of["panel_snapshot"])
-        groups = stored or groups
+    panel = panel_of(comparable)
+    share(lake, options, generation, revisions, 0, panel.size if panel and panel.full else None)
+    data = Data(execution, parsed, earlier[-1] if earlier else None, date)
+    if panel is not None and not panel.full and panel.groups != data.deduplicate.snapshot_id:
+        say(f"nightly      for the panel there were fewer prompts than {panel.size}; there is more now: a new one is drawn")
+        panel = None
+    sizes = share(lake, options, generation, revisions, controls_of(lake, data.embed), panel.size if panel else None)
+    groups = (lake.manifest("deduplicate", panel.groups) if panel else None) or data.deduplicate
     # Drawn anew when there is something new: else the same prompts would only be tried again.
     state = digest("rotating", same, revision, data.deduplicate.snapshot_id, sizes.rotating)
     drawn_by = [row["rotating_seed"] for row in before if row["rotating_options"] == state]
     seed = drawn_by[0] if drawn_by else int(digest("rotating", date, generation.seed)[:7], 16)
-    last = earlier[-1] if earlier else None
-    rate, tests = (0.0, 1) if last is None else (last["rate"], tests_of(lake, last))
-    say(told_power(nights.power(sizes.panel, sizes.rotating, rate, options.significance, tests), sizes))
+    rate = share_extracted(nights.read_night(lake, last)) if last else 0.0
+    say(told_power(nights.power(sizes.panel, sizes.rotating, rate, options.significance), sizes))
 
-    panel_matched, panel = one_audit(execution, parsed, groups, sizes.panel, generation.seed)
-    matched, rotating = one_audit(execution, parsed, data.deduplicate, sizes.rotating, seed)
+    panel_matched, panel_measured = one_audit(execution, parsed, groups, sizes.panel, generation.seed)
+    matched, measured = one_audit(execution, parsed, data.deduplicate, sizes.rotating, seed)
     row: dict[str, Any] = {
         "date": date,
         "model": images.model,
@@ -231,26 +294,34 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
         "deduplicate_snapshot": data.deduplicate.snapshot_id,
         "panel_snapshot": groups.snapshot_id,
         "panel_options": same,
-        "panel_audit_id": panel.facts["audit_id"],
-        "rotating_audit_id": rotating.facts["audit_id"],
+        "panel_size": sizes.panel,
+        "panel_audit_id": panel_measured.facts["audit_id"],
+        "panel_match": panel_matched.snapshot_id,
+        "rotating_audit_id": measured.facts["audit_id"],
+        "rotating_match": matched.snapshot_id,
         "rotating_options": state,
         "rotating_seed": seed,
         "significance": options.significance,
     }
     tonight = nights.read_night(lake, row)
-    verdict = nights.verdict_of(tonight)
-    rates = measurement.read_mart(lake, "extraction_rate", rotating)
-    overall = next(one for one in rates if (one["dimension"], one["bucket"]) == ("all", "drawn"))
-    rate = "rate_calibrated" if verdict == nights.CALIBRATED else "rate"
+    verdict = tonight.verdict
+    rates = measurement.read_mart(lake, "extraction_rate", measured)
+    overall = next((one for one in rates if (one["dimension"], one["bucket"]) == ("all", "drawn")), None)
+    if overall is None:
+        raise UserError(
+            f"none of the {data.ingest.rows['samples']:,} rows of metadata can be asked for: no picture was had that has a "
+            "caption and was not forgotten; see 'status' and 'reason' of the table samples"
+        )
+    prefix = "rate_calibrated" if verdict == nights.CALIBRATED else "rate"
     row |= {
         "verdict_used": verdict,
-        "panel_prompts": len(tonight.panel),
-        "panel_extracted": sum(one[verdict] for one in tonight.panel),
-        "prompts_tried": len(tonight.rotating),
-        "rate": overall[rate],
-        "rate_lower": overall[f"{rate}_lower"],
-        "rate_upper": overall[f"{rate}_upper"],
-        "smallest_change": nights.power(len(tonight.panel), len(tonight.rotating), 0.0, options.significance, 1).panel,
+        "panel_prompts": len(tonight.panel.rows),
+        "panel_extracted": sum(bool(one[verdict]) for one in tonight.panel.rows),
+        "prompts_tried": len(tonight.rotating.rows),
+        "rate": overall[prefix],
+        "rate_lower": overall[f"{prefix}_lower"],
+        "rate_upper": overall[f"{prefix}_upper"],
+        "smallest_change": nights.power(len(tonight.panel.rows), 1, 0.0, options.significance).panel,
     }
     comparisons = {
         name: None if other is None else nights.compare(nights.read_night(lake, other), tonight)
@@ -267,20 +338,33 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     def work(planned: Stage) -> dict[str, Any]:
         lake.write("history", planned.snapshot_id, 0, [row])
         lake.write("night_changes", planned.snapshot_id, 0, changed)
-        tested = {name: one.p_values for name, one in comparisons.items() if one is not None}
-        return {"date": date, "p_values": tested}
+        made = {name: one for name, one in comparisons.items() if one is not None}
+        return {
+            "date": date,
+            "compared_by": {name: one.verdict for name, one in made.items()},
+            "p_values": {name: one.p_values for name, one in made.items()},
+        }
 
     execution.stage(Stage("nightly", {"date": date}, {"match": matched.snapshot_id}, None, "nights"), work)
-    measurement.build_database(lake)
-    # The rotating prompts' report last: it is the night's, and the newest.
-    for made, measured in ((panel_matched, panel), (matched, rotating)):
-        measure.write_report(lake, parsed[measure.MeasureOptions], made, measured.snapshot_id)
+    show(lake, parsed, row)
     return row
 
 
-def tests_of(lake: Lake, last: dict[str, Any]) -> int:
-    """Tests that share a night's significance: the panel's, and one for each stratum of the rotating prompts."""
-    return 1 + len({row["stratum"] for row in nights.read_night(lake, last).rotating})
+def share_extracted(night: nights.Night) -> float:
+    """Of a night's rotating prompts, unweighted."""
+    rows = night.rotating.rows
+    return sum(bool(row[night.verdict]) for row in rows) / len(rows) if rows else 0.0
+
+
+def show(lake: Lake, parsed: Parsed, row: dict[str, Any]) -> None:
+    """Makes the database and the reports of a night, that of the rotating prompts last: it is the night's."""
+    measurement.build_database(lake)
+    measured = {manifest.upstream["match"]: manifest.snapshot_id for manifest in lake.manifests("measure")}
+    for matches in (row["panel_match"], row["rotating_match"]):
+        matched = lake.manifest("match", matches)
+        if matched is not None and matches in measured:
+            newest = row["date"] == nights.history(lake)[-1]["date"]
+            measure.write_report(lake, parsed[measure.MeasureOptions], matched, measured[matches], newest)
 
 
 def told_power(can_see: nights.Power, sizes: Share) -> str:
@@ -336,6 +420,7 @@ def alert(lake: Lake, row: dict[str, Any]) -> dict[str, Any]:
         "message": told(row),
         "report": lake.path("reports", f"{row['rotating_audit_id']}.html"),
         "night": {name: value for name, value in row.items() if name != "finished_at"},
+        "compared_by": found.facts["compared_by"],
         "p_values": found.facts["p_values"],
         "changes": lake.read("night_changes", found.snapshot_id).to_pylist(),
     }
@@ -355,23 +440,29 @@ def told(row: dict[str, Any]) -> str:
 
 
 def publish(lake: Lake, date: str, content: dict[str, Any], webhook: str | None) -> None:
-    """Posts an alert and writes it to alert.json, of this night and as the newest; nothing if that is what was told before.
+    """Posts an alert and writes it to alert.json, of this night and, if none is newer, as the newest.
 
-    A webhook that fails is said, and changes nothing.
+    Nothing if that is what was told before. A webhook that fails is said, and changes nothing.
     """
     body = json.dumps(content, indent=2, ensure_ascii=False).encode()
     of_night = lake.path("nights", date, "alert.json")
     if exists(of_night) and read_bytes(of_night) == body:
         return
-    if webhook is not None:
-        request = urllib.request.Request(webhook, body, {"Content-Type": "application/json"}, method="POST")
-        try:
-            urllib.request.urlopen(request, timeout=10).close()
-        except (OSError, ValueError) as error:
-            say(f"nightly      the webhook did not take the alert: {error}")
+    post(webhook, body)
     # After the post: one that is killed in between is told twice rather than never.
-    for path in (of_night, lake.path("alert.json")):
-        write_bytes(path, body)
+    write_bytes(of_night, body)
+    if all(row["date"] <= date for row in nights.history(lake)):
+        write_bytes(lake.path("alert.json"), body)
+
+
+def post(webhook: str | None, body: bytes) -> None:
+    if webhook is None:
+        return
+    try:
+        request = urllib.request.Request(webhook, body, {"Content-Type": "application/json"}, method="POST")
+        urllib.request.urlopen(request, timeout=10).close()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        say(f"nightly      the webhook did not take the alert: {error}")
 
 
 def could_not_run(lake: Lake, options: NightlyOptions, reason: str) -> None:
@@ -379,7 +470,8 @@ def could_not_run(lake: Lake, options: NightlyOptions, reason: str) -> None:
     content = {"date": options.night, "verdict": "could not run", "exit_code": COULD_NOT_RUN, "message": reason}
     with contextlib.suppress(OSError, UserError):
         lake.check()
-        publish(lake, options.night, content, options.webhook)
+        if not any(row["date"] == options.night for row in nights.history(lake)):
+            publish(lake, options.night, content, options.webhook)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -390,6 +482,10 @@ def main(argv: Sequence[str]) -> int:
         with alone(lake, options.wait):
             row = run(Execution(lake, parsed.beam, common.verbose), parsed)
             publish(lake, row["date"], alert(lake, row), options.webhook)
+    except Busy as error:
+        # What the other one writes is left alone.
+        post(options.webhook, json.dumps({"date": options.night, "verdict": "could not run", "message": str(error)}).encode())
+        raise
     except UserError as error:
         could_not_run(lake, options, str(error))
         raise

@@ -325,7 +325,7 @@ def number_occurrences(
 
 
 class RetryParts(beam.DoFn):
-    """(role, numbers of parts of ``base``) → those in which something that had failed to download is there now, written anew.
+    """(role, numbers of parts of ``base``) → those of which a failed download became something else, written anew.
 
     What failed in any of them is tried at once: a dead link then keeps nothing else waiting.
 
@@ -357,7 +357,8 @@ class RetryParts(beam.DoFn):
         for (number, place, _), outcome in zip(failed, tried, strict=True):
             parts.setdefault(number, {})[place] = outcome
         for number, found in parts.items():
-            if any(outcome["status"] == "success" for outcome in found.values()):
+            # A picture that is there now, or one whose server has opted out meanwhile: that isn't asked again.
+            if any(outcome["status"] != "failed_to_download" for outcome in found.values()):
                 self._write_anew(number, role, found)
                 yield number
 

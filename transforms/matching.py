@@ -13,6 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pyarrow.compute as pc
 
 from transforms.embedding import ClipModel, OpenClipEncoder
 from transforms.images import ImageStore, decode
@@ -82,10 +83,9 @@ def read_population(lake: Lake, snapshots: Snapshots, role: str) -> Population:
     """Vectors and groups of one role, without what was forgotten."""
     columns = ["sample_id", "role", "status", "vector"]
     table = lake.read("embeddings", snapshots.embed, columns)
-    keep = [i for i, (r, s) in enumerate(zip(table["role"].to_pylist(), table["status"].to_pylist(), strict=True))
-            if r == role and s == "success"]  # fmt: skip
     forgotten = Tombstones.read(lake)
-    table = forgotten.spared(table.take(keep)).sort_by("sample_id")
+    table = table.filter(pc.and_(pc.equal(table["role"], role), pc.equal(table["status"], "success")))
+    table = forgotten.spared(table).sort_by("sample_id")
     ids = table["sample_id"].to_pylist()
     flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False) if ids else np.zeros(0)
     vectors = np.asarray(flat, dtype=np.float32).reshape(len(ids), -1) if ids else np.zeros((0, 1), np.float32)

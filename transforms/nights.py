@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from transforms import measurement
 from transforms.errors import UserError
 from transforms.kernels.comparisons import fisher, fisher_power, holm, mcnemar, mcnemar_power, smallest_change
 from transforms.lake import Lake, read_parquet
+from transforms.tombstones import FORGOTTEN
 
 CALIBRATED, PLAIN = "extracted_calibrated", "extracted"
 
 
-class Night(NamedTuple):
-    """The verdicts of one night.
+class Half(NamedTuple):
+    """The panel of a night, or its rotating prompts.
 
     Attributes:
-        panel_audit, rotating_audit: ids of its audits.
-        panel, rotating: their rows of ``verdicts``.
+        match: snapshot of its matches.
+        rows: of ``verdicts``, without the prompts that lost something to ``eidetic forget``.
+        threshold: under which the calibrated verdict calls a distance; None where there is no such verdict.
     """
 
-    panel_audit: str
-    rotating_audit: str
-    panel: list[dict[str, Any]]
-    rotating: list[dict[str, Any]]
+    match: str
+    rows: list[dict[str, Any]]
+    threshold: float | None
+
+    def extracted(self, verdict: str, threshold: float | None) -> dict[str, bool]:
+        """prompt_id → whether it gives back its image; by another night's ``threshold`` where that is the verdict."""
+        if verdict == PLAIN:
+            return {row["prompt_id"]: row[PLAIN] for row in self.rows}
+        assert threshold is not None, "a calibrated verdict has a threshold"
+        distances = {row["prompt_id"]: row["own_distance"] for row in self.rows if row["group_id"] is not None}
+        return {prompt: distance is not None and distance < threshold for prompt, distance in distances.items()}
+
+
+class Night(NamedTuple):
+    """The verdicts of one night."""
+
+    panel: Half
+    rotating: Half
+
+    @property
+    def verdict(self) -> str:
+        """The column to go by: the calibrated verdict where there is one."""
+        return PLAIN if self.panel.threshold is None or self.rotating.threshold is None else CALIBRATED
 
 
 def history(lake: Lake) -> list[dict[str, Any]]:
@@ -63,35 +81,29 @@ def _with_texts(lake: Lake, row: dict[str, Any], changed: list[dict[str, Any]]) 
 
 
 def read_night(lake: Lake, row: dict[str, Any]) -> Night:
-    """A night by its row of ``history``, with the verdicts of its audits as they are now. UserError where these are gone."""
-    measured = {manifest.facts["audit_id"]: manifest.snapshot_id for manifest in measurement.current(lake)}
-    audits = row["panel_audit_id"], row["rotating_audit_id"]
-    for audit in audits:
-        if audit not in measured:
-            raise UserError(f"the night {row['date']} has no marts of its audit {audit} any more; restore them, or match again")
-    panel, rotating = (_verdicts(lake, measured[audit]) for audit in audits)
-    return Night(*audits, panel, rotating)
-
-
-def _verdicts(lake: Lake, measure: str) -> list[dict[str, Any]]:
-    columns = ["prompt_id", "group_id", "stratum", CALIBRATED, PLAIN]
-    return [row for path in lake.parts("verdicts", measure) for row in read_parquet(path, columns).to_pylist()]
-
-
-def verdict_of(*nights: Night) -> str:
-    """The column to go by: the calibrated verdict where all of them have it."""
-    rows = [row for night in nights for row in night.panel + night.rotating]
-    return CALIBRATED if all(row[CALIBRATED] is not None for row in rows) else PLAIN
+    """A night by its row of ``history``, with its verdicts as they are now. UserError where these are gone."""
+    measured = {manifest.upstream["match"]: manifest.snapshot_id for manifest in lake.manifests("measure")}
+    halves = []
+    for match in (row["panel_match"], row["rotating_match"]):
+        if match not in measured:
+            raise UserError(f"the night {row['date']} has no marts of its matches {match} any more; restore them")
+        columns = ["prompt_id", "group_id", "stratum", "own_distance", CALIBRATED, PLAIN]
+        verdicts = [one for path in lake.parts("verdicts", measured[match]) for one in read_parquet(path, columns).to_pylist()]
+        (chosen,) = [one for one in lake.read("calibration", match).to_pylist() if one["chosen"]]
+        halves.append(Half(match, [one for one in verdicts if one["stratum"] != FORGOTTEN], chosen["threshold"]))
+    return Night(*halves)
 
 
 class Comparison(NamedTuple):
     """A night beside an earlier one.
 
     Attributes:
-        new, gone: prompts of the panel that are extracted in the later, or the earlier, night alone.
+        verdict: column that it goes by.
+        new, gone: rows of the panel's prompts that are extracted in the later, or the earlier, night alone.
         p_values: what was tested → p-value, adjusted by Holm for all of them.
     """
 
+    verdict: str
     new: list[dict[str, Any]]
     gone: list[dict[str, Any]]
     p_values: dict[str, float]
@@ -104,26 +116,36 @@ class Comparison(NamedTuple):
 def compare(before: Night, after: Night) -> Comparison:
     """Is the later night worse?
 
-    The panel by McNemar's test of the prompts that both tried; the rotating prompts, stratum by stratum, by Fisher's. Where
-    both nights share an audit it says nothing, and is not tested.
+    Both by the earlier night's threshold: each night's own one moves with its few controls, and all verdicts of a night with
+    it, which would pass for a change. The panel by McNemar's test of the prompts that both tried; the rotating prompts by
+    Fisher's within their strata. Where both nights share matches it says nothing, and is not tested.
     """
-    verdict = verdict_of(before, after)
-    earlier = {row["prompt_id"]: row[verdict] for row in before.panel}
-    both = [row for row in after.panel if row["prompt_id"] in earlier]
-    new = [row for row in both if row[verdict] and not earlier[row["prompt_id"]]]
-    gone = [row for row in both if earlier[row["prompt_id"]] and not row[verdict]]
+    verdict = CALIBRATED if before.verdict == after.verdict == CALIBRATED else PLAIN
+    earlier, now = (night.panel.extracted(verdict, before.panel.threshold) for night in (before, after))
+    both = [row for row in after.panel.rows if row["prompt_id"] in earlier and row["prompt_id"] in now]
+    new = [row for row in both if now[row["prompt_id"]] and not earlier[row["prompt_id"]]]
+    gone = [row for row in both if earlier[row["prompt_id"]] and not now[row["prompt_id"]]]
     found = {"panel": mcnemar(len(new), len(gone))}
-    if before.rotating_audit != after.rotating_audit:
-        counts = [_by_stratum(night.rotating, verdict) for night in (before, after)]
-        for stratum in sorted(counts[0].keys() & counts[1].keys()):
-            found[f"rotating, {stratum}"] = fisher(*counts[0][stratum], *counts[1][stratum])
-    return Comparison(new, gone, dict(zip(found, holm(list(found.values())), strict=True)))
+    if before.rotating.match != after.rotating.match:
+        counts = [_by_stratum(night.rotating, verdict, before.rotating.threshold) for night in (before, after)]
+        shared = sorted(counts[0].keys() & counts[1].keys())
+        found["rotating"] = fisher([(*counts[0][stratum], *counts[1][stratum]) for stratum in shared])
+    return Comparison(verdict, new, gone, dict(zip(found, holm(list(found.values())), strict=True)))
 
 
-def _by_stratum(rows: Sequence[dict[str, Any]], verdict: str) -> dict[str, tuple[int, int]]:
-    tried: collections.Counter[str] = collections.Counter(row["stratum"] for row in rows)
-    extracted: collections.Counter[str] = collections.Counter(row["stratum"] for row in rows if row[verdict])
-    return {stratum: (extracted[stratum], number) for stratum, number in tried.items()}
+def _by_stratum(half: Half, verdict: str, threshold: float | None) -> dict[str, tuple[int, int]]:
+    """Stratum → (extracted, tried)."""
+    extracted = half.extracted(verdict, threshold)
+    counts: dict[str, tuple[int, int]] = {}
+    for row in half.rows:
+        if row["prompt_id"] in extracted:
+            hits, tried = counts.get(row["stratum"], (0, 0))
+            counts[row["stratum"]] = hits + extracted[row["prompt_id"]], tried + 1
+    return counts
+
+
+TESTS = 2
+"""Of a comparison: the panel's and that of the rotating prompts."""
 
 
 class Power(NamedTuple):
@@ -138,16 +160,16 @@ class Power(NamedTuple):
     rotating: float | None
 
 
-def power(panel_prompts: int, rotating_prompts: int, rate: float, significance: float, tests: int) -> Power:
+def power(panel_prompts: int, rotating_prompts: int, rate: float, significance: float) -> Power:
     """What a night of so many prompts can see.
 
     Args:
         panel_prompts, rotating_prompts: on either night.
-        rate: of the night before, 0 to 1.
+        rate: share of the rotating prompts that were extracted on the night before, 0 to 1. Taken as that of one stratum;
+            with strata that differ the test sees a little more.
         significance: of the night as a whole.
-        tests: that it is shared by.
     """
-    level = significance / tests
+    level = significance / TESTS
     return Power(
         smallest_change(lambda change: mcnemar_power(panel_prompts, change, 0.0, level), 1.0),
         smallest_change(

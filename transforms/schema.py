@@ -381,10 +381,13 @@ HISTORY = Table(
             _column("images_recovered", LONG, "that had failed to download on a night before"),
             _column("ingest_snapshot", TEXT, "the training data"),
             _column("deduplicate_snapshot", TEXT, "their groups: what the rotating prompts are drawn from"),
-            _column("panel_snapshot", TEXT, "the groups of the first night: what the panel is drawn from"),
-            _column("panel_options", TEXT, "digest of what makes two nights' panels the same"),
+            _column("panel_snapshot", TEXT, "the groups that the panel is drawn from: those of the night that began it"),
+            _column("panel_options", TEXT, "digest of the options under which nights can be compared"),
+            _column("panel_size", LONG, "prompts that were asked for in the panel"),
             _column("panel_audit_id", TEXT, "the audit of the fixed panel"),
+            _column("panel_match", TEXT, "snapshot of its matches"),
             _column("rotating_audit_id", TEXT, "the audit of the rotating prompts"),
+            _column("rotating_match", TEXT, "snapshot of their matches"),
             _column(
                 "rotating_options", TEXT, "digest of what makes two nights' rotating prompts the same: model, data, options"
             ),
@@ -397,10 +400,12 @@ HISTORY = Table(
             _column("rate_lower", DOUBLE, "lower end of the exact 95% interval"),
             _column("rate_upper", DOUBLE, "its upper end"),
             _column("smallest_change", DOUBLE, "share of the panel that must be new to be seen, with 80% power", nullable=True),
-            _column("compared_with", TEXT, "date of the night before; null on the first", nullable=True),
+            _column("compared_with", TEXT, "date of the night before with the same options; null on the first", nullable=True),
             _column("new_extractions", LONG, _NEW_OR_GONE.format("now and did not"), nullable=True),
             _column("gone_extractions", LONG, _NEW_OR_GONE.format("no longer"), nullable=True),
-            _column("p_value", DOUBLE, "that it is no worse than the night before: the smallest, by Holm", nullable=True),
+            _column(
+                "p_value", DOUBLE, "that it is no worse, by the other night's threshold: the smallest, by Holm", nullable=True
+            ),
             _column("baseline", TEXT, "date of the night that was named; null without", nullable=True),
             _column("baseline_new_extractions", LONG, "as new_extractions, against the baseline", nullable=True),
             _column("baseline_gone_extractions", LONG, "as gone_extractions, against the baseline", nullable=True),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import forget, generate, history, measure, nightly
+from pipelines import forget, generate, history, match, measure, nightly
 from pipelines.cli import run_verb
 from pipelines.query import answer
 from tests.models import PlantedGenerator, save_random_pipeline
@@ -174,6 +174,106 @@ def test_failed_downloads_are_tried_again_for_some_nights(box):
     assert third["images"] == 22 and box.web.hits["/6.png"] == 2
 
 
+def test_a_picture_comes_back_on_the_night_on_which_there_is_more_metadata(box):
+    del box.web.pages["/5.png"]
+    box.night("2026-01-01")
+    box.web.answer("/5.png", encode_png(pixels(5)))
+    box.metadata("training/tuesday", range(20, 24))
+    code, second = box.night("2026-01-02", retry_nights=100_000)
+    assert (code, second["samples"], second["samples_new"], second["images_recovered"]) == (0, 27, 4, 1)
+    assert second["images"] == 27
+
+
+def test_a_night_without_controls_goes_by_the_papers_rule(box):
+    box.remember([0, 1])
+    words = [word for word in box.words("2026-01-01") if not word.startswith("--controls")]
+    assert run_verb(nightly.main, words) == 0
+    (first,) = nights.history(box.lake)
+    assert first["verdict_used"] == "extracted" and first["panel_extracted"] >= 1
+
+
+def test_other_options_are_no_change_of_the_model(box):
+    """Under another delta everything comes back: that is no worse model, and says nothing about a later night either."""
+    box.remember([0, 1])
+    first = box.night("2026-01-01", delta=0.05)[1]
+    code, second = box.night("2026-01-02", delta=0.9)
+    assert (code, second["verdict"], second["compared_with"]) == (0, "first", None)
+    assert "other options than 2026-01-01" in "".join(box.said)
+    assert second["panel_extracted"] > first["panel_extracted"]
+    code, third = box.night("2026-01-03", delta=0.05)
+    assert (code, third["verdict"], third["compared_with"]) == (0, "fine", "2026-01-01")
+    assert third["panel_extracted"] == first["panel_extracted"] and third["panel_match"] == first["panel_match"]
+    # Somebody looks at the panel with other eyes between two nights.
+    assert run_verb(match.main, [f"--lake={box.lake.root}", "--delta=0.9", "--device=cpu"]) == 0
+    assert run_verb(measure.main, [f"--lake={box.lake.root}"]) == 0
+    assert box.night("2026-01-04", delta=0.05)[1]["panel_extracted"] == first["panel_extracted"]
+    assert box.night("2026-01-05", delta=0.05, baseline="2026-01-02") == (2, None)
+
+
+def test_a_night_that_broke_counts_what_was_new_when_it_goes_on(box):
+    box.night("2026-01-01")
+    box.metadata("training/tuesday", range(20, 24))
+    box.remember([3])
+    box.model.load = lambda: (_ for _ in ()).throw(RuntimeError("no device"))
+    assert box.night("2026-01-02") == (2, None)
+    box.remember([3])
+    assert box.night("2026-01-02")[1]["samples_new"] == 4
+
+
+def test_a_night_that_was_killed_before_its_report_has_one_later(box, monkeypatch):
+    box.night("2026-01-01")
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "show", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert box.night("2026-01-02")[0] == 130
+    report = box.folder / "lake" / "report.html"
+    assert "2026-01-02" not in report.read_text()
+    assert box.night("2026-01-02")[0] == 0
+    assert "2026-01-02" in report.read_text()
+    assert answer(box.lake, "SELECT date FROM history ORDER BY date")[1] == [("2026-01-01",), ("2026-01-02",)]
+
+
+def test_a_small_first_night_does_not_make_a_small_panel_for_ever(box):
+    box.metadata("training/monday", range(2))
+    first = box.night("2026-01-01")[1]
+    assert (first["panel_prompts"], first["panel_size"]) == (2, 11)
+    assert box.night("2026-01-02")[1]["panel_audit_id"] == first["panel_audit_id"]
+    box.metadata("training/tuesday", range(2, 24))
+    third = box.night("2026-01-03")[1]
+    assert third["panel_prompts"] == 11 and "a new one is drawn" in "".join(box.said)
+    assert box.night("2026-01-04")[1]["panel_audit_id"] == third["panel_audit_id"]
+
+
+def test_the_panel_keeps_its_size_whatever_the_budget(box):
+    first = box.night("2026-01-01")[1]
+    more = box.night("2026-01-02", budget=130)[1]
+    # 11 prompts and 3 controls are 50 images; of the other 80 the controls have 6.
+    assert more["panel_audit_id"] == first["panel_audit_id"] and more["prompts_tried"] == 18 > first["prompts_tried"]
+    # An image takes what this model took, or else what the model before took; the panel stays.
+    box.remember([5])
+    timed = box.night("2026-01-03", budget_seconds=100_000)[1]
+    assert timed["panel_snapshot"] == first["panel_snapshot"] and timed["panel_prompts"] == 11
+    assert box.night("2026-01-04", budget=55) == (2, None)
+    assert "at least 60 are needed" in box.alert()["message"] and "the panel has its 11 prompts" in box.alert()["message"]
+
+
+def test_alerts_of_done_and_of_newer_nights_stay(box):
+    box.night("2026-01-01")
+    box.night("2026-01-03")
+    newest = box.alert()
+    box.night("2026-01-02")
+    assert box.alert() == newest and box.alert()["date"] == "2026-01-03"
+    with filelock.FileLock(box.lake.path("nightly.lock")):
+        assert box.night("2026-01-03")[0] == 2
+    assert box.alert() == newest == json.loads((box.folder / "lake" / "nights" / "2026-01-03" / "alert.json").read_text())
+
+
+def test_a_lake_in_which_nothing_has_a_caption_says_so(box, capsys):
+    rows = [{"URL": f"{box.web.url}/{number}.png", "TEXT": " "} for number in range(20)]
+    pq.write_table(pa.Table.from_pylist(rows), box.folder / "training" / "monday.parquet")
+    assert box.night("2026-01-01") == (2, None)
+    assert "none of the 23 rows of metadata can be asked for" in capsys.readouterr().err
+
+
 def test_the_webhook_gets_the_alert_and_may_fail(box):
     taken = []
 
@@ -189,9 +289,14 @@ def test_the_webhook_gets_the_alert_and_may_fail(box):
     assert box.night("2026-01-01", webhook=f"{box.web.url}/hook")[0] == 0 and len(taken) == 1
     assert box.night("2026-01-02", webhook=f"{box.web.url}/nowhere")[0] == 0
     assert "the webhook did not take the alert" in box.said[-1]
+    # Nor does one that answers nonsense, or is no address.
+    box.web.post("/nonsense", lambda handler: handler.wfile.write(b"nonsense"))
+    for number, url in enumerate((f"{box.web.url}/nonsense", "http://127.0.0.1:9/a b"), 10):
+        assert box.night(f"2026-01-{number}", webhook=url)[0] == 0
+        assert "the webhook did not take the alert" in box.said[-1] and box.alert()["date"] == f"2026-01-{number}"
     # What could not run is told as well.
-    assert box.night("2026-01-03", webhook=f"{box.web.url}/hook", budget=1)[0] == 2
-    assert (taken[-1]["exit_code"], taken[-1]["date"]) == (2, "2026-01-03") and "the budget is 1 images" in taken[-1]["message"]
+    assert box.night("2026-01-20", webhook=f"{box.web.url}/hook", budget=1)[0] == 2
+    assert (taken[-1]["exit_code"], taken[-1]["date"]) == (2, "2026-01-20") and "the budget is 1 images" in taken[-1]["message"]
 
 
 def test_a_second_night_at_once_waits_or_says_so(box, capsys):
@@ -243,9 +348,13 @@ def test_what_breaks_on_the_way_is_exit_code_2_and_the_night_goes_on_later(box, 
         ({"budget": 0}, "--budget is 0, expected more than 0"),
         ({"panel_share": 1}, "--panel_share is 1.0, expected between 0 and 1"),
         ({"significance": "nan"}, "--significance is nan, expected between 0 and 1"),
-        ({"retry_nights": -1}, "--retry_nights is -1, expected 0 or more"),
+        ({"retry_nights": -1}, "--retry_nights is -1, expected 0 to 100,000"),
+        ({"retry_nights": 800_000}, "--retry_nights is 800000, expected 0 to 100,000"),
         ({"webhook": "file:///etc/passwd"}, "expected an http or https URL"),
-        ({"baseline": "2025-12-31"}, "--baseline is '2025-12-31', which is no night of this lake; there are: none"),
+        (
+            {"baseline": "2025-12-31"},
+            "--baseline is '2025-12-31', which is no night of this lake with these options; there are: none",
+        ),
         ({"prompts": "mine.txt"}, "leave --prompts and --generations to audit"),
     ],
 )
@@ -304,8 +413,10 @@ def test_a_night_is_compared_with_what_is_left_after_a_request_to_forget(box, mo
     monkeypatch.setattr(measurement, "sql_digest", lambda: "another")
     assert run_verb(measure.main, [f"--lake={box.lake.root}"]) == 0
     code, second = box.night("2026-01-02")
-    assert (code, second["verdict"], second["panel_prompts"]) == (0, "fine", first["panel_prompts"])
+    assert (code, second["verdict"], second["verdict_used"]) == (0, "fine", first["verdict_used"])
+    drawn = {row["sample_id"] for row in box.lake.read("prompts", first["panel_audit_id"]).to_pylist()}
+    assert second["panel_prompts"] == first["panel_prompts"] - (sample["sample_id"] in drawn)
     for manifest in box.lake.manifests("measure"):
         os.remove(box.lake.path("manifests", "measure", f"{manifest.snapshot_id}.json"))
-    with pytest.raises(UserError, match="the night 2026-01-02 has no marts of its audit"):
+    with pytest.raises(UserError, match="the night 2026-01-02 has no marts of its matches"):
         nights.read_night(box.lake, second)

@@ -30,23 +30,33 @@ def mcnemar(newly: int, no_longer: int) -> float:
     return float(binom.sf(newly - 1, newly + no_longer, 0.5))
 
 
-def fisher(before: int, tried_before: int, after: int, tried_after: int) -> float:
-    """Probability of at least so many extractions in the later night, given how many there are in both (Fisher 1935, exact).
+def fisher(strata: Sequence[tuple[int, int, int, int]]) -> float:
+    """Probability of at least so many extractions in the later night, given how many each stratum has in both (exact).
 
-    Other prompts on two nights.
+    Other prompts on two nights, drawn by strata. With one stratum it is Fisher's test (1935); with several the exact form of
+    Mantel and Haenszel's: strata differ in their rates, and nothing but a change within them counts.
 
     Args:
-        before, after: prompts that are extracted, 0 to those tried.
-        tried_before, tried_after: prompts that were tried; 0: nothing is known, and the p-value is 1.
+        strata: of each (extracted before, tried before, extracted after, tried after); one that was not tried on both nights
+            says nothing.
+
+    Returns:
+        the p-value, over 0, up to 1; 1 where nothing is known.
+
+    Source: Birch 1964, "The detection of partial association, I: the 2 x 2 case".
     """
     from scipy.stats import hypergeom
 
-    for extracted, tried in ((before, tried_before), (after, tried_after)):
-        if not 0 <= extracted <= tried:
-            raise ValueError(f"{extracted} extractions among {tried} prompts, expected 0 to {tried}")
-    if not tried_before or not tried_after:
-        return 1.0
-    return float(hypergeom.sf(after - 1, tried_before + tried_after, before + after, tried_after))
+    probabilities, later = np.ones(1), 0
+    for before, tried_before, after, tried_after in strata:
+        for extracted, tried in ((before, tried_before), (after, tried_after)):
+            if not 0 <= extracted <= tried:
+                raise ValueError(f"{extracted} extractions among {tried} prompts, expected 0 to {tried}")
+        if tried_before and tried_after:
+            counts = np.arange(min(before + after, tried_after) + 1)
+            each = hypergeom.pmf(counts, tried_before + tried_after, before + after, tried_after)
+            probabilities, later = np.convolve(probabilities, each), later + after
+    return min(1.0, float(probabilities[later:].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -85,7 +95,7 @@ def mcnemar_power(prompts: int, newly: float, no_longer: float, significance: fl
 
 
 def fisher_power(rate: float, worse: float, tried_before: int, tried_after: int, significance: float) -> float:
-    """Probability that ``fisher`` is at most ``significance`` where the rate rises from ``rate`` to ``worse``."""
+    """Probability that ``fisher`` of one stratum is at most ``significance`` where its rate rises to ``worse``."""
     from scipy.stats import binom, hypergeom
 
     before = np.arange(tried_before + 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, fisher_exact
+from scipy.stats import binom, binomtest, fisher_exact, hypergeom
 
 from transforms.kernels.comparisons import fisher, fisher_power, holm, mcnemar, mcnemar_power, smallest_change
 
@@ -29,19 +29,38 @@ def test_mcnemar_by_hand():
 def test_fisher_is_scipys(before, after):
     (x0, missed0), (x1, missed1) = before, after
     expected = fisher_exact([[x1, missed1], [x0, missed0]], alternative="greater").pvalue
-    assert fisher(x0, x0 + missed0, x1, x1 + missed1) == pytest.approx(expected, abs=1e-12)
+    assert fisher([(x0, x0 + missed0, x1, x1 + missed1)]) == pytest.approx(expected, abs=1e-12)
 
 
 def test_fisher_by_hand():
     # The lady tasting tea: 4 of 4 against 0 of 4, one way in 70.
-    assert fisher(0, 4, 4, 4) == pytest.approx(1 / 70)
-    assert fisher(0, 0, 3, 4) == 1.0
+    assert fisher([(0, 4, 4, 4)]) == pytest.approx(1 / 70)
+    assert fisher([(0, 0, 3, 4)]) == 1.0 == fisher([])
+    # Two ladies, and one who got no tea on one of the days.
+    assert fisher([(0, 4, 4, 4), (0, 4, 4, 4), (9, 9, 0, 0)]) == pytest.approx(1 / 70**2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=3))
+@settings(max_examples=40, deadline=None)
+def test_fisher_of_strata_is_the_sum_over_all_tables(strata):
+    """By going through all tables of all strata with the same margins."""
+    tables = [(x0, x0 + missed0, x1, x1 + missed1) for x0, missed0, x1, missed1 in strata]
+    each = [[(x, hypergeom.pmf(x, n0 + n1, x0 + x1, n1)) for x in range(n1 + 1)] for x0, n0, x1, n1 in tables if n0 and n1]
+    seen = sum(x1 for _, n0, x1, n1 in tables if n0 and n1)
+    ways = [(sum(x for x, _ in some), np.prod([p for _, p in some])) for some in itertools.product(*each)]
+    assert fisher(tables) == pytest.approx(sum(p for total, p in ways if total >= seen))
+
+
+def test_strata_of_other_rates_are_no_change():
+    """All of one stratum come back, none of the other; on the second night there are more of the first."""
+    assert fisher([(10, 10, 90, 90), (0, 90, 0, 10)]) == pytest.approx(1.0)
+    assert fisher([(10, 100, 90, 100)]) < 1e-9
 
 
 @pytest.mark.parametrize("bad", [(-1, 3, 1, 2), (4, 3, 1, 2), (1, 3, 3, 2)])
 def test_what_are_no_counts_is_refused(bad):
     with pytest.raises(ValueError, match="prompts, expected 0 to"):
-        fisher(*bad)
+        fisher([bad])
     with pytest.raises(ValueError, match="expected counts"):
         mcnemar(-1, 2)
 
@@ -78,7 +97,7 @@ def test_the_power_of_fisher_is_the_sum_of_what_it_rejects(rate, worse, before, 
     total = sum(
         binom.pmf(x0, before, rate) * binom.pmf(x1, after, worse)
         for x0, x1 in itertools.product(range(before + 1), range(after + 1))
-        if fisher(x0, before, x1, after) <= 0.05
+        if fisher([(x0, before, x1, after)]) <= 0.05
     )
     assert fisher_power(rate, worse, before, after, 0.05) == pytest.approx(total, abs=1e-10)
     # Where nothing is worse, it is the chance of a false alarm.
