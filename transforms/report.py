@@ -148,6 +148,7 @@ def render(
             audit=audit,
             parameters=parameters,
             headline=headline(rates["all"]),
+            forgotten=sum(row["prompts_tried"] for row in rates["all"] if row["bucket"] == "forgotten"),
             marts=marts,
             rates=rates,
             dimensions=DIMENSIONS,
@@ -235,7 +236,7 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     Returns:
         rate, lower and upper end of its interval, calibrated (whether it is the calibrated rate; the paper's where no
         prompt has that verdict), bucket, population (None where the rate speaks for the tried prompts alone), tried and
-        extracted; None where nothing was tried.
+        extracted; None where nothing was tried, or where all that was tried lost something to ``eidetic forget``.
     """
     tried = [row for bucket in ("drawn", "list") for row in rows if row["bucket"] == bucket and row["prompts_tried"]]
     if not tried:

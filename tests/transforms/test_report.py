@@ -22,6 +22,7 @@ from PIL import Image
 from tests.fakes import fake_lake
 from tests.hostile import CAPTIONS, URLS, copies
 from tests.planted import picture
+from tests.transforms.test_measurement import rewrite
 from transforms import measurement, report
 from transforms.kernels.rates import blaker_interval
 from transforms.lake import read_parquet, write_parquet
@@ -172,6 +173,7 @@ def test_so_many_are_shown_as_pictures_and_the_others_as_rows(tmp_path, limit, p
     assert len(stored(page)) == pictures
     assert sorted(page.words) == [f"caption {number}" for number in range(6)]
     assert ("The others" in page.text) == (limit < 6)
+    assert ("(those with pictures first, then the others)" in page.text) == (limit == 2)
 
 
 def test_each_picture_is_there_once_and_small(tmp_path):
@@ -237,6 +239,19 @@ def test_an_audit_of_nothing_is_a_page_too(tmp_path):
     page = page_of(fake_lake(tmp_path, sizes=(), captions=(), controls=0))
     assert not page.faults
     assert "No prompt was tried, so there is no rate." in page.text
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "the one prompt that was tried lost"), (3, "all 3 prompts that were tried lost")]
+)
+def test_prompts_that_lost_something_to_a_request_are_not_untried(tmp_path, count, said):
+    fake = fake_lake(tmp_path, sizes=(1,) * count, behaviours=("copy",))
+    change = {"stratum": "forgotten", "stratum_order": -2}
+    rewrite(fake, "prompts", lambda rows: [row if row["origin"] == "control" else {**row, **change} for row in rows])
+    page = page_of(fake)
+    assert not page.faults
+    assert f"There is no rate: {said} pictures or comparisons to a request to forget." in page.text
+    assert "No prompt was tried" not in page.text
 
 
 def test_a_hostile_name_of_the_model(tmp_path):
