@@ -21,6 +21,7 @@ from pipelines.device import DeviceOptions
 from pipelines.options import CommonOptions, option, parse
 from pipelines.query import printable
 from transforms.errors import UserError
+from transforms.forgetting import NO_TEXT
 from transforms.generators import DiffusersGenerator
 from transforms.lake import Lake, Manifest, open_parquet
 
@@ -40,8 +41,8 @@ def run(lake: Lake, options: AgainOptions, device: str) -> str:
     """Makes the picture, writes it, and returns what there is to say about it.
 
     Raises:
-        UserError: for an audit, prompt or generation that isn't there, a model of another revision, and a picture that the
-            model doesn't make or that can't be written.
+        UserError: for an audit, prompt or generation that isn't there, a prompt that was forgotten, a model of another
+            revision, and a picture that the model doesn't make or that can't be written.
     """
     import numpy as np
 
@@ -92,6 +93,11 @@ def _generation(lake: Lake, audit: Manifest, prompt_id: str, sample_index: int) 
     texts = [row["text"] for row in prompts if row["prompt_id"] == prompt_id]
     if not texts:
         raise UserError(f"the audit {audit.snapshot_id} has no prompt {prompt_id!r}; take an id from its report")
+    if texts[0] == NO_TEXT:
+        raise UserError(
+            f"the text of the prompt {prompt_id} was removed by 'eidetic forget', so nothing makes its generations again; "
+            "take another id from the audit's report"
+        )
     images = 0
     for path in lake.parts("generations", audit.snapshot_id):
         with open_parquet(path) as file:

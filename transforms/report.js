@@ -62,6 +62,7 @@ const ORDERS = {
 function sort() {
   const name = field("order").value;
   const order = ORDERS[name] ?? ((a, b) => compare(a.number(name), b.number(name)));
+  // Each list by itself, as the page says: a card is no row of a table.
   for (const { list, items } of lists) {
     items.sort((a, b) => order(a, b) || a.number("rank") - b.number("rank"));
     list.append(...items.map((item) => item.element));

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import html
 import importlib.resources
 import io
 import json
@@ -42,10 +43,19 @@ PAGE_BYTES = 5_000_000
 """The page is smaller than this: what one can still send by mail, and what opens at once."""
 
 MARKUP_BYTES = 4_000_000
-"""Of those, what the extractions may take without their pictures; what doesn't fit is counted, and left to a query."""
+"""Of those, what changes and extractions may take without pictures; what doesn't fit is counted, and left to a query."""
+
+CHANGES_BYTES = 1_000_000
+"""Of those, what the changes may take."""
 
 WHOLE_TEXT_BYTES = 500_000
 """Of those, what texts may take beyond the letters that are always shown; the most confident extractions come first."""
+
+LARGE_BYTES = 20_000
+"""What takes more and doesn't fit is left out by itself; where less doesn't fit, the page is full."""
+
+URL_LETTERS = 2_000
+"""A longer URL is no link: browsers and servers cut or refuse it, and the page has a size to keep."""
 
 CAPTION_LETTERS = 300
 """So much of a text is shown; the whole of it is a click away."""
@@ -113,14 +123,20 @@ def render(
         rates[row["dimension"]].append(row)
     cut = Cut(left=WHOLE_TEXT_BYTES)
     changed = [{**row, "words": cut(row["prompt"] or row["caption"]), "link": Link.of(row["url"])} for row in changes[:CHANGES]]
+    environment = _environment()
+    markup: Any = environment.get_template("extraction.html.j2").module
+    listed, unspent = _fitting(changed, markup.change, CHANGES_BYTES)
     extractions = [
         Extraction.of(row, lake, audit["audit_id"], cut)
         for row in sorted(marts["extractions"], key=lambda row: row["confidence_rank"])
     ]
-    environment = _environment()
-    markup: Any = environment.get_template("extraction.html.j2").module
-    cards, left = _fitting(extractions[:limit], lambda it: markup.card(it, parameters["match"]["eidetic_delta"]), MARKUP_BYTES)
-    rows, _ = _fitting(extractions[limit:] if len(cards) == len(extractions[:limit]) else [], markup.line, left)
+    cards, left = _fitting(
+        extractions[:limit],
+        lambda it: markup.card(it, parameters["match"]["eidetic_delta"]),
+        MARKUP_BYTES - CHANGES_BYTES + unspent,
+    )
+    rows, _ = _fitting(extractions[limit:], markup.line, left)
+    unlisted = _unlisted([it.row["confidence_rank"] for it, _ in (*cards, *rows)], len(extractions))
 
     def page(style: str, side: int, quality: int) -> bytes:
         script = file_text("report.js")
@@ -132,6 +148,7 @@ def render(
             audit=audit,
             parameters=parameters,
             headline=headline(rates["all"]),
+            forgotten=sum(row["prompts_tried"] for row in rates["all"] if row["bucket"] == "forgotten"),
             marts=marts,
             rates=rates,
             dimensions=DIMENSIONS,
@@ -140,15 +157,16 @@ def render(
             precision_rows=_milestones(marts["precision_curve"]),
             nights=nights,
             night_marks=marks(nights, "date"),
-            changes=changed,
+            changes={kind: [text for change, text in listed if change["kind"] == kind] for kind in ("new", "gone")},
             n_changes=len(changes),
             sweep=sweep(marts["threshold_sweep"]),
             search=measurement.chain(lake, match)["deduplicate"],
             calibration=calibration,
             chosen=next(row for row in calibration if row["chosen"]),
-            cards=cards,
-            rows=rows,
+            cards=[text for _, text in cards],
+            rows=[text for _, text in rows],
             n_extractions=len(extractions),
+            unlisted=unlisted,
             texts_without_room=cut.without,
             lake=shlex.quote(lake.root),
             side=side,
@@ -158,7 +176,7 @@ def render(
 
     style = file_text("report.css")
     budget = PAGE_BYTES - len(page(style, *STEPS[0]))  # the first step's numbers are the longest
-    rules, side, quality = picture_rules(pairs(lake, match, [it.row for it in extractions[: len(cards)]]), budget)
+    rules, side, quality = picture_rules(pairs(lake, match, [it.row for it, _ in cards]), budget)
     return page(style + rules, side, quality)
 
 
@@ -184,17 +202,26 @@ def _content_hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _fitting(items: Iterable[Any], markup: Callable[[Any], str], budget: int) -> tuple[list[str], int]:
-    """The markup of the first items, as many as fit into ``budget`` bytes, and what is left of it."""
-    made: list[str] = []
+def _fitting(items: Iterable[Any], markup: Callable[[Any], str], budget: int) -> tuple[list[tuple[Any, str]], int]:
+    """The items that fit into ``budget`` bytes, each with its markup, and what is left: nothing where the page is full."""
+    made: list[tuple[Any, str]] = []
     for item in items:
         text = markup(item)
         size = len(text.encode("utf-8", "replace"))
-        if size > budget:
+        if size <= budget:
+            budget -= size
+            made.append((item, text))
+        elif size <= LARGE_BYTES:
             return made, 0
-        budget -= size
-        made.append(text)
     return made, budget
+
+
+def _unlisted(ranks: Sequence[int], count: int) -> str:
+    """SQL that is true of the ranks from 1 to ``count`` that are not among ``ranks``, which rise; "" where there are none."""
+    last = ranks[-1] if ranks else 0
+    between = sorted(set(range(1, last)) - set(ranks))
+    skipped = [f"confidence_rank IN ({', '.join(map(str, between))})"] if between else []
+    return " OR ".join([*skipped, *([f"confidence_rank > {last}"] if last < count else [])])
 
 
 # -- words and numbers ------------------------------------------------------------------------------------------------
@@ -209,7 +236,7 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     Returns:
         rate, lower and upper end of its interval, calibrated (whether it is the calibrated rate; the paper's where no
         prompt has that verdict), bucket, population (None where the rate speaks for the tried prompts alone), tried and
-        extracted; None where nothing was tried.
+        extracted; None where nothing was tried, or where all that was tried lost something to ``eidetic forget``.
     """
     tried = [row for bucket in ("drawn", "list") for row in rows if row["bucket"] == bucket and row["prompts_tried"]]
     if not tried:
@@ -277,7 +304,7 @@ class Cut:
         whole = clean(text)
         if len(whole) <= CAPTION_LETTERS:
             return Words(whole, None, len(whole))
-        size = len(whole.encode("utf-8", "replace"))
+        size = len(html.escape(whole).encode("utf-8", "replace"))  # as it stands in the page
         fits = size <= self.left
         self.left -= size if fits else 0
         self.without += not fits
@@ -286,9 +313,9 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """Where a training image came from, and the host's name to show."""
+    """Where a training image came from (None where that is over ``URL_LETTERS``), and the host's name to show."""
 
-    url: str
+    url: str | None
     host: str
 
     @classmethod
@@ -299,7 +326,10 @@ class Link:
             host = parts.hostname
         except ValueError:
             return None
-        return cls(parts.geturl(), host[:60]) if parts.scheme in ("http", "https") and host else None
+        if parts.scheme not in ("http", "https") or not host:
+            return None
+        whole = parts.geturl()
+        return cls(whole if len(whole) <= URL_LETTERS else None, host[:60])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 -- (staging).
 -- sample_id is the member of the group that the best generation is nearest to. Best and most confident: the smallest
 -- adaptive l2, or l2 where there are no others to adapt to.
+-- punsafe is the largest of the group's: its members are one picture, which metadata may call unsafe at some urls only.
 -- Eidetic memorisation with k (paper, definition 2): at most k training images are that near to the extracted one.
 WITH candidates AS (
     SELECT
@@ -34,6 +35,15 @@ best AS (
     ) = 1
 ),
 
+unsafe AS (
+    -- NaN, which is no probability, would be the largest.
+    SELECT duplicate_groups.group_id, max(samples.punsafe) FILTER (NOT isnan(samples.punsafe)) AS punsafe
+    FROM per_group
+    JOIN duplicate_groups USING (group_id)
+    JOIN samples USING (sample_id)
+    GROUP BY duplicate_groups.group_id
+),
+
 final AS (
     SELECT
         row_number() OVER (ORDER BY best.confidence_distance, best.l2, best.sample_id) AS confidence_rank,
@@ -62,9 +72,10 @@ final AS (
         cliques.clique_size,
         cliques.mean_distance,
         cliques.flagged,
-        samples.punsafe
+        unsafe.punsafe
     FROM best
     JOIN per_group USING (group_id)
+    JOIN unsafe USING (group_id)
     JOIN samples ON samples.sample_id = best.sample_id
     JOIN duplicate_groups ON duplicate_groups.sample_id = best.sample_id
     JOIN prompts ON prompts.prompt_id = best.prompt_id

@@ -14,6 +14,7 @@ from pipelines.generate import GenerateOptions
 from pipelines.stage import Execution
 from tests.fakes import fake_lake
 from tests.models import save_random_pipeline
+from transforms.lake import Lake
 from transforms.report import Cut, Extraction
 
 CAPTIONS = ("a logo, \x1b[31m'quoted'", "another logo")
@@ -115,6 +116,23 @@ def test_what_is_not_there_is_said(made, refused):
     assert "has no prompt 'y'" in refused({**row, "prompt_id": "y"})
     assert "has 3 generations, so no number 3; expected 0 to 2" in refused({**row, "sample_index": 3})
     assert "there is no folder" in refused(row, out="nowhere/again.png")
+
+
+def test_a_forgotten_prompt_is_not_asked_for(made, tmp_path, capsys):
+    lake = Lake(str(tmp_path / "lake"))
+    shutil.copytree(made[1].root, lake.root)
+    prompts = lake.read("prompts", made[2]["none"]).to_pylist()
+    forgotten = [prompt for prompt in prompts if prompt["text"] == CAPTIONS[0]]
+    sample = forgotten[0]["sample_id"]
+    assert cli.main(["forget", f"--lake={lake.root}", f"--sample_ids={sample}", "--with_duplicates"]) == 0
+    row = next(
+        row for row in lake.read("generations", made[2]["none"]).to_pylist() if row["prompt_id"] == forgotten[0]["prompt_id"]
+    )
+    capsys.readouterr()
+    assert again((made[0], lake, made[2]), row, tmp_path / "again.png") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was removed by 'eidetic forget'" in line
+    assert not (tmp_path / "again.png").exists()
 
 
 def test_mistakes_on_the_command_line(capsys, tmp_path):

@@ -219,6 +219,23 @@ def test_an_extraction_carries_its_sample_and_its_prompt(tmp_path):
         assert row["seed"] == generations[row["prompt_id"], row["sample_index"]]["seed"]
 
 
+def test_an_extraction_is_as_unsafe_as_the_worst_of_its_group(tmp_path):
+    fake = fake_lake(tmp_path, sizes=(4, 3, 2, 1), behaviours=("copy",))
+    shown = {row["sample_id"] for row in measured(fake)["extractions"]}
+    group = {row["sample_id"]: row["group_id"] for row in fake.rows("duplicate_groups")}
+    # Another member of the largest group is unsafe, of the next the one that is shown, of the third all are unknown.
+    told = {4: lambda here: float("nan") if here else 0.9, 3: lambda here: 0.9 if here else 0.2, 2: lambda _: float("nan")}
+    size = collections.Counter(group.values())
+
+    def change(rows):
+        return [{**row, "punsafe": told.get(size[group.get(row["sample_id"])], lambda _: None)(row["sample_id"] in shown)}
+                for row in rows]  # fmt: skip
+
+    rewrite(fake, "samples", change)
+    found = {row["copies"]: row["punsafe"] for row in measured(fake, "again")["extractions"]}
+    assert found == {4: pytest.approx(0.9), 3: pytest.approx(0.9), 2: None, 1: None}
+
+
 # -- what was planted -------------------------------------------------------------------------------------------------
 
 

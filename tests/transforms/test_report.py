@@ -22,6 +22,7 @@ from PIL import Image
 from tests.fakes import fake_lake
 from tests.hostile import CAPTIONS, URLS, copies
 from tests.planted import picture
+from tests.transforms.test_measurement import rewrite
 from transforms import measurement, report
 from transforms.kernels.rates import blaker_interval
 from transforms.lake import read_parquet, write_parquet
@@ -172,6 +173,7 @@ def test_so_many_are_shown_as_pictures_and_the_others_as_rows(tmp_path, limit, p
     assert len(stored(page)) == pictures
     assert sorted(page.words) == [f"caption {number}" for number in range(6)]
     assert ("The others" in page.text) == (limit < 6)
+    assert ("(those with pictures first, then the others)" in page.text) == (limit == 2)
 
 
 def test_each_picture_is_there_once_and_small(tmp_path):
@@ -237,6 +239,19 @@ def test_an_audit_of_nothing_is_a_page_too(tmp_path):
     page = page_of(fake_lake(tmp_path, sizes=(), captions=(), controls=0))
     assert not page.faults
     assert "No prompt was tried, so there is no rate." in page.text
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "the one prompt that was tried lost"), (3, "all 3 prompts that were tried lost")]
+)
+def test_prompts_that_lost_something_to_a_request_are_not_untried(tmp_path, count, said):
+    fake = fake_lake(tmp_path, sizes=(1,) * count, behaviours=("copy",))
+    change = {"stratum": "forgotten", "stratum_order": -2}
+    rewrite(fake, "prompts", lambda rows: [row if row["origin"] == "control" else {**row, **change} for row in rows])
+    page = page_of(fake)
+    assert not page.faults
+    assert f"There is no rate: {said} pictures or comparisons to a request to forget." in page.text
+    assert "No prompt was tried" not in page.text
 
 
 def test_a_hostile_name_of_the_model(tmp_path):
@@ -446,6 +461,7 @@ def test_a_thousand_pictures_of_noise_fit():
 
 def test_what_can_not_fit_is_counted_and_left_to_a_query(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MARKUP_BYTES", 6_000)
+    monkeypatch.setattr(report, "CHANGES_BYTES", 0)
     monkeypatch.setattr(report, "WHOLE_TEXT_BYTES", 1_000)
     fake = copies(tmp_path, [f"{'long ' * 100}{number}" for number in range(12)])
     page = page_of(fake, 2)
@@ -459,6 +475,50 @@ def test_what_can_not_fit_is_counted_and_left_to_a_query(tmp_path, monkeypatch):
     # One whole text of 502 letters fits into 1,000 bytes.
     assert page.text.count("the whole text, 501 letters") + page.text.count("the whole text, 502 letters") == 1
     assert "11 long texts have no room here" in page.text
+
+
+def test_a_url_too_long_for_a_link_is_left_to_the_table(tmp_path):
+    urls = [f"https://example.org/{'a' * letters}" for letters in (report.URL_LETTERS - 20, report.URL_LETTERS - 19, 4_100_000)]
+    page = page_of(copies(tmp_path, ["a", "b", "c"], urls=urls), 2)
+    assert_harmless(page)
+    assert [each["href"] for each in page.attributes["a"] if not each["href"].startswith("#")] == urls[:1]
+    assert page.text.count("example.org (the url is too long for a link; the table samples has it)") == 2
+    assert "no room on this page" not in page.text
+
+
+def test_changes_have_a_budget(tmp_path):
+    """Links, starts and whole texts are as long as they may be, of the letter that takes most in HTML."""
+    changes = [
+        {**change(number, "new", "&" * 2_000), "url": "https://example.org/" + "&" * (report.URL_LETTERS - 20)}
+        for number in range(report.CHANGES)
+    ]
+    content = render(copies(tmp_path, ["a"]), nights=[NIGHT, SECOND], changes=changes)
+    page = Page(content.decode())
+    assert len(content) < report.CHANGES_BYTES + 100_000
+    shown = page.text.count("sample 0000")
+    assert 0 < shown < report.CHANGES and f"{report.CHANGES - shown} more changes are not listed." in page.text
+
+
+def test_a_domain_of_very_many_letters_is_cut(tmp_path):
+    urls = [f"https://{number}{'&' * 60_000}/x" for number in range(20)]
+    content = render(copies(tmp_path, [f"caption {number}" for number in range(20)], urls=urls))
+    assert len(content) < 300_000
+
+
+@pytest.mark.parametrize("limit", [2, 12])
+def test_what_is_too_large_does_not_hide_what_comes_after(tmp_path, monkeypatch, limit):
+    fake = copies(tmp_path, [f"caption {number}" for number in range(12)])
+    render(fake)
+    ranks = read_parquet(fake.lake.part("extractions", "measured", 0))["confidence_rank"].to_pylist()
+    put(fake, "extractions", prompt=pa.array(["&" * 30_000 if rank in (1, 5) else f"caption {rank}" for rank in ranks]))
+    monkeypatch.setattr(report, "MARKUP_BYTES", 100_000)
+    monkeypatch.setattr(report, "CHANGES_BYTES", 0)
+    page = Page(report.render(fake.lake, fake.match, "measured", limit).decode())
+    assert_harmless(page)
+    assert page.text.count("eidetic again") == 10
+    (query,) = re.findall(r"2 more have no room on this page: (.*)", page.text)
+    assert "AND (confidence_rank IN (1, 5))" in shlex.split(query)[2]
+    assert len(stored(page)) == 2 * (limit - (2 if limit == 12 else 1))
 
 
 # -- real captions ----------------------------------------------------------------------------------------------------

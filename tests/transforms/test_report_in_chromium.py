@@ -91,6 +91,8 @@ def test_what_axe_finds(usual):
         for width in (1280, 390):
             with opened(usual, color_scheme=scheme, viewport={"width": width, "height": 900}) as browser:
                 assert serious_violations(browser.page) == []
+                browser.page.locator(".pictures label").click()
+                assert browser.page.locator(".reveal").is_checked() and serious_violations(browser.page) == []
                 # Nothing makes the page itself wider than the screen.
                 assert browser.page.evaluate("() => document.documentElement.scrollWidth") <= width
                 assert browser.tried == []
