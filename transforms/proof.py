@@ -69,10 +69,13 @@ class _Searcher:
     def __init__(self, lake: Lake):
         self.lake, self.read = lake, 0
         self.kinds: dict[str, str] = {}
+        self.contents: set[bytes] = set()
         fingerprints = []
         for path in lake.every_part("tombstones"):
             for row in read_parquet(path, ["kind", "sha256", "length", "ending"]).to_pylist():
-                if row["length"] is not None:
+                if row["kind"] == "content":
+                    self.contents.add(row["sha256"].encode())
+                elif row["length"] is not None:
                     self.kinds[row["sha256"]] = row["kind"]
                     fingerprints.append(Fingerprint(row["sha256"], row["length"], row["ending"]))
         self.lengths = {one.length for one in fingerprints}
@@ -121,9 +124,14 @@ class _Searcher:
                         row += batch.num_rows
 
     def _values(self, batch: pa.RecordBatch, inside: str, row: int) -> Iterator[Found]:
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        names = batch.schema.names
+        for name, column in zip(names, batch.columns, strict=True):
+            # What was downloaded is known by its digest alone, which the rows of samples have as well.
+            contents = self.contents if name == "sha256" and "url" in names else ()
             for place, value in enumerate(values(column)):
                 self.read += len(value)
+                if value in contents:
+                    yield Found("content", inside, f"{name}, row {row + place:,}", True, value)
                 for said in (value, value.strip()):
                     # Most values have a length that nothing looked for has.
                     if said and len(said) in self.lengths and (kind := self.kinds.get(sha256(said))):
