@@ -332,7 +332,7 @@ def remove(lake: Lake) -> dict[str, int]:
         rows = table.to_pylist()
         for row in rows:
             key = row["audit_id"], row["prompt_id"]
-            if sha256(row["text"]) in captions:
+            if sha256(row["text"].strip()) in captions:
                 row["text"] = NO_TEXT
             if key in touched:
                 row.update(stratum=FORGOTTEN, stratum_order=-2)
@@ -457,8 +457,9 @@ def _status(tombstones: Tombstones, **cells: Any) -> Callable[[pa.Table], pa.Tab
 
 
 def _lone_captions(lake: Lake, gone: set[str]) -> set[str]:
-    """SHA-256 of the forgotten captions that no remaining sample has."""
+    """SHA-256 of the forgotten captions, and of the prompts that stand for forgotten samples, that no remaining one has."""
     captions = {row["sha256"] for row in _tombstone_rows(lake, ("caption",))}
+    captions |= {sha256(row["text"].strip()) for row in rows_of(lake, "prompts", gone, ["text"])}
     for path in lake.every_part("samples") if captions else ():
         table = read_parquet(path, ["sample_id", "caption"])
         for caption in table.filter(pc.invert(_among(table["sample_id"], gone)))["caption"].to_pylist():

@@ -132,11 +132,16 @@ class _Searcher:
                 self.read += len(value)
                 if value in contents:
                     yield Found("content", inside, f"{name}, row {row + place:,}", True, value)
-                for said in (value, value.strip()):
+                for said in (value, stripped(value) if is_text(column.type) else value):
                     # Most values have a length that nothing looked for has.
                     if said and len(said) in self.lengths and (kind := self.kinds.get(sha256(said))):
                         yield Found(kind, inside, f"{name}, row {row + place:,}", True, said)
                         break
+
+
+def stripped(text: bytes) -> bytes:
+    """A text without the blanks around it, whatever they are: as captions are compared."""
+    return text.decode("utf-8", "surrogateescape").strip().encode("utf-8", "surrogateescape")
 
 
 def readings(path: str, content: bytes) -> Iterator[bytes]:
@@ -174,6 +179,12 @@ def _footer(file: pq.ParquetFile) -> bytes:
                     value if isinstance(value, bytes) else str(value).encode() for value in (statistics.min, statistics.max)
                 ]
     return b"\n".join([*said, *(metadata.metadata or {}).values()])
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def values(column: pa.Array) -> Iterator[bytes]:

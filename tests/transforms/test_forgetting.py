@@ -199,6 +199,30 @@ def test_the_verdicts_of_all_other_prompts_are_what_they_were(name, tmp_path):
     assert proof.search(lake).found == []
 
 
+BLANK = "\x1f\x0b a picture of somebody\u00a0\x1f"
+
+
+def test_a_prompt_is_stripped_of_blanks_of_every_kind(tmp_path):
+    """So are those that were drawn by another rule."""
+    fake = fake_lake(tmp_path, captions=[BLANK, *(f"group {number}" for number in range(1, 10))])
+    lake = fake.lake
+    tell_apart(fake)
+    path = lake.part("prompts", fake.generate.snapshot_id, 0)
+    rows = read_parquet(path).to_pylist()
+    drawn = [row | {"text": BLANK[:-1]} for row in rows if row["text"] == BLANK.strip()]
+    lake.write("prompts", fake.generate.snapshot_id, 0, [*rows, *(row | {"prompt_id": "older"} for row in drawn)])
+    before = read_parquet(path)
+    forget(lake, urls=["https://train.example/0.png"])
+    assert [row["prompt_id"] for row in fake.rows("prompts") if row["text"] == "[forgotten]"] == [
+        drawn[0]["prompt_id"],
+        "older",
+    ]
+    assert proof.search(lake).found == []
+    lake.write("prompts", fake.generate.snapshot_id, 0, before)
+    whole = [one.place for one in proof.search(lake).found if one.whole]
+    assert whole == ["text, row 0", f"text, row {len(rows)}"]
+
+
 def tell_apart(fake):
     """Gives each picture of the fake lake bytes of its own, as downloads have."""
     for path in fake.lake.every_part("samples"):
