@@ -8,7 +8,8 @@ Named are samples: by id, by url, or in a file of either (text, one a line; CSV 
 them goes whatever has the same url or the same bytes. Rows stay, without pictures, vectors, urls and captions: what becomes of
 each table and of the rates is in docs/forgetting.md. Later ingests leave what has a tombstone alone. At the end every file of
 the lake is searched; exit code 1 says that something was found. The same command again goes on where a killed one stopped.
-Nothing else may run on the lake meanwhile. There is no Beam pipeline in this verb; a lake behind a URL is read through it.
+Nothing else may run on the lake meanwhile: a night is kept off it, other verbs are not. There is no Beam pipeline in this verb;
+a lake behind a URL is read through it.
 
   eidetic forget --lake lake --urls https://example.org/me.jpg --reason "asked for by its owner"
   eidetic forget --lake lake --file requests.csv --with_duplicates
@@ -24,6 +25,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines import measure
+from pipelines.lock import alone
 from pipelines.measure import MeasureOptions
 from pipelines.options import CommonOptions, option, parse
 from pipelines.query import printable
@@ -50,10 +52,13 @@ class ForgetOptions:
         None, "remove the pictures of generations of audits that were finished so many days ago"
     )
     verify_only: bool = option(False, "search the lake for what was forgotten before, and change nothing")
+    wait: float = option(0.0, "seconds to wait where a night is at work on this lake")
 
     def __post_init__(self) -> None:
         if self.generations_older_than is not None and self.generations_older_than < 0:
             raise UserError(f"--generations_older_than is {self.generations_older_than}, expected days: 0 or more")
+        if not self.wait >= 0:
+            raise UserError(f"--wait is {self.wait}, expected 0 or more")
         if not self.reason.strip():
             raise UserError("--reason is empty, expected a few words")
         names = bool(self.sample_ids or self.urls or self.file)
@@ -77,14 +82,15 @@ def run(execution: Execution, options: ForgetOptions, report: MeasureOptions) ->
     if options.verify_only:
         return proof.search(lake)
     named = options.named
-    if named.sample_ids or named.urls:
-        forget(lake, options, named)
-    if options.generations_older_than is not None:
-        days = options.generations_older_than
-        removed = forgetting.retire(lake, days, datetime.datetime.now(datetime.UTC))
-        print(f"removed {removed:,} pictures of generations that are older than {days} days")
-    make_again(execution, report)
-    return proof.search(lake)
+    with alone(lake, "forget", options.wait):
+        if named.sample_ids or named.urls:
+            forget(lake, options, named)
+        if options.generations_older_than is not None:
+            days = options.generations_older_than
+            removed = forgetting.retire(lake, days, datetime.datetime.now(datetime.UTC))
+            print(f"removed {removed:,} pictures of generations that are older than {days} days")
+        make_again(execution, report)
+        return proof.search(lake)
 
 
 def forget(lake: Lake, options: ForgetOptions, named: forgetting.Named) -> None:

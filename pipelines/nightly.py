@@ -24,11 +24,12 @@ import json
 import sys
 import traceback
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines import audit, deduplicate, embed, generate, ingest, match, measure
 from pipelines.device import DeviceOptions
+from pipelines.lock import Busy, alone
 from pipelines.options import CommonOptions, Parsed, option, parameters, parse
 from pipelines.stage import Execution, Stage, say
 from transforms import measurement, nights
@@ -82,39 +83,6 @@ class NightlyOptions:
 
 
 OPTIONS = (NightlyOptions, *(kind for kind in audit.OPTIONS if kind is not audit.AuditOptions))
-
-
-# -- the nights before ------------------------------------------------------------------------------------------------
-
-
-class Busy(UserError):
-    """Another night is at work on the lake."""
-
-
-@contextlib.contextmanager
-def alone(lake: Lake, wait: float) -> Iterator[None]:
-    """Keeps other nights off the lake meanwhile. UserError where one is at work for longer than ``wait`` seconds."""
-    lake.create()
-    if not measurement.is_local(lake):
-        # No object store that Beam knows can be locked by it; Airflow's max_active_runs or one machine must do it.
-        say(f"nightly      the lake {lake.root!r} can't be locked: see that no other night runs on it")
-        yield
-        return
-    import filelock
-
-    lock = filelock.FileLock(lake.path("nightly.lock"))
-    try:
-        with contextlib.suppress(filelock.Timeout):
-            lock.acquire(timeout=0)
-        if not lock.is_locked:
-            say(f"nightly      another night is at work on the lake {lake.root!r}; waiting for up to {wait:g} s")
-            lock.acquire(timeout=wait)
-    except filelock.Timeout as error:
-        raise Busy(
-            f"another night is at work on the lake {lake.root!r}; wait until it is done, or give it time with --wait SECONDS"
-        ) from error
-    with lock:
-        yield
 
 
 # -- what is tried ----------------------------------------------------------------------------------------------------
@@ -479,7 +447,8 @@ def main(argv: Sequence[str]) -> int:
     common, options = parsed[CommonOptions], parsed[NightlyOptions]
     lake = Lake(common.lake)
     try:
-        with alone(lake, options.wait):
+        lake.create()
+        with alone(lake, "nightly", options.wait):
             row = run(Execution(lake, parsed.beam, common.verbose), parsed)
             publish(lake, row["date"], alert(lake, row), options.webhook)
     except Busy as error:

@@ -118,36 +118,37 @@ class Chosen:
         self.sample_ids = set(named.sample_ids)
         self.urls = {sha256(url) for url in named.urls}
         self.contents: set[str] = set()
-        self.found: set[str] = set()
-        # Whose url is gone already is still known by its tombstone.
-        for row in _tombstone_rows(lake, ("sample", "url")):
-            if row["kind"] == "url" and row["sha256"] in self.urls:
-                self.found.add(row["sha256"])
-                self.sample_ids |= {row["sample_id"]} - {None}
-            elif row["kind"] == "sample":
-                self.found.add(row["sample_id"])
+        self.found = {row["sample_id"] for row in _tombstone_rows(lake, ("sample",))}
         self._grow()
 
     def _grow(self) -> None:
         """Until nothing is added: samples of the same url, of the same bytes as downloaded, and as stored."""
-        before = -1
-        while before != len(self.sample_ids):
-            before = len(self.sample_ids)
+        before = None
+        while before != (before := self._size()):
             self._by_rows()
             self._by_pictures()
 
+    def _size(self) -> tuple[int, ...]:
+        """Grows with whatever is added: the url of one row may be that of a row which was read before it."""
+        return len(self.sample_ids), len(self.urls), len(self.contents)
+
     def _by_rows(self) -> None:
-        before = -1
-        while before != len(self.sample_ids):
-            before = len(self.sample_ids)
-            for path in self.lake.every_part("samples"):
-                for row in read_parquet(path, ["sample_id", "url", "sha256"]).to_pylist():
-                    url = None if row["url"] is None else sha256(row["url"])
-                    if row["sample_id"] in self.sample_ids or url in self.urls or row["sha256"] in self.contents:
-                        self.found |= {row["sample_id"], url or ""}
-                        self.sample_ids.add(row["sample_id"])
-                        self.urls |= {url} - {None}  # type: ignore[arg-type]
-                        self.contents |= {row["sha256"]} - {None}
+        before = None
+        while before != (before := self._size()):
+            for sample, url, content in self._rows():
+                if sample in self.sample_ids or url in self.urls or content in self.contents:
+                    for known, one in ((self.sample_ids, sample), (self.urls, url), (self.contents, content)):
+                        known.update([one] if one is not None else [])
+                    self.found.update(one for one in (sample, url) if one is not None)
+
+    def _rows(self) -> Iterator[tuple[str | None, str | None, str | None]]:
+        """sample_id, and SHA-256 of url and of bytes: from tombstones, by which those are known that are gone, and samples."""
+        for row in _tombstone_rows(self.lake, ("url", "content")):
+            is_url = row["kind"] == "url"
+            yield row["sample_id"], row["sha256"] if is_url else None, None if is_url else row["sha256"]
+        for path in self.lake.every_part("samples"):
+            for row in read_parquet(path, ["sample_id", "url", "sha256"]).to_pylist():
+                yield row["sample_id"], None if row["url"] is None else sha256(row["url"]), row["sha256"]
 
     def _by_pictures(self) -> None:
         pictures = {(row["sha256"], row["length"]) for row in _tombstone_rows(self.lake, ("picture",))
@@ -331,7 +332,7 @@ def remove(lake: Lake) -> dict[str, int]:
         rows = table.to_pylist()
         for row in rows:
             key = row["audit_id"], row["prompt_id"]
-            if sha256(row["text"]) in captions:
+            if sha256(row["text"].strip()) in captions:
                 row["text"] = NO_TEXT
             if key in touched:
                 row.update(stratum=FORGOTTEN, stratum_order=-2)
@@ -456,8 +457,9 @@ def _status(tombstones: Tombstones, **cells: Any) -> Callable[[pa.Table], pa.Tab
 
 
 def _lone_captions(lake: Lake, gone: set[str]) -> set[str]:
-    """SHA-256 of the forgotten captions that no remaining sample has."""
+    """SHA-256 of the forgotten captions, and of the prompts that stand for forgotten samples, that no remaining one has."""
     captions = {row["sha256"] for row in _tombstone_rows(lake, ("caption",))}
+    captions |= {sha256(row["text"].strip()) for row in rows_of(lake, "prompts", gone, ["text"])}
     for path in lake.every_part("samples") if captions else ():
         table = read_parquet(path, ["sample_id", "caption"])
         for caption in table.filter(pc.invert(_among(table["sample_id"], gone)))["caption"].to_pylist():

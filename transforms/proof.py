@@ -69,10 +69,13 @@ class _Searcher:
     def __init__(self, lake: Lake):
         self.lake, self.read = lake, 0
         self.kinds: dict[str, str] = {}
+        self.contents: set[bytes] = set()
         fingerprints = []
         for path in lake.every_part("tombstones"):
             for row in read_parquet(path, ["kind", "sha256", "length", "ending"]).to_pylist():
-                if row["length"] is not None:
+                if row["kind"] == "content":
+                    self.contents.add(row["sha256"].encode())
+                elif row["length"] is not None:
                     self.kinds[row["sha256"]] = row["kind"]
                     fingerprints.append(Fingerprint(row["sha256"], row["length"], row["ending"]))
         self.lengths = {one.length for one in fingerprints}
@@ -121,14 +124,24 @@ class _Searcher:
                         row += batch.num_rows
 
     def _values(self, batch: pa.RecordBatch, inside: str, row: int) -> Iterator[Found]:
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        names = batch.schema.names
+        for name, column in zip(names, batch.columns, strict=True):
+            # What was downloaded is known by its digest alone, which the rows of samples have as well.
+            contents = self.contents if name == "sha256" and "url" in names else ()
             for place, value in enumerate(values(column)):
                 self.read += len(value)
-                for said in (value, value.strip()):
+                if value in contents:
+                    yield Found("content", inside, f"{name}, row {row + place:,}", True, value)
+                for said in (value, stripped(value) if is_text(column.type) else value):
                     # Most values have a length that nothing looked for has.
                     if said and len(said) in self.lengths and (kind := self.kinds.get(sha256(said))):
                         yield Found(kind, inside, f"{name}, row {row + place:,}", True, said)
                         break
+
+
+def stripped(text: bytes) -> bytes:
+    """A text without the blanks around it, whatever they are: as captions are compared."""
+    return text.decode("utf-8", "surrogateescape").strip().encode("utf-8", "surrogateescape")
 
 
 def readings(path: str, content: bytes) -> Iterator[bytes]:
@@ -166,6 +179,12 @@ def _footer(file: pq.ParquetFile) -> bytes:
                     value if isinstance(value, bytes) else str(value).encode() for value in (statistics.min, statistics.max)
                 ]
     return b"\n".join([*said, *(metadata.metadata or {}).values()])
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def values(column: pa.Array) -> Iterator[bytes]:

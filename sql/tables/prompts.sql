@@ -14,9 +14,13 @@ WITH RECURSIVE candidates AS (
         CAST(ceil(log2(duplicate_groups.size)) AS INTEGER) AS stratum_order
     FROM duplicate_groups
     JOIN samples ON samples.sample_id = duplicate_groups.representative
-    -- trim() knows the space alone; a caption of tabs or of no-break spaces is blank too.
+    -- trim() knows the space alone; a caption of tabs or of no-break spaces is blank too. These are the blanks of
+    -- Python's strip(), by which captions are compared everywhere else; \s is less.
     CROSS JOIN LATERAL (
-        SELECT regexp_replace(samples.caption, '^[\s\p{Z}]+|[\s\p{Z}]+$', '', 'g') AS text
+        SELECT '[\x09-\x0d\x1c-\x1f\x{85}\p{Z}]+' AS blanks
+    ) AS pattern
+    CROSS JOIN LATERAL (
+        SELECT regexp_replace(samples.caption, concat('^', blanks, '|', blanks, '$'), '', 'g') AS text
     ) AS strip
     WHERE duplicate_groups.sample_id = duplicate_groups.representative
       AND coalesce(strip.text, '') <> ''

@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 
 import duckdb
+import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import deduplicate, embed, forget, generate, ingest, match, measure
+from pipelines import deduplicate, embed, forget, generate, ingest, match, measure, nightly
 from pipelines.cli import run_verb
 from pipelines.deduplicate import DeduplicateOptions
 from pipelines.ingest import IngestOptions
@@ -478,7 +479,8 @@ def test_a_list_of_requests(lake, site, tmp_path):
 
 
 def files(lake):
-    return {path: path.stat().st_mtime_ns for path in Path(lake.root).rglob("*") if path.is_file()}
+    found = {path: path.stat().st_mtime_ns for path in Path(lake.root).rglob("*") if path.is_file()}
+    return {path: time for path, time in found.items() if path.name != "nightly.lock"}
 
 
 @pytest.mark.parametrize(
@@ -490,6 +492,7 @@ def files(lake):
         (["--file=README.md", "--verify_only"], "--verify_only changes nothing"),
         (["--generations_older_than=-1"], "--generations_older_than is -1, expected days: 0 or more"),
         (["--urls=u", "--reason= "], "--reason is empty"),
+        (["--urls=u", "--wait=-1"], "--wait is -1.0, expected 0 or more"),
     ],
 )
 def test_mistakes_are_one_line(words, message, lake, capsys):
@@ -507,6 +510,26 @@ def test_ids_and_urls_that_the_lake_never_had(lake, site, capsys):
     assert "2 urls are not in the lake" in capsys.readouterr().out
     assert {(row["kind"], row["sample_id"]) for row in tombstones(lake)} == {("sample", "x"), ("url", None)}
     assert all(row["status"] != "forgotten" for row in samples(lake).values())
+
+
+def test_a_night_at_the_same_time_keeps_it_off(lake, capsys):
+    """The proof alone reads, and need not wait."""
+    before = files(lake)
+    with filelock.FileLock(lake.path("nightly.lock"), is_singleton=False):
+        assert run(lake, "--urls=u") == 2
+        assert "another night is at work on the lake" in capsys.readouterr().err
+        assert run(lake, "--verify_only") == 0
+    assert files(lake) == before
+
+
+def test_a_night_is_kept_off_meanwhile(lake, monkeypatch, capsys):
+    def at_once(*_):
+        assert run_verb(nightly.main, [f"--lake={lake.root}", "--metadata=m", "--model=m"]) == 2
+        assert "'eidetic forget'; wait until it is done" in capsys.readouterr().err
+        kill()
+
+    monkeypatch.setattr(forgetting, "bury", at_once)
+    assert run(lake, "--urls=u") == 130
 
 
 def test_a_folder_that_is_no_lake(tmp_path, capsys):

@@ -58,6 +58,28 @@ def test_the_same_url_the_same_bytes_and_the_same_stored_bytes_over_snapshots(la
     assert chosen(lake, ["other"]).sample_ids == {"other"}
 
 
+@pytest.mark.parametrize("names", ["ab", "ba"])
+@pytest.mark.parametrize("same", [("u", "other bytes"), ("v", "bytes")])
+def test_whichever_row_comes_first(names, same, lake):
+    """By id: url and bytes of a row are those of rows that were read before it, too."""
+    rows = {"a": sample("a", "u", "bytes"), "b": sample("b", *same)}
+    lake.write("samples", "one", 0, [rows[name] for name in names])
+    assert chosen(lake, ["a"]).sample_ids == {"a", "b"}
+
+
+@pytest.mark.parametrize("same", [("u", "other bytes"), ("v", "bytes")])
+def test_what_is_forgotten_is_known_by_its_tombstones(same, lake):
+    """A part that was restored has its url, or its bytes: both are found by the id alone, and the proof sees the bytes."""
+    lake.write("samples", "one", 0, [sample("a", "u", "bytes")])
+    forget(lake, ["a"])
+    lake.write("samples", "two", 0, [sample("b", *same)])
+    expected = {("url", "url, row 0")} if same[0] == "u" else {("content", "sha256, row 0")}
+    found = {(one.kind, one.place) for one in proof.search(lake).found if one.kind != "caption"}
+    assert found == expected
+    assert forget(lake, ["a"])["samples"] == 1 and proof.search(lake).found == []
+    assert set(Tombstones.read(lake).samples) == {"a", "b"}
+
+
 def test_a_sample_without_url_and_bytes_takes_no_other_with_it(lake):
     lost = {"sha256": None, "url": None, "caption": None, "status": "failed_to_download"}
     lake.write("samples", "one", 0, [sample("a", "u") | lost, sample("b", "u") | lost])
@@ -89,7 +111,8 @@ def test_a_url_that_begins_another_is_found_in_that_by_nobody(lake):
     table = "samples/snapshot_id=one/part-00000.parquet"
     in_the_footer = {(kind, path, place) for kind, path, place in found if place.startswith("byte") and path == table}
     assert {kind for kind, _, _ in in_the_footer} == {"url", "caption"}
-    assert found - in_the_footer == {("url", "list.txt", "byte 0"), ("url", table, "url"), ("caption", table, "caption")}
+    in_the_table = {(kind, table, column) for kind, column in (("url", "url"), ("caption", "caption"), ("content", "sha256"))}
+    assert found - in_the_footer == {("url", "list.txt", "byte 0"), *in_the_table}
 
 
 def test_a_short_text_is_found_as_a_whole_value(lake):
@@ -174,6 +197,30 @@ def test_the_verdicts_of_all_other_prompts_are_what_they_were(name, tmp_path):
     assert gone and not gone & {row["sample_id"] for row in measurement.read_mart(lake, "extractions", after)}
     assert measurement.read_mart(lake, "duplication", after) == duplication
     assert proof.search(lake).found == []
+
+
+BLANK = "\x1f\x0b a picture of somebody\u00a0\x1f"
+
+
+def test_a_prompt_is_stripped_of_blanks_of_every_kind(tmp_path):
+    """So are those that were drawn by another rule."""
+    fake = fake_lake(tmp_path, captions=[BLANK, *(f"group {number}" for number in range(1, 10))])
+    lake = fake.lake
+    tell_apart(fake)
+    path = lake.part("prompts", fake.generate.snapshot_id, 0)
+    rows = read_parquet(path).to_pylist()
+    drawn = [row | {"text": BLANK[:-1]} for row in rows if row["text"] == BLANK.strip()]
+    lake.write("prompts", fake.generate.snapshot_id, 0, [*rows, *(row | {"prompt_id": "older"} for row in drawn)])
+    before = read_parquet(path)
+    forget(lake, urls=["https://train.example/0.png"])
+    assert [row["prompt_id"] for row in fake.rows("prompts") if row["text"] == "[forgotten]"] == [
+        drawn[0]["prompt_id"],
+        "older",
+    ]
+    assert proof.search(lake).found == []
+    lake.write("prompts", fake.generate.snapshot_id, 0, before)
+    whole = [one.place for one in proof.search(lake).found if one.whole]
+    assert whole == ["text, row 0", f"text, row {len(rows)}"]
 
 
 def tell_apart(fake):

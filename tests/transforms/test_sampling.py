@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import random
+import sys
 
 import pyarrow as pa
 import pytest
@@ -116,6 +117,14 @@ def test_blank_captions_are_not_tried_and_the_others_are_stripped():
     assert {row["text"] for row in rows} == {"kept", "two\nlines"}
     # A group that can't be tried is no part of the stratum that is drawn from.
     assert {row["inclusion_probability"] for row in rows} == {1.0}
+
+
+def test_captions_are_stripped_as_everywhere_else():
+    """Of every character that Python's strip() takes away; by that rule prompts are captions again."""
+    blanks = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
+    rows = draw([1] * len(blanks), 100, captions=[f"{blank}{number}{blank}" for number, blank in enumerate(blanks)])
+    assert {row["text"] for row in rows} == {str(number) for number in range(len(blanks))}
+    assert {row["text"] for row in draw([1] * 2, 100, captions=["\u200b", "\x1b"])} == {"\u200b", "\x1b"}
 
 
 def test_without_groups_there_is_nothing():
