@@ -18,6 +18,7 @@ import html
 import importlib.resources
 import io
 import json
+import os
 import shlex
 import unicodedata
 import urllib.parse
@@ -168,7 +169,7 @@ def render(
             n_extractions=len(extractions),
             unlisted=unlisted,
             texts_without_room=cut.without,
-            lake=shlex.quote(lake.root),
+            lake=quoted(lake.root),
             side=side,
             quality=quality,
         )
@@ -271,6 +272,20 @@ def clean(text: str | None) -> str:
     )
 
 
+def quoted(word: str) -> str:
+    """A word of a command for bash, zsh or ksh, in letters that can be seen and copied; the others as $'…' spells their bytes.
+
+    Blanks other than a space are among those: browsers copy them as one.
+    """
+    if word.isprintable():
+        return shlex.quote(word)
+    spelt = (
+        letter if letter.isprintable() and letter not in "\\'" else "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
+        for letter in word
+    )
+    return f"$'{''.join(spelt)}'"
+
+
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
@@ -361,7 +376,7 @@ class Extraction:
             caption=None if same else cut(row["caption"]),
             link=Link.of(row["url"]),
             unsafe=row["punsafe"] is not None and row["punsafe"] > UNSAFE_OVER,
-            command=None if row["seed"] is None else shlex.join(["eidetic", "again", *again]),
+            command=None if row["seed"] is None else " ".join(["eidetic", "again", *map(quoted, again)]),
         )
 
 

@@ -139,9 +139,16 @@ def test_systemd_accepts_the_units():
 
 
 def test_the_service_is_shut_in_as_far_as_it_can_be():
-    # 2.0 of 10; an empty unit has 9.6. What is left is the network, the GPU and compiled kernels.
+    # 2.2 of 10; an empty unit has 9.6. What is left is the network, the GPU and compiled kernels.
     done = systemd_analyze("security", "--offline=yes", "--threshold=25", "./eidetic.service")
     assert done.returncode == 0, done.stdout
+
+
+def test_the_service_sees_the_gpu_and_cannot_set_the_clock():
+    hiding = {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock"}
+    assert not hiding & set(unit("eidetic.service")["Service"])
+    done = systemd_analyze("security", "--offline=yes", "./eidetic.service")
+    assert "@clock is not included" in done.stdout and "cannot change the system clock" in done.stdout
 
 
 @pytest.mark.parametrize("exit_code", [0, 2, 3])

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,31 @@ def test_the_command_names_lake_audit_prompt_and_number(tmp_path, limit):
                 f"--lake={fake.lake.root}"]  # fmt: skip
     assert shlex.split(command) == expected
     assert str(row["seed"]) in page.text
+
+
+@pytest.mark.parametrize(
+    "name", ["my\u00adlake", "a\nb\tc", "it's\x1b[31m\\", "\u202eflip\u00a0 ", "\udcff9", "plain  ~$HOME", ""]
+)
+def test_a_quoted_word_is_the_word_to_bash(name):
+    word = report.quoted(f"--lake={name}")
+    assert word.isprintable()
+    done = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(f"--lake={name}")
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_commands_with_hidden_letters_in_the_lakes_path_can_be_run(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(report, "WHOLE_TEXT_BYTES", 0)
+    monkeypatch.setattr(report, "MARKUP_BYTES", 5_000)
+    monkeypatch.setattr(report, "CHANGES_BYTES", 0)
+    fake = copies(tmp_path / "my\u00ad\x1blake", ["long " * 100 + str(number) for number in range(9)])
+    page = page_of(fake, limit)
+    assert_harmless(page)
+    commands = re.findall(r"eidetic (?:again|query) .*", page.text)
+    assert sum("query" in command for command in commands) == 2 and len(commands) > 3
+    for command in commands:
+        words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True).stdout.split(b"\0")
+        assert os.fsencode(fake.lake.root) in words or os.fsencode(f"--lake={fake.lake.root}") in words
 
 
 def put(fake, mart, **columns):

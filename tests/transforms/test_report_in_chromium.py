@@ -1,6 +1,7 @@
 """The report in a real Chromium: nothing runs but our script, nothing is loaded; eye, keyboard and screen reader get along."""
 
 import io
+import shlex
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,7 @@ def hostile(tmp_path_factory):
 def usual(tmp_path_factory):
     """A page with everything on it: nights, changes, both verdicts, unsafe pictures, and extractions without pictures."""
     folder = tmp_path_factory.mktemp("usual")
-    fake = fake_lake(folder / "lake", captions=[f"{CAPTIONS[number]} {number}" for number in range(10)])
+    fake = fake_lake(folder / "a  lake", captions=[f"{CAPTIONS[number]} {number}" for number in range(10)])
     render(fake)
     ranks = read_parquet(fake.lake.part("extractions", "measured", 0))["confidence_rank"].to_pylist()
     put(fake, "extractions", punsafe=pa.array([0.9 if rank == 1 else None for rank in ranks], pa.float32()))
@@ -127,6 +128,14 @@ def test_a_long_text_is_a_click_away(usual):
         assert not whole.is_visible()
         long[0].locator("summary").click()
         assert whole.is_visible() and len(whole.inner_text()) > report.CAPTION_LETTERS
+
+
+def test_a_command_is_copied_as_it_is(usual):
+    with opened(usual) as browser:
+        command = browser.page.locator(".pairs code").first
+        browser.page.evaluate("(code) => getSelection().selectAllChildren(code)", command.element_handle())
+        words = shlex.split(browser.page.evaluate("() => getSelection().toString()"))
+        assert words[-1] == f"--lake={usual.parent / 'a  lake'}"
 
 
 def test_filter_and_sort(usual):
