@@ -42,10 +42,7 @@ from transforms.lake import (
 )
 from transforms.measurement import DATABASE
 from transforms.schema import TABLES
-from transforms.tombstones import FORGOTTEN, RETIRED, Tombstones, sha256
-
-NO_TEXT = "[forgotten]"
-"""What a prompt says whose caption was forgotten."""
+from transforms.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, sha256
 
 NAMED = 5
 """How many unknown ids an error message names."""

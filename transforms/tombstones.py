@@ -13,6 +13,9 @@ from transforms.lake import Lake, read_parquet
 FORGOTTEN = "forgotten"
 """The status of a forgotten sample, and the stratum of a prompt that has lost a picture or a match."""
 
+NO_TEXT = "[forgotten]"
+"""What a prompt says whose caption was forgotten."""
+
 RETIRED = "the picture was removed: it is older than"
 """How the reason of a generation begins whose picture went by ``--generations_older_than``."""
 

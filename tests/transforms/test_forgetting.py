@@ -11,12 +11,12 @@ from pipelines import measure
 from pipelines.measure import MeasureOptions
 from pipelines.stage import Execution
 from tests.fakes import fake_lake
-from transforms import measurement, proof
+from transforms import measurement, proof, report
 from transforms.errors import UserError
 from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made
 from transforms.lake import Lake, part_number, read_parquet
 from transforms.schema import TABLES
-from transforms.tombstones import FORGOTTEN, Tombstones, sha256
+from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
 
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 
@@ -197,6 +197,25 @@ def test_the_verdicts_of_all_other_prompts_are_what_they_were(name, tmp_path):
     assert gone and not gone & {row["sample_id"] for row in measurement.read_mart(lake, "extractions", after)}
     assert measurement.read_mart(lake, "duplication", after) == duplication
     assert proof.search(lake).found == []
+
+
+def test_a_report_between_the_tombstones_and_the_removal_shows_nothing_of_it(tmp_path):
+    """As after a request that was killed: crossed squares for both pictures, no url, no caption, in the list of changes too."""
+    captions = [f"a caption of group {number}" for number in range(10)]
+    fake = fake_lake(tmp_path, captions=captions)
+    lake = fake.lake
+    tell_apart(fake)
+    (url,) = {row["url"] for row in fake.rows("samples") if row["caption"] == captions[0]}
+    bury(lake, chosen(lake, urls=[url]).sample_ids, [url], "asked for")
+    made = measure.run(Execution(lake, []), MeasureOptions(), fake.match)
+    extraction = next(row for row in measurement.read_mart(lake, "extractions", made) if row["url"] == url)
+    names = ("prompt_id", "sample_id", "group_id", "url", "caption", "prompt")
+    change = {"kind": "new", **{name: extraction[name] for name in names}}
+    page = report.render(lake, fake.match, made.snapshot_id, 99, changes=[change]).decode()
+    assert url not in page and captions[0] not in page and NO_TEXT in page
+    crossed = next(report.shown_forms(report._shown(None)))
+    assert f"#e{extraction['confidence_rank']}{{--generated:url({crossed});--trained:url({crossed})" in page
+    assert page.count(crossed) == 2 and captions[5] in page
 
 
 BLANK = "\x1f\x0b a picture of somebody\u00a0\x1f"
