@@ -48,9 +48,7 @@ class ForgetOptions:
     with_duplicates: bool = option(False, "forget the members of their duplicate groups as well")
     allow_unknown: bool = option(False, "leave tombstones for sample_ids, too, that the lake doesn't have")
     reason: str = option("forgotten on request", "why: stands in the tombstones, and in the rows of samples")
-    generations_older_than: int | None = option(
-        None, "remove the pictures of generations of audits that were finished so many days ago"
-    )
+    generations_older_than: int | None = option(None, "remove the pictures of generations that were made so many days ago")
     verify_only: bool = option(False, "search the lake for what was forgotten before, and change nothing")
     wait: float = option(0.0, "seconds to wait where a night is at work on this lake")
 

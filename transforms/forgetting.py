@@ -383,15 +383,26 @@ def newest_matches(lake: Lake) -> list[Manifest]:
 
 
 def retire(lake: Lake, days: int, now: datetime.datetime) -> int:
-    """Removes the pictures of generations of audits that were finished more than ``days`` ago; returns how many."""
+    """Removes the pictures of generations that were made more than ``days`` ago; returns how many.
+
+    An audit's are as old as its manifest of ``generate``, whether and whenever it was matched. Of one that isn't complete each
+    finished prompt goes by the age of its file, and is tried again by a generate that goes on.
+    """
+    oldest = now - datetime.timedelta(days=days)
     removed = 0
-    for match in newest_matches(lake):
-        if now - datetime.datetime.fromisoformat(match.finished_at) > datetime.timedelta(days=days):
 
-            def generations(table: pa.Table) -> pa.Table:
-                return _with(table, pc.is_valid(table["image"]), image=None, reason=f"{RETIRED} {days} days")
+    def generations(table: pa.Table) -> pa.Table:
+        return _with(table, pc.is_valid(table["image"]), image=None, reason=f"{RETIRED} {days} days")
 
-            removed += _rewrite(lake, "generations", generations, snapshot=match.upstream["generate"])
+    for manifest in lake.manifests("generate"):
+        if datetime.datetime.fromisoformat(manifest.finished_at) < oldest:
+            removed += _rewrite(lake, "generations", generations, snapshot=manifest.snapshot_id)
+    for file in FileSystems.match([lake.path("work", "generate", "**")])[0].metadata_list:
+        if file.path.endswith(".parquet") and file.last_updated_in_seconds < oldest.timestamp():
+            pictures = read_parquet(file.path, ["image"])["image"]
+            removed += len(pictures) - pictures.null_count
+            FileSystems.delete([file.path])
+    _remove_unfinished(lake, "generate")
     return removed
 
 
@@ -523,9 +534,8 @@ def _remove_searches(lake: Lake, gone: set[str]) -> None:
         stored = list_files(lake.work("deduplicate", snapshot, "keys"), ".npz")
         if not any(np.isin(read_npz(path)["key"], keys).any() for path in stored):
             innocent.add(snapshot)
-    tables = {table.name for table in TABLES.values() if table.stage == "deduplicate"}
     _delete(lake, lambda parts: parts[:2] == ["work", "deduplicate"] and parts[2] not in innocent)
-    _delete(lake, lambda parts: parts[0] in tables and parts[1].removeprefix("snapshot_id=") not in complete)
+    _remove_unfinished(lake, "deduplicate")
 
 
 def _remove_finished_prompts(lake: Lake, touched: set[tuple[str, str]]) -> None:
@@ -537,6 +547,12 @@ def _remove_finished_prompts(lake: Lake, touched: set[tuple[str, str]]) -> None:
             return False
         return parts[2] in complete or (parts[2], parts[-1].removesuffix(".parquet")) in touched
 
-    tables = {table.name for table in TABLES.values() if table.stage == "generate"}
     _delete(lake, finished)
+    _remove_unfinished(lake, "generate")
+
+
+def _remove_unfinished(lake: Lake, stage: str) -> None:
+    """The tables of a stage's snapshots that aren't complete: they are made again from its work files."""
+    complete = {manifest.snapshot_id for manifest in lake.manifests(stage)}
+    tables = {table.name for table in TABLES.values() if table.stage == stage}
     _delete(lake, lambda parts: parts[0] in tables and parts[1].removeprefix("snapshot_id=") not in complete)

@@ -1,6 +1,8 @@
 """Which samples are meant, and whose what was found is: on small tables, planted by hand."""
 
+import dataclasses
 import datetime
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +15,7 @@ from pipelines.stage import Execution
 from tests.fakes import fake_lake
 from transforms import measurement, proof, report
 from transforms.errors import UserError
-from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made
+from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made, retire
 from transforms.lake import Lake, part_number, read_parquet
 from transforms.schema import TABLES
 from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
@@ -216,6 +218,42 @@ def test_a_report_between_the_tombstones_and_the_removal_shows_nothing_of_it(tmp
     crossed = next(report.shown_forms(report._shown(None)))
     assert f"#e{extraction['confidence_rank']}{{--generated:url({crossed});--trained:url({crossed})" in page
     assert page.count(crossed) == 2 and captions[5] in page
+
+
+def pictures(lake):
+    """How many generations have one, in tables and work files."""
+    paths = [*lake.every_part("generations"), *map(str, Path(lake.root).glob("work/generate/*/prompts/*.parquet"))]
+    return sum(row["image"] is not None for path in paths for row in read_parquet(path).to_pylist())
+
+
+@pytest.mark.parametrize("matches", ["none", "one", "another one today"])
+def test_pictures_are_as_old_as_what_made_them(matches, tmp_path):
+    fake = fake_lake(tmp_path)
+    now = datetime.datetime.now(datetime.UTC)
+    old = (now - datetime.timedelta(days=91)).isoformat()
+    fake.lake._write_manifest(dataclasses.replace(fake.generate, finished_at=old))
+    if matches == "none":
+        Path(fake.lake.path("manifests", "match", f"{fake.match.snapshot_id}.json")).unlink()
+    elif matches == "one":
+        fake.lake._write_manifest(dataclasses.replace(fake.match, finished_at=old))
+    kept = pictures(fake.lake)
+    assert kept and retire(fake.lake, 92, now) == 0 and pictures(fake.lake) == kept
+    assert retire(fake.lake, 90, now) == kept and pictures(fake.lake) == 0
+
+
+def test_unfinished_prompts_are_as_old_as_their_files(tmp_path):
+    """And no table is left that would say that they were made."""
+    fake = fake_lake(tmp_path)
+    audit = fake.generate.snapshot_id
+    rows = {row["prompt_id"]: row for row in fake.rows("generations") if row["image"] is not None}
+    for prompt, row in list(rows.items())[:2]:
+        path = Path(fake.lake.work("generate", audit, "prompts", f"{prompt}.parquet"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row], TABLES["generations"].schema), path)
+    os.utime(path, (0, 0))
+    Path(fake.lake.path("manifests", "generate", f"{audit}.json")).unlink()
+    assert retire(fake.lake, 1, datetime.datetime.now(datetime.UTC)) == 1
+    assert pictures(fake.lake) == 1 and not path.exists() and fake.lake.every_part("cliques") == []
 
 
 BLANK = "\x1f\x0b a picture of somebody\u00a0\x1f"
