@@ -42,7 +42,7 @@ from transforms.lake import (
 )
 from transforms.measurement import DATABASE
 from transforms.schema import TABLES
-from transforms.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, sha256
+from transforms.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, plain_url, sha256
 
 NAMED = 5
 """How many unknown ids an error message names."""
@@ -69,26 +69,40 @@ def read_list(path: str) -> Named:
     """The sample_ids and urls of a file.
 
     Args:
-        path: Parquet or CSV with a column sample_id or url (or both), or text, one a line: 32 hexadecimal digits are a
-            sample_id, anything else is a url.
+        path: Parquet, CSV or TSV with a column sample_id or url (or both), or text, one a line: 32 hexadecimal digits are a
+            sample_id, what has a scheme is a url.
 
     Raises:
-        UserError: if it can't be read, or names nothing.
+        UserError: if it can't be read, names nothing, or has a line that is neither.
     """
+    ending = path.lower().rsplit(".", 1)[-1]
     try:
-        if path.endswith(".parquet"):
+        if ending == "parquet":
             named = _columns(read_parquet(path).to_pylist(), path)
-        elif path.endswith(".csv"):
-            named = _columns(list(csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig")))), path)
+        elif ending in ("csv", "tsv"):
+            text = io.StringIO(read_bytes(path).decode("utf-8-sig"))
+            named = _columns(list(csv.DictReader(text, delimiter="," if ending == "csv" else "\t")), path)
         else:
-            lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
-            ids = frozenset(line for line in lines if re.fullmatch(r"[0-9a-f]{32}", line))
-            named = Named(ids, frozenset(lines) - ids)
+            named = _lines(read_bytes(path).decode("utf-8-sig").splitlines(), path)
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read --file {path!r} ({error}); expected text, CSV or Parquet") from error
+        raise UserError(f"cannot read --file {path!r} ({error}); expected text, CSV, TSV or Parquet") from error
     if not named.sample_ids and not named.urls:
         raise UserError(f"--file {path!r} names nothing; expected a sample_id or url a line, or in a column of that name")
     return named
+
+
+def _lines(lines: list[str], path: str) -> Named:
+    found: tuple[set[str], set[str]] = set(), set()
+    for number, line in enumerate(map(str.strip, lines), 1):
+        is_id, is_url = re.fullmatch(r"[0-9a-f]{32}", line), re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", line)
+        if line and not is_id and not is_url:
+            raise UserError(
+                f"--file {path!r}, line {number}: {line[:80]!r} is neither a sample_id (32 digits and letters from a to f) nor "
+                "a url (https://…); mend it, or take it out"
+            )
+        if line:
+            found[0 if is_id else 1].add(line)
+    return Named(frozenset(found[0]), frozenset(found[1]))
 
 
 def _columns(rows: list[dict[str, Any]], path: str) -> Named:
@@ -106,14 +120,14 @@ class Chosen:
 
     Attributes:
         sample_ids: of all of them.
-        urls, contents: SHA-256 of their urls, and of their bytes as downloaded.
+        urls, contents: SHA-256 of their urls, as they are compared and as they are, and of their bytes as downloaded.
         found: those of ``sample_ids`` and ``urls`` that the lake has, or has a tombstone for.
     """
 
     def __init__(self, lake: Lake, named: Named):
         self.lake = lake
         self.sample_ids = set(named.sample_ids)
-        self.urls = {sha256(url) for url in named.urls}
+        self.urls = {sha256(plain_url(url)) for url in named.urls}
         self.contents: set[str] = set()
         self.found = {row["sample_id"] for row in _tombstone_rows(lake, ("sample",))}
         self._grow()
@@ -132,20 +146,21 @@ class Chosen:
     def _by_rows(self) -> None:
         before = None
         while before != (before := self._size()):
-            for sample, url, content in self._rows():
-                if sample in self.sample_ids or url in self.urls or content in self.contents:
-                    for known, one in ((self.sample_ids, sample), (self.urls, url), (self.contents, content)):
+            for sample, urls, content in self._rows():
+                if sample in self.sample_ids or urls & self.urls or content in self.contents:
+                    self.urls |= urls
+                    self.found |= urls
+                    for known, one in ((self.sample_ids, sample), (self.found, sample), (self.contents, content)):
                         known.update([one] if one is not None else [])
-                    self.found.update(one for one in (sample, url) if one is not None)
 
-    def _rows(self) -> Iterator[tuple[str | None, str | None, str | None]]:
+    def _rows(self) -> Iterator[tuple[str | None, set[str], str | None]]:
         """sample_id, and SHA-256 of url and of bytes: from tombstones, by which those are known that are gone, and samples."""
         for row in _tombstone_rows(self.lake, ("url", "content")):
             is_url = row["kind"] == "url"
-            yield row["sample_id"], row["sha256"] if is_url else None, None if is_url else row["sha256"]
+            yield row["sample_id"], {row["sha256"]} if is_url else set(), None if is_url else row["sha256"]
         for path in self.lake.every_part("samples"):
             for row in read_parquet(path, ["sample_id", "url", "sha256"]).to_pylist():
-                yield row["sample_id"], None if row["url"] is None else sha256(row["url"]), row["sha256"]
+                yield row["sample_id"], set(map(sha256, _forms(row["url"]))), row["sha256"]
 
     def _by_pictures(self) -> None:
         pictures = {(row["sha256"], row["length"]) for row in _tombstone_rows(self.lake, ("picture",))
@@ -178,7 +193,12 @@ class Chosen:
     def unknown(self, named: Named) -> tuple[list[str], int]:
         """The named sample_ids that the lake doesn't have, sorted; and of how many urls that is so."""
         ids = sorted(named.sample_ids - self.found)
-        return ids, sum(sha256(url) not in self.found for url in named.urls)
+        return ids, sum(sha256(plain_url(url)) not in self.found for url in named.urls)
+
+
+def _forms(url: str | None) -> set[str]:
+    """A url as it is, and as it is compared."""
+    return {url, plain_url(url)} if url else set()
 
 
 def _tombstone_rows(lake: Lake, kinds: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -227,8 +247,8 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
     for sample in sorted(sample_ids):
         add("sample", sample, sha256(sample))
     for row in rows_of(lake, "samples", sample_ids, ["url", "caption", "sha256"]):
-        if row["url"]:
-            add_content("url", row["sample_id"], row["url"].encode())
+        for url in sorted(_forms(row["url"])):
+            add_content("url", row["sample_id"], url.encode())
         if row["sha256"]:
             add("content", row["sample_id"], row["sha256"])
         for caption in {row["caption"], (row["caption"] or "").strip()} - {None, ""}:
@@ -236,7 +256,7 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
     # A url that the lake has is there by now, with its sample.
     known = there | new.keys()
     of_samples = {digest for kind, _, digest in known if kind == "url"}
-    for url in urls:
+    for url in map(plain_url, urls):
         if sha256(url) not in of_samples:
             add_content("url", None, url.encode())
     for row in rows_of(lake, "images", sample_ids, ["image"]):

@@ -18,7 +18,7 @@ from transforms.errors import UserError
 from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made, retire
 from transforms.lake import Lake, part_number, read_parquet
 from transforms.schema import TABLES
-from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
+from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, plain_url, sha256
 
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 
@@ -82,6 +82,35 @@ def test_what_is_forgotten_is_known_by_its_tombstones(same, lake):
     assert set(Tombstones.read(lake).samples) == {"a", "b"}
 
 
+SPELLINGS = ("https://Train.example/A b.png", "HTTPS://train.EXAMPLE/A b.png", " https://train.example/A b.png\n")
+
+
+@pytest.mark.parametrize("named", SPELLINGS)
+@pytest.mark.parametrize("there", SPELLINGS)
+def test_a_url_may_be_spelt_otherwise(named, there, lake):
+    lake.write("samples", "one", 0, [sample("a", there), sample("b", "https://train.example/a b.png")])
+    asked = Named(frozenset(), frozenset([named]))
+    assert Chosen(lake, asked).sample_ids == {"a"} and Chosen(lake, asked).unknown(asked) == ([], 0)
+    forget(lake, urls=[named])
+    # Known by its tombstone, and kept out of later ingests, by each of its spellings.
+    assert [Tombstones.read(lake).of("?", url) for url in SPELLINGS] == ["asked for"] * 3
+    assert Chosen(lake, asked).unknown(asked) == ([], 0)
+    assert proof.search(lake).found == []
+
+
+@pytest.mark.parametrize(
+    ("url", "plain"),
+    [
+        (" HTTP://Me:Pass@Host.example:80/A?B#C ", "http://Me:Pass@host.example:80/A?B#C"),
+        ("HTTPS://Host.example", "https://host.example"),
+        ("no/Scheme", "no/Scheme"),
+        ("DATA:Text", "DATA:Text"),
+    ],
+)
+def test_plain_urls(url, plain):
+    assert plain_url(url) == plain_url(plain) == plain
+
+
 def test_a_sample_without_url_and_bytes_takes_no_other_with_it(lake):
     lost = {"sha256": None, "url": None, "caption": None, "status": "failed_to_download"}
     lake.write("samples", "one", 0, [sample("a", "u") | lost, sample("b", "u") | lost])
@@ -140,9 +169,10 @@ def test_tombstones_say_why_and_hold_nothing_of_it(lake):
 @pytest.mark.parametrize(
     ("name", "content", "ids", "urls"),
     [
-        ("list.txt", f"{'0a' * 16}\r\nhttp://x/a,b\n\n{'0A' * 16}\n", {"0a" * 16}, {"http://x/a,b", "0A" * 16}),
+        ("list.txt", f"{'0a' * 16}\r\nhttp://x/a,b\n\n FTP://x\n", {"0a" * 16}, {"http://x/a,b", "FTP://x"}),
         ("list.csv", 'URL,sample_id\n"http://x/a,b",\n,7\n', {"7"}, {"http://x/a,b"}),
-        ("list.csv", "\ufeffurl\nhttp://x\n", set(), {"http://x"}),
+        ("list.CSV", "\ufeffurl\nhttp://x\n", set(), {"http://x"}),
+        ("list.Tsv", "who\turl\nme, or you\thttp://x/a,b\n", set(), {"http://x/a,b"}),
     ],
 )
 def test_lists(name, content, ids, urls, tmp_path):
@@ -155,6 +185,7 @@ def test_lists(name, content, ids, urls, tmp_path):
     [
         ("list.txt", b"\n \n", "names nothing"),
         ("list.txt", b"\xff\xfe", "cannot read"),
+        ("list.txt", b"http://x\n\n0A0a\n", r"line 3: '0A0a' is neither a sample_id \(32 .*\) nor a url"),
         ("list.csv", b"link\nhttp://x\n", r"has columns \['link'\], expected sample_id or url"),
         ("list.csv", b"url\n", "names nothing"),
         ("list.parquet", b"url", "is not a Parquet file"),
