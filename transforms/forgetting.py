@@ -27,7 +27,7 @@ from transforms.errors import UserError
 from transforms.identity import digest
 from transforms.images import decode
 from transforms.keep_list import write_keep_list
-from transforms.kernels.fingerprints import fingerprint
+from transforms.kernels.fingerprints import Fingerprint, Needles, fingerprint
 from transforms.lake import (
     Lake,
     Manifest,
@@ -41,6 +41,7 @@ from transforms.lake import (
     write_parquet,
 )
 from transforms.measurement import DATABASE
+from transforms.proof import TEXTS
 from transforms.schema import TABLES
 from transforms.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, plain_url, sha256
 
@@ -231,9 +232,13 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
     """Writes the tombstones of samples, and of urls whether the lake has them or not; returns how many are new.
 
     With them come the fingerprints of all that is about to be removed, which the proof goes by.
+
+    Raises:
+        UserError: if the reason holds a url or a caption that is forgotten; nothing is written then.
     """
     now = datetime.datetime.now(datetime.UTC)
     there = {(row["kind"], row["sample_id"], row["sha256"]) for row in _tombstone_rows(lake, KINDS)}
+    urls = list(urls)
     new: dict[tuple[str, str | None, str], dict[str, Any]] = {}
 
     def add(kind: str, sample: str | None, sha256: str, length: int | None = None, ending: int | None = None) -> None:
@@ -275,10 +280,24 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
                     if (row["audit_id"], row["prompt_id"]) in touched:
                         for kind, content in _shapes("generation", row["image"]):
                             add_content(kind, None, content)
-    if new:
-        rows = list(new.values())
+    rows = list(new.values())
+    texts = [Fingerprint(row["sha256"], row["length"], row["ending"])
+             for row in [*rows, *_tombstone_rows(lake, TEXTS)] if row["kind"] in TEXTS]  # fmt: skip
+    if _names(reason, texts, urls):
+        raise UserError(
+            "--reason holds a url or a caption of what is forgotten, and stays in the lake; say it without, by the number of a "
+            "request for example"
+        )
+    if rows:
         lake.write("tombstones", digest("forget", [list(map(str, key)) for key in new], length=16), 0, rows)
     return len(new)
+
+
+def _names(reason: str, texts: list[Fingerprint], urls: list[str]) -> bool:
+    """Whether a reason is one of these texts, holds one (of 16 bytes or more), or one of these urls if it has a scheme."""
+    whole = {sha256(reason), sha256(reason.strip())} & {text.sha256 for text in texts}
+    inside = any(Needles(texts).find(reason.encode("utf-8", "surrogatepass")))
+    return bool(whole) or inside or any("://" in url and plain_url(url).lower() in reason.lower() for url in urls)
 
 
 KINDS = ("sample", "url", "content", "caption", "picture", "vector", "thumbnail", "generation", "shown")

@@ -167,6 +167,35 @@ def test_tombstones_say_why_and_hold_nothing_of_it(lake):
 
 
 @pytest.mark.parametrize(
+    ("reason", "refused"),
+    [
+        ("its owner asked: HTTPS://pictures.example/1", True),
+        ("a caption that is long enough, they said", True),
+        ("not of ftp://x.y, which is named", True),
+        ("not even https://pictures.example/other", True),
+        ("request 1 of somebody at pictures.example", False),
+    ],
+)
+def test_a_reason_says_nothing_of_what_is_forgotten(reason, refused, lake):
+    lake.write("samples", "one", 0, [sample("a", "https://pictures.example/1"), sample("b", "https://pictures.example/other")])
+    forget(lake, ["b"])
+    if refused:
+        with pytest.raises(UserError, match="--reason holds a url or a caption"):
+            bury(lake, {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
+        assert set(Tombstones.read(lake).samples) == {"b"}
+    else:
+        bury(lake, {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
+        remove(lake)
+        assert proof.search(lake).found == []
+
+
+def test_a_reason_is_no_short_caption(lake):
+    lake.write("samples", "one", 0, [sample("a", "a.png", caption="me")])
+    with pytest.raises(UserError, match="--reason holds a url or a caption"):
+        bury(lake, {"a"}, [], "me ")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "ids", "urls"),
     [
         ("list.txt", f"{'0a' * 16}\r\nhttp://x/a,b\n\n FTP://x\n", {"0a" * 16}, {"http://x/a,b", "FTP://x"}),
