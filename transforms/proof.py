@@ -14,16 +14,21 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from transforms import measurement, report
 from transforms.errors import UserError
 from transforms.kernels.fingerprints import Fingerprint, Needles
 from transforms.lake import Lake, open_parquet, read_bytes, read_parquet
 from transforms.tombstones import Tombstones, sha256
 
 TEXTS = ("url", "caption")
+
+_PAIRS = 1000
+"""Extractions whose pictures are held at once."""
 
 
 class Found(NamedTuple):
@@ -204,7 +209,8 @@ def values(column: pa.Array) -> Iterator[bytes]:
 
 
 def _of_nobody_else(lake: Lake, found: Iterable[Found]) -> list[Found]:
-    """What was found, without what is a remaining sample's too: its caption, vector or thumbnail, or a part of its texts."""
+    """What was found, without what is a remaining sample's too: its caption, vector or thumbnail, a part of its texts, or how a
+    report shows it."""
     found = list(found)
     texts = {one.content for one in found if one.kind in TEXTS}
     numbers = {one.content for one in found if one.kind in ("vector", "thumbnail")}
@@ -226,6 +232,8 @@ def _of_nobody_else(lake: Lake, found: Iterable[Found]) -> list[Found]:
             for chunk in table[name].chunks:
                 whole[name].update(value for value in values(chunk) if value in numbers)
 
+    whole["shown"] = _shown_by_others(lake, {one.content for one in found if one.kind == "shown"})
+
     def is_anothers(one: Found) -> bool:
         if one.kind == "url":
             # A sample that has all of it should have been forgotten as well.
@@ -235,3 +243,17 @@ def _of_nobody_else(lake: Lake, found: Iterable[Found]) -> list[Found]:
         return one.content in whole.get(one.kind, ())
 
     return [one for one in found if not is_anothers(one)]
+
+
+def _shown_by_others(lake: Lake, forms: set[bytes]) -> set[bytes]:
+    """Those forms of pictures that the extractions which remain have too: small as reports show them, copies are the same."""
+    left = set(forms)
+    for measured in lake.manifests("measure"):
+        match = lake.manifest("match", measured.upstream["match"])
+        assert match is not None, "a complete snapshot's upstream is complete"
+        extractions = measurement.read_mart(lake, "extractions", measured)
+        for start in range(0, len(extractions) if left else 0, _PAIRS):
+            for pair in report.pairs(lake, match, extractions[start : start + _PAIRS]):
+                for picture in (pair.generated, pair.trained):
+                    left -= {form.encode() for form in report.shown_forms(np.asarray(picture))}
+    return forms - left

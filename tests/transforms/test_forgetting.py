@@ -5,6 +5,7 @@ import datetime
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +14,11 @@ from pipelines import measure
 from pipelines.measure import MeasureOptions
 from pipelines.stage import Execution
 from tests.fakes import fake_lake
+from tests.planted import picture
 from transforms import measurement, proof, report
 from transforms.errors import UserError
 from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made, retire
+from transforms.kernels.fingerprints import fingerprint
 from transforms.lake import Lake, part_number, read_parquet
 from transforms.schema import TABLES
 from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, plain_url, sha256
@@ -314,6 +317,27 @@ def test_unfinished_prompts_are_as_old_as_their_files(tmp_path):
     Path(fake.lake.path("manifests", "generate", f"{audit}.json")).unlink()
     assert retire(fake.lake, 1, datetime.datetime.now(datetime.UTC)) == 1
     assert pictures(fake.lake) == 1 and not path.exists() and fake.lake.every_part("cliques") == []
+
+
+def test_what_a_report_shows_of_another_picture_is_no_find(tmp_path):
+    """Two that differ as they are stored may be the same in a report: the one that remains is shown there by right."""
+    fake = fake_lake(tmp_path)
+    lake = fake.lake
+    tell_apart(fake)
+    forget(lake, urls=["https://train.example/0.png"])
+    remove_what_is_made(lake)
+    made = measure.run(Execution(lake, []), MeasureOptions(), fake.match)
+    (pair, *_) = report.pairs(lake, fake.match, measurement.read_mart(lake, "extractions", made))
+    forms = [next(report.shown_forms(np.asarray(one))) for one in (pair.generated, pair.trained)]
+    forms.append(next(report.shown_forms(picture(4321, 16, 16))))
+    lake.write("tombstones", "more", 0, [
+        {"kind": "shown", "sample_id": None, **fingerprint(form.encode())._asdict(), "reason": "alike", "forgotten_at": NOW}
+        for form in forms
+    ])  # fmt: skip
+    assert all(form in Path(lake.path("report.html")).read_text() for form in forms[:2])
+    assert proof.search(lake).found == []
+    Path(lake.path("old.html")).write_text(" ".join(forms))
+    assert {(one.path, one.content) for one in proof.search(lake).found} == {("old.html", forms[2].encode())}
 
 
 BLANK = "\x1f\x0b a picture of somebody\u00a0\x1f"
