@@ -41,7 +41,7 @@ from transforms.lake import (
     write_parquet,
 )
 from transforms.measurement import DATABASE
-from transforms.proof import TEXTS
+from transforms.proof import TEXTS, parts, said_by_others
 from transforms.schema import TABLES
 from transforms.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, plain_url, sha256
 
@@ -363,12 +363,13 @@ def remove(lake: Lake) -> dict[str, int]:
 
     # Prompts before generations and matches: from then on they say themselves that they are touched.
     captions, without_group = _lone_captions(lake, gone), _without_own_match(lake, gone)
+    quoted = _quoted(lake, tombstones)
 
     def prompts(table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
         for row in rows:
             key = row["audit_id"], row["prompt_id"]
-            if sha256(row["text"].strip()) in captions:
+            if sha256(row["text"].strip()) in captions or any(text in row["text"] for text in quoted):
                 row["text"] = NO_TEXT
             if key in touched:
                 row.update(stratum=FORGOTTEN, stratum_order=-2)
@@ -513,6 +514,18 @@ def _lone_captions(lake: Lake, gone: set[str]) -> set[str]:
             if caption is not None:
                 captions -= {sha256(caption), sha256(caption.strip())}
     return captions
+
+
+def _quoted(lake: Lake, tombstones: Tombstones) -> set[str]:
+    """The forgotten urls and captions, of 16 bytes or more, that prompts hold among other words and no remaining sample has."""
+    needles = Needles(Fingerprint(row["sha256"], row["length"], row["ending"]) for row in _tombstone_rows(lake, TEXTS))
+    texts = {
+        there
+        for path in lake.every_part("prompts")
+        for _, there in parts([text.encode() for text in read_parquet(path, ["text"])["text"].to_pylist()], needles)
+    }
+    inside, _ = said_by_others(lake, tombstones, texts)
+    return {text.decode() for text in texts - inside}
 
 
 def _without_own_match(lake: Lake, gone: set[str]) -> set[tuple[str, str]]:

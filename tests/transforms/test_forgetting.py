@@ -340,6 +340,27 @@ def test_what_a_report_shows_of_another_picture_is_no_find(tmp_path):
     assert {(one.path, one.content) for one in proof.search(lake).found} == {("old.html", forms[2].encode())}
 
 
+def test_a_prompt_that_quotes_a_caption_goes_and_is_found(tmp_path):
+    """What a remaining sample says too is left to it, and texts side by side are no quotation."""
+    captions = ["a wedding of Anna and Bert", "a picture that two have", "so: a picture that two have"]
+    captions += [f"group {number}" for number in range(3, 10)]
+    quotes = [f"oil painting: {captions[0]}", "as on https://train.example/0.png, in oil", "two a picture that two have"]
+    fake = fake_lake(tmp_path, captions=captions, listed=["aaa", *quotes, "a wedding of Anna", " and Bert"])
+    lake = fake.lake
+    tell_apart(fake)
+    path = lake.part("prompts", fake.generate.snapshot_id, 0)
+    before = read_parquet(path)
+    forget(lake, urls=["https://train.example/0.png", "https://train.example/1.png"])
+    after = {row["prompt_id"]: row["text"] for row in fake.rows("prompts")}
+    gone = {row["text"] for row in before.to_pylist() if after[row["prompt_id"]] == NO_TEXT}
+    assert gone == {captions[0], captions[1], *quotes[:2]}
+    assert proof.search(lake).found == []
+    lake.write("prompts", fake.generate.snapshot_id, 0, before)
+    rows = {row["text"]: number for number, row in enumerate(before.to_pylist())}
+    found = {(one.kind, one.place) for one in proof.search(lake).found if not one.whole and one.place.startswith("text")}
+    assert found == {("caption", f"text, row {rows[quotes[0]]}"), ("url", f"text, row {rows[quotes[1]]}")}
+
+
 BLANK = "\x1f\x0b a picture of somebody\u00a0\x1f"
 
 
