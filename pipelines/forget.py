@@ -4,12 +4,12 @@ reads   every table of the lake
 writes  tombstones: what must not come back, by digests; every table, work file and report that shows what was forgotten;
         the marts, audit.duckdb and the reports, from what is left
 
-Named are samples: by id, by url, or in a file of either (text, one a line; CSV or Parquet with a column sample_id or url). With
-them goes whatever has the same url or the same bytes. Rows stay, without pictures, vectors, urls and captions: what becomes of
-each table and of the rates is in docs/forgetting.md. Later ingests leave what has a tombstone alone. At the end every file of
-the lake is searched; exit code 1 says that something was found. The same command again goes on where a killed one stopped.
-Nothing else may run on the lake meanwhile: a night is kept off it, other verbs are not. There is no Beam pipeline in this verb;
-a lake behind a URL is read through it.
+Named are samples: by id, by url, or in a file of either (text, one a line; CSV, TSV or Parquet with a column sample_id or url).
+With them goes whatever has the same url or the same bytes. Rows stay, without pictures, vectors, urls and captions: what
+becomes of each table and of the rates is in docs/forgetting.md. Later ingests leave what has a tombstone alone. At the end
+every file of the lake is searched; exit code 1 says that something was found. The same command again goes on where a killed one
+stopped. Nothing else may run on the lake meanwhile: a night is kept off it, other verbs are not. There is no Beam pipeline in
+this verb; a lake behind a URL is read through it.
 
   eidetic forget --lake lake --urls https://example.org/me.jpg --reason "asked for by its owner"
   eidetic forget --lake lake --file requests.csv --with_duplicates
@@ -44,13 +44,11 @@ class ForgetOptions:
 
     sample_ids: tuple[str, ...] = option((), "samples by id, with spaces or commas between")
     urls: tuple[str, ...] = option((), "samples by url, with spaces between; the lake need not have them yet")
-    file: str | None = option(None, "a file of sample_ids or urls: text, one a line; CSV or Parquet with such a column")
+    file: str | None = option(None, "a file of sample_ids or urls: text, one a line; CSV, TSV or Parquet with such a column")
     with_duplicates: bool = option(False, "forget the members of their duplicate groups as well")
     allow_unknown: bool = option(False, "leave tombstones for sample_ids, too, that the lake doesn't have")
     reason: str = option("forgotten on request", "why: stands in the tombstones, and in the rows of samples")
-    generations_older_than: int | None = option(
-        None, "remove the pictures of generations of audits that were finished so many days ago"
-    )
+    generations_older_than: int | None = option(None, "remove the pictures of generations that were made so many days ago")
     verify_only: bool = option(False, "search the lake for what was forgotten before, and change nothing")
     wait: float = option(0.0, "seconds to wait where a night is at work on this lake")
 
@@ -110,7 +108,7 @@ def forget(lake: Lake, options: ForgetOptions, named: forgetting.Named) -> None:
     rows = ", ".join(f"{table} {number:,}" for table, number in changed.items()) or "nothing was left of them"
     print(f"forgot {len(chosen.sample_ids):,} samples: {rows}")
     if new_urls:
-        print(f"{new_urls:,} urls are not in the lake; they have a tombstone, which later ingests honour")
+        print(f"{new_urls:,} urls are not in the lake; they have a tombstone, which later ingests honour", file=sys.stderr)
 
 
 def make_again(execution: Execution, report: MeasureOptions) -> None:

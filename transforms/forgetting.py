@@ -27,7 +27,7 @@ from transforms.errors import UserError
 from transforms.identity import digest
 from transforms.images import decode
 from transforms.keep_list import write_keep_list
-from transforms.kernels.fingerprints import fingerprint
+from transforms.kernels.fingerprints import Fingerprint, Needles, fingerprint
 from transforms.lake import (
     Lake,
     Manifest,
@@ -41,11 +41,9 @@ from transforms.lake import (
     write_parquet,
 )
 from transforms.measurement import DATABASE
+from transforms.proof import TEXTS, parts, said_by_others
 from transforms.schema import TABLES
-from transforms.tombstones import FORGOTTEN, RETIRED, Tombstones, sha256
-
-NO_TEXT = "[forgotten]"
-"""What a prompt says whose caption was forgotten."""
+from transforms.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, plain_url, sha256
 
 NAMED = 5
 """How many unknown ids an error message names."""
@@ -72,26 +70,40 @@ def read_list(path: str) -> Named:
     """The sample_ids and urls of a file.
 
     Args:
-        path: Parquet or CSV with a column sample_id or url (or both), or text, one a line: 32 hexadecimal digits are a
-            sample_id, anything else is a url.
+        path: Parquet, CSV or TSV with a column sample_id or url (or both), or text, one a line: 32 hexadecimal digits are a
+            sample_id, what has a scheme is a url.
 
     Raises:
-        UserError: if it can't be read, or names nothing.
+        UserError: if it can't be read, names nothing, or has a line that is neither.
     """
+    ending = path.lower().rsplit(".", 1)[-1]
     try:
-        if path.endswith(".parquet"):
+        if ending == "parquet":
             named = _columns(read_parquet(path).to_pylist(), path)
-        elif path.endswith(".csv"):
-            named = _columns(list(csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig")))), path)
+        elif ending in ("csv", "tsv"):
+            text = io.StringIO(read_bytes(path).decode("utf-8-sig"))
+            named = _columns(list(csv.DictReader(text, delimiter="," if ending == "csv" else "\t")), path)
         else:
-            lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines() if line.strip()]
-            ids = frozenset(line for line in lines if re.fullmatch(r"[0-9a-f]{32}", line))
-            named = Named(ids, frozenset(lines) - ids)
+            named = _lines(read_bytes(path).decode("utf-8-sig").splitlines(), path)
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read --file {path!r} ({error}); expected text, CSV or Parquet") from error
+        raise UserError(f"cannot read --file {path!r} ({error}); expected text, CSV, TSV or Parquet") from error
     if not named.sample_ids and not named.urls:
         raise UserError(f"--file {path!r} names nothing; expected a sample_id or url a line, or in a column of that name")
     return named
+
+
+def _lines(lines: list[str], path: str) -> Named:
+    found: tuple[set[str], set[str]] = set(), set()
+    for number, line in enumerate(map(str.strip, lines), 1):
+        is_id, is_url = re.fullmatch(r"[0-9a-f]{32}", line), re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", line)
+        if line and not is_id and not is_url:
+            raise UserError(
+                f"--file {path!r}, line {number}: {line[:80]!r} is neither a sample_id (32 digits and letters from a to f) nor "
+                "a url (https://…); mend it, or take it out"
+            )
+        if line:
+            found[0 if is_id else 1].add(line)
+    return Named(frozenset(found[0]), frozenset(found[1]))
 
 
 def _columns(rows: list[dict[str, Any]], path: str) -> Named:
@@ -109,14 +121,14 @@ class Chosen:
 
     Attributes:
         sample_ids: of all of them.
-        urls, contents: SHA-256 of their urls, and of their bytes as downloaded.
+        urls, contents: SHA-256 of their urls, as they are compared and as they are, and of their bytes as downloaded.
         found: those of ``sample_ids`` and ``urls`` that the lake has, or has a tombstone for.
     """
 
     def __init__(self, lake: Lake, named: Named):
         self.lake = lake
         self.sample_ids = set(named.sample_ids)
-        self.urls = {sha256(url) for url in named.urls}
+        self.urls = {sha256(plain_url(url)) for url in named.urls}
         self.contents: set[str] = set()
         self.found = {row["sample_id"] for row in _tombstone_rows(lake, ("sample",))}
         self._grow()
@@ -135,20 +147,21 @@ class Chosen:
     def _by_rows(self) -> None:
         before = None
         while before != (before := self._size()):
-            for sample, url, content in self._rows():
-                if sample in self.sample_ids or url in self.urls or content in self.contents:
-                    for known, one in ((self.sample_ids, sample), (self.urls, url), (self.contents, content)):
+            for sample, urls, content in self._rows():
+                if sample in self.sample_ids or urls & self.urls or content in self.contents:
+                    self.urls |= urls
+                    self.found |= urls
+                    for known, one in ((self.sample_ids, sample), (self.found, sample), (self.contents, content)):
                         known.update([one] if one is not None else [])
-                    self.found.update(one for one in (sample, url) if one is not None)
 
-    def _rows(self) -> Iterator[tuple[str | None, str | None, str | None]]:
+    def _rows(self) -> Iterator[tuple[str | None, set[str], str | None]]:
         """sample_id, and SHA-256 of url and of bytes: from tombstones, by which those are known that are gone, and samples."""
         for row in _tombstone_rows(self.lake, ("url", "content")):
             is_url = row["kind"] == "url"
-            yield row["sample_id"], row["sha256"] if is_url else None, None if is_url else row["sha256"]
+            yield row["sample_id"], {row["sha256"]} if is_url else set(), None if is_url else row["sha256"]
         for path in self.lake.every_part("samples"):
             for row in read_parquet(path, ["sample_id", "url", "sha256"]).to_pylist():
-                yield row["sample_id"], None if row["url"] is None else sha256(row["url"]), row["sha256"]
+                yield row["sample_id"], set(map(sha256, _forms(row["url"]))), row["sha256"]
 
     def _by_pictures(self) -> None:
         pictures = {(row["sha256"], row["length"]) for row in _tombstone_rows(self.lake, ("picture",))
@@ -181,7 +194,12 @@ class Chosen:
     def unknown(self, named: Named) -> tuple[list[str], int]:
         """The named sample_ids that the lake doesn't have, sorted; and of how many urls that is so."""
         ids = sorted(named.sample_ids - self.found)
-        return ids, sum(sha256(url) not in self.found for url in named.urls)
+        return ids, sum(sha256(plain_url(url)) not in self.found for url in named.urls)
+
+
+def _forms(url: str | None) -> set[str]:
+    """A url as it is, and as it is compared."""
+    return {url, plain_url(url)} if url else set()
 
 
 def _tombstone_rows(lake: Lake, kinds: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -214,9 +232,13 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
     """Writes the tombstones of samples, and of urls whether the lake has them or not; returns how many are new.
 
     With them come the fingerprints of all that is about to be removed, which the proof goes by.
+
+    Raises:
+        UserError: if the reason holds a url or a caption that is forgotten; nothing is written then.
     """
     now = datetime.datetime.now(datetime.UTC)
     there = {(row["kind"], row["sample_id"], row["sha256"]) for row in _tombstone_rows(lake, KINDS)}
+    urls = list(urls)
     new: dict[tuple[str, str | None, str], dict[str, Any]] = {}
 
     def add(kind: str, sample: str | None, sha256: str, length: int | None = None, ending: int | None = None) -> None:
@@ -230,8 +252,8 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
     for sample in sorted(sample_ids):
         add("sample", sample, sha256(sample))
     for row in rows_of(lake, "samples", sample_ids, ["url", "caption", "sha256"]):
-        if row["url"]:
-            add_content("url", row["sample_id"], row["url"].encode())
+        for url in sorted(_forms(row["url"])):
+            add_content("url", row["sample_id"], url.encode())
         if row["sha256"]:
             add("content", row["sample_id"], row["sha256"])
         for caption in {row["caption"], (row["caption"] or "").strip()} - {None, ""}:
@@ -239,7 +261,7 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
     # A url that the lake has is there by now, with its sample.
     known = there | new.keys()
     of_samples = {digest for kind, _, digest in known if kind == "url"}
-    for url in urls:
+    for url in map(plain_url, urls):
         if sha256(url) not in of_samples:
             add_content("url", None, url.encode())
     for row in rows_of(lake, "images", sample_ids, ["image"]):
@@ -258,10 +280,24 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
                     if (row["audit_id"], row["prompt_id"]) in touched:
                         for kind, content in _shapes("generation", row["image"]):
                             add_content(kind, None, content)
-    if new:
-        rows = list(new.values())
+    rows = list(new.values())
+    texts = [Fingerprint(row["sha256"], row["length"], row["ending"])
+             for row in [*rows, *_tombstone_rows(lake, TEXTS)] if row["kind"] in TEXTS]  # fmt: skip
+    if _names(reason, texts, urls):
+        raise UserError(
+            "--reason holds a url or a caption of what is forgotten, and stays in the lake; say it without, by the number of a "
+            "request for example"
+        )
+    if rows:
         lake.write("tombstones", digest("forget", [list(map(str, key)) for key in new], length=16), 0, rows)
     return len(new)
+
+
+def _names(reason: str, texts: list[Fingerprint], urls: list[str]) -> bool:
+    """Whether a reason is one of these texts, holds one (of 16 bytes or more), or one of these urls if it has a scheme."""
+    whole = {sha256(reason), sha256(reason.strip())} & {text.sha256 for text in texts}
+    inside = any(Needles(texts).find(reason.encode("utf-8", "surrogatepass")))
+    return bool(whole) or inside or any("://" in url and plain_url(url).lower() in reason.lower() for url in urls)
 
 
 KINDS = ("sample", "url", "content", "caption", "picture", "vector", "thumbnail", "generation", "shown")
@@ -327,12 +363,13 @@ def remove(lake: Lake) -> dict[str, int]:
 
     # Prompts before generations and matches: from then on they say themselves that they are touched.
     captions, without_group = _lone_captions(lake, gone), _without_own_match(lake, gone)
+    quoted = _quoted(lake, tombstones)
 
     def prompts(table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
         for row in rows:
             key = row["audit_id"], row["prompt_id"]
-            if sha256(row["text"].strip()) in captions:
+            if sha256(row["text"].strip()) in captions or any(text in row["text"] for text in quoted):
                 row["text"] = NO_TEXT
             if key in touched:
                 row.update(stratum=FORGOTTEN, stratum_order=-2)
@@ -386,15 +423,26 @@ def newest_matches(lake: Lake) -> list[Manifest]:
 
 
 def retire(lake: Lake, days: int, now: datetime.datetime) -> int:
-    """Removes the pictures of generations of audits that were finished more than ``days`` ago; returns how many."""
+    """Removes the pictures of generations that were made more than ``days`` ago; returns how many.
+
+    An audit's are as old as its manifest of ``generate``, whether and whenever it was matched. Of one that isn't complete each
+    finished prompt goes by the age of its file, and is tried again by a generate that goes on.
+    """
+    oldest = now - datetime.timedelta(days=days)
     removed = 0
-    for match in newest_matches(lake):
-        if now - datetime.datetime.fromisoformat(match.finished_at) > datetime.timedelta(days=days):
 
-            def generations(table: pa.Table) -> pa.Table:
-                return _with(table, pc.is_valid(table["image"]), image=None, reason=f"{RETIRED} {days} days")
+    def generations(table: pa.Table) -> pa.Table:
+        return _with(table, pc.is_valid(table["image"]), image=None, reason=f"{RETIRED} {days} days")
 
-            removed += _rewrite(lake, "generations", generations, snapshot=match.upstream["generate"])
+    for manifest in lake.manifests("generate"):
+        if datetime.datetime.fromisoformat(manifest.finished_at) < oldest:
+            removed += _rewrite(lake, "generations", generations, snapshot=manifest.snapshot_id)
+    for file in FileSystems.match([lake.path("work", "generate", "**")])[0].metadata_list:
+        if file.path.endswith(".parquet") and file.last_updated_in_seconds < oldest.timestamp():
+            pictures = read_parquet(file.path, ["image"])["image"]
+            removed += len(pictures) - pictures.null_count
+            FileSystems.delete([file.path])
+    _remove_unfinished(lake, "generate")
     return removed
 
 
@@ -468,6 +516,18 @@ def _lone_captions(lake: Lake, gone: set[str]) -> set[str]:
     return captions
 
 
+def _quoted(lake: Lake, tombstones: Tombstones) -> set[str]:
+    """The forgotten urls and captions, of 16 bytes or more, that prompts hold among other words and no remaining sample has."""
+    needles = Needles(Fingerprint(row["sha256"], row["length"], row["ending"]) for row in _tombstone_rows(lake, TEXTS))
+    texts = {
+        there
+        for path in lake.every_part("prompts")
+        for _, there in parts([text.encode() for text in read_parquet(path, ["text"])["text"].to_pylist()], needles)
+    }
+    inside, _ = said_by_others(lake, tombstones, texts)
+    return {text.decode() for text in texts - inside}
+
+
 def _without_own_match(lake: Lake, gone: set[str]) -> set[tuple[str, str]]:
     """(audit_id, prompt_id) of the prompts that are about to lose a match with their own image."""
     found = set()
@@ -526,9 +586,8 @@ def _remove_searches(lake: Lake, gone: set[str]) -> None:
         stored = list_files(lake.work("deduplicate", snapshot, "keys"), ".npz")
         if not any(np.isin(read_npz(path)["key"], keys).any() for path in stored):
             innocent.add(snapshot)
-    tables = {table.name for table in TABLES.values() if table.stage == "deduplicate"}
     _delete(lake, lambda parts: parts[:2] == ["work", "deduplicate"] and parts[2] not in innocent)
-    _delete(lake, lambda parts: parts[0] in tables and parts[1].removeprefix("snapshot_id=") not in complete)
+    _remove_unfinished(lake, "deduplicate")
 
 
 def _remove_finished_prompts(lake: Lake, touched: set[tuple[str, str]]) -> None:
@@ -540,6 +599,12 @@ def _remove_finished_prompts(lake: Lake, touched: set[tuple[str, str]]) -> None:
             return False
         return parts[2] in complete or (parts[2], parts[-1].removesuffix(".parquet")) in touched
 
-    tables = {table.name for table in TABLES.values() if table.stage == "generate"}
     _delete(lake, finished)
+    _remove_unfinished(lake, "generate")
+
+
+def _remove_unfinished(lake: Lake, stage: str) -> None:
+    """The tables of a stage's snapshots that aren't complete: they are made again from its work files."""
+    complete = {manifest.snapshot_id for manifest in lake.manifests(stage)}
+    tables = {table.name for table in TABLES.values() if table.stage == stage}
     _delete(lake, lambda parts: parts[0] in tables and parts[1].removeprefix("snapshot_id=") not in complete)

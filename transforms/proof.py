@@ -1,7 +1,8 @@
 """Looks for what was forgotten in every byte of the lake, by the fingerprints in its tombstones.
 
-Parquet, and the tables of audit.duckdb, are read value by value, since their bytes are compressed; everything else, and the
-footers of Parquet with their smallest and largest values, byte by byte. HTML and JSON are also read as what they say.
+Parquet, and the tables of audit.duckdb, are read value by value, since their bytes are compressed, and texts also for what
+stands among other words; everything else, and the footers of Parquet with their smallest and largest values, byte by byte. HTML
+and JSON are also read as what they say.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from transforms import measurement, report
 from transforms.errors import UserError
 from transforms.kernels.fingerprints import Fingerprint, Needles
 from transforms.lake import Lake, open_parquet, read_bytes, read_parquet
 from transforms.tombstones import Tombstones, sha256
 
 TEXTS = ("url", "caption")
+
+_PAIRS = 1000
+"""Extractions whose pictures are held at once."""
 
 
 class Found(NamedTuple):
@@ -137,11 +143,27 @@ class _Searcher:
                     if said and len(said) in self.lengths and (kind := self.kinds.get(sha256(said))):
                         yield Found(kind, inside, f"{name}, row {row + place:,}", True, said)
                         break
+            if is_text(column.type):
+                for place, there in parts(list(values(column)), self.needles):
+                    yield Found(self.kinds[sha256(there)], inside, f"{name}, row {row + place:,}", False, there)
 
 
 def stripped(text: bytes) -> bytes:
     """A text without the blanks around it, whatever they are: as captions are compared."""
     return text.decode("utf-8", "surrogateescape").strip().encode("utf-8", "surrogateescape")
+
+
+def parts(texts: list[bytes], needles: Needles) -> Iterator[tuple[int, bytes]]:
+    """Which text holds which needle among other words, and not as a whole."""
+    between = b"\0"
+    ends = np.cumsum([len(text) + len(between) for text in texts])
+    content = between.join(texts)
+    for find in needles.find(content):
+        place = int(np.searchsorted(ends, find.start, side="right"))
+        there = content[find.start : find.start + find.length]
+        # One that reaches over the end of a text is in none of them.
+        if there in texts[place] and there not in (texts[place], stripped(texts[place])):
+            yield place, there
 
 
 def readings(path: str, content: bytes) -> Iterator[bytes]:
@@ -204,27 +226,21 @@ def values(column: pa.Array) -> Iterator[bytes]:
 
 
 def _of_nobody_else(lake: Lake, found: Iterable[Found]) -> list[Found]:
-    """What was found, without what is a remaining sample's too: its caption, vector or thumbnail, or a part of its texts."""
+    """What was found, without what is a remaining sample's too: its caption, vector or thumbnail, a part of its texts, or how a
+    report shows it."""
     found = list(found)
     texts = {one.content for one in found if one.kind in TEXTS}
     numbers = {one.content for one in found if one.kind in ("vector", "thumbnail")}
     tombstones = Tombstones.read(lake)
-    inside: set[bytes] = set()
-    whole: dict[str, set[bytes]] = {"url": set(), "caption": set(), "vector": set(), "thumbnail": set()}
-    for path in lake.every_part("samples") if texts else ():
-        table = tombstones.spared(read_parquet(path, ["sample_id", "url", "caption"]))
-        for text in texts:
-            said = text.decode("utf-8", "replace")
-            for name in TEXTS:
-                if pc.any(pc.match_substring(table[name], said)).as_py():
-                    inside.add(text)
-                if pc.any(pc.equal(pc.utf8_trim_whitespace(table[name]), said.strip())).as_py():
-                    whole[name].add(text)
+    inside, whole = said_by_others(lake, tombstones, texts)
+    whole |= {"vector": set(), "thumbnail": set()}
     for path in lake.every_part("embeddings") if numbers else ():
         table = tombstones.spared(read_parquet(path, ["sample_id", "vector", "thumbnail"]))
         for name in ("vector", "thumbnail"):
             for chunk in table[name].chunks:
                 whole[name].update(value for value in values(chunk) if value in numbers)
+
+    whole["shown"] = _shown_by_others(lake, {one.content for one in found if one.kind == "shown"})
 
     def is_anothers(one: Found) -> bool:
         if one.kind == "url":
@@ -235,3 +251,33 @@ def _of_nobody_else(lake: Lake, found: Iterable[Found]) -> list[Found]:
         return one.content in whole.get(one.kind, ())
 
     return [one for one in found if not is_anothers(one)]
+
+
+def said_by_others(lake: Lake, tombstones: Tombstones, texts: set[bytes]) -> tuple[set[bytes], dict[str, set[bytes]]]:
+    """Those of ``texts`` that stand anywhere in url or caption of a remaining sample; url and caption → those that are one."""
+    inside: set[bytes] = set()
+    whole: dict[str, set[bytes]] = {name: set() for name in TEXTS}
+    for path in lake.every_part("samples") if texts else ():
+        table = tombstones.spared(read_parquet(path, ["sample_id", *TEXTS]))
+        for text in texts:
+            said = text.decode("utf-8", "replace")
+            for name in TEXTS:
+                if pc.any(pc.match_substring(table[name], said)).as_py():
+                    inside.add(text)
+                if pc.any(pc.equal(pc.utf8_trim_whitespace(table[name]), said.strip())).as_py():
+                    whole[name].add(text)
+    return inside, whole
+
+
+def _shown_by_others(lake: Lake, forms: set[bytes]) -> set[bytes]:
+    """Those forms of pictures that the extractions which remain have too: small as reports show them, copies are the same."""
+    left = set(forms)
+    for measured in lake.manifests("measure"):
+        match = lake.manifest("match", measured.upstream["match"])
+        assert match is not None, "a complete snapshot's upstream is complete"
+        extractions = measurement.read_mart(lake, "extractions", measured)
+        for start in range(0, len(extractions) if left else 0, _PAIRS):
+            for pair in report.pairs(lake, match, extractions[start : start + _PAIRS]):
+                for picture in (pair.generated, pair.trained):
+                    left -= {form.encode() for form in report.shown_forms(np.asarray(picture))}
+    return forms - left

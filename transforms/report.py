@@ -33,6 +33,7 @@ from transforms.identity import digest
 from transforms.images import ImageStore, decode
 from transforms.kernels.distances import best_crop
 from transforms.lake import Lake, Manifest, read_parquet, read_rows
+from transforms.tombstones import NO_TEXT, Tombstones
 
 SHOWN = ("extraction_rate", "extractions", "precision_curve", "filter_misses", "duplication", "threshold_sweep")
 """The marts that the page is made of. Others may have a row for each prompt or image, and stay where they are."""
@@ -123,13 +124,17 @@ def render(
     for row in marts["extraction_rate"]:
         rates[row["dimension"]].append(row)
     cut = Cut(left=WHOLE_TEXT_BYTES)
-    changed = [{**row, "words": cut(row["prompt"] or row["caption"]), "link": Link.of(row["url"])} for row in changes[:CHANGES]]
     environment = _environment()
     markup: Any = environment.get_template("extraction.html.j2").module
+    tombstones = Tombstones.read(lake)
+    changed = [
+        {**row, "words": cut(row["prompt"] or row["caption"]), "link": Link.of(row["url"])}
+        for row in without_forgotten(changes[:CHANGES], tombstones)
+    ]
     listed, unspent = _fitting(changed, markup.change, CHANGES_BYTES)
     extractions = [
         Extraction.of(row, lake, audit["audit_id"], cut)
-        for row in sorted(marts["extractions"], key=lambda row: row["confidence_rank"])
+        for row in without_forgotten(sorted(marts["extractions"], key=lambda row: row["confidence_rank"]), tombstones)
     ]
     cards, left = _fitting(
         extractions[:limit],
@@ -179,6 +184,12 @@ def render(
     budget = PAGE_BYTES - len(page(style, *STEPS[0]))  # the first step's numbers are the longest
     rules, side, quality = picture_rules(pairs(lake, match, [it.row for it, _ in cards]), budget)
     return page(style + rules, side, quality)
+
+
+def without_forgotten(rows: Sequence[dict[str, Any]], tombstones: Tombstones) -> list[dict[str, Any]]:
+    """Rows without url and caption of what has a tombstone: until it ends, ``eidetic forget`` hasn't removed all of them."""
+    nothing = {"url": None, "caption": None, "prompt": NO_TEXT}
+    return [{**row, **nothing} if row["sample_id"] in tombstones.samples else row for row in rows]
 
 
 def _environment() -> Any:
@@ -418,7 +429,7 @@ def shown_forms(picture: np.ndarray) -> Iterator[str]:
 
 
 def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> list[Pair]:
-    """Both pictures of each extraction, in their order."""
+    """Both pictures of each extraction, in their order; crossed squares where it was forgotten, be it gone already or not."""
     chain = measurement.chain(lake, match)
     wanted = {(row["prompt_id"], row["sample_index"]) for row in extractions}
     made: dict[tuple[str, int], bytes] = {}
@@ -427,14 +438,15 @@ def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> lis
             if (row["prompt_id"], row["sample_index"]) in wanted:
                 made[row["prompt_id"], row["sample_index"]] = row["image"]
     store = ImageStore(lake, chain["ingest"].snapshot_id, chain["embed"].snapshot_id)
-    return [
-        Pair.of(
-            row["confidence_rank"],
-            _shown(made[row["prompt_id"], row["sample_index"]]),
-            store.get(row["sample_id"]),
-        )
-        for row in extractions
-    ]
+    gone = Tombstones.read(lake).samples
+
+    def pair(row: dict[str, Any]) -> Pair:
+        if row["sample_id"] in gone:
+            return Pair.of(row["confidence_rank"], _shown(None), _shown(None))
+        generated = _shown(made[row["prompt_id"], row["sample_index"]])
+        return Pair.of(row["confidence_rank"], generated, store.get(row["sample_id"]))
+
+    return [pair(row) for row in extractions]
 
 
 def _shown(picture: bytes | None) -> np.ndarray:

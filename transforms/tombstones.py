@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +14,9 @@ from transforms.lake import Lake, read_parquet
 FORGOTTEN = "forgotten"
 """The status of a forgotten sample, and the stratum of a prompt that has lost a picture or a match."""
 
+NO_TEXT = "[forgotten]"
+"""What a prompt says whose caption was forgotten."""
+
 RETIRED = "the picture was removed: it is older than"
 """How the reason of a generation begins whose picture went by ``--generations_older_than``."""
 
@@ -20,6 +24,12 @@ RETIRED = "the picture was removed: it is older than"
 def sha256(content: bytes | str) -> str:
     """Hexadecimal SHA-256 of bytes, or of a text as UTF-8."""
     return hashlib.sha256(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content).hexdigest()
+
+
+def plain_url(url: str) -> str:
+    """A url as it is compared: without blanks around it, scheme and host in small letters."""
+    parts = re.match(r"([a-z][a-z0-9+.-]*://)([^/?#]*@)?([^/?#]*)", url := url.strip(), re.IGNORECASE)
+    return url if parts is None else f"{parts[1].lower()}{parts[2] or ''}{parts[3].lower()}{url[parts.end() :]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Tombstones:
         """Why a sample must not be taken in; None where it may."""
         if sample_id in self.samples:
             return self.samples[sample_id]
-        return None if url is None else self.urls.get(sha256(url))
+        return None if url is None else self.urls.get(sha256(plain_url(url)), self.urls.get(sha256(url)))
 
     def spared(self, table: pa.Table) -> pa.Table:
         """The rows of a table whose ``sample_id`` has no tombstone."""

@@ -396,7 +396,7 @@ def test_a_second_run_changes_nothing(lake, site, capsys):
     tables = {path: Path(path).stat().st_mtime_ns for table in TABLES for path in lake.every_part(table)}
     capsys.readouterr()
     assert run(lake, *words) == 0
-    assert "not in the lake" not in capsys.readouterr().out  # it is known by its tombstone
+    assert "not in the lake" not in capsys.readouterr().err  # it is known by its tombstone
     assert {path: Path(path).stat().st_mtime_ns for table in TABLES for path in lake.every_part(table)} == tables
 
 
@@ -470,9 +470,9 @@ def test_a_list_of_requests(lake, site, tmp_path):
     ids = {name: row["sample_id"] for name, row in before.items()}
     lines = [f"{site.web.url}/plain0.png", "", ids["plain1.png"]]
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    (tmp_path / "list.csv").write_text(f"asked_by,url\nsomebody,{site.web.url}/plain2.png\n")
+    (tmp_path / "list.CSV").write_text(f"asked_by,url\nsomebody,{site.web.url.upper()}/plain2.png \n")
     pq.write_table(pa.table({"sample_id": [ids["plain3.png"]]}), tmp_path / "list.parquet")
-    for ending in ("txt", "csv", "parquet"):
+    for ending in ("txt", "CSV", "parquet"):
         assert run(lake, f"--file={tmp_path}/list.{ending}") == 0
     forgotten = {row["sample_id"] for row in samples(lake).values() if row["status"] == "forgotten"}
     assert forgotten == {ids[f"plain{number}.png"] for number in range(4)}
@@ -507,7 +507,7 @@ def test_ids_and_urls_that_the_lake_never_had(lake, site, capsys):
     assert (
         run(lake, "--sample_ids", "x", "--allow_unknown", "--urls", "http://nowhere.example/a", "http://nowhere.example/b") == 0
     )
-    assert "2 urls are not in the lake" in capsys.readouterr().out
+    assert "2 urls are not in the lake" in capsys.readouterr().err
     assert {(row["kind"], row["sample_id"]) for row in tombstones(lake)} == {("sample", "x"), ("url", None)}
     assert all(row["status"] != "forgotten" for row in samples(lake).values())
 

@@ -1,8 +1,11 @@
 """Which samples are meant, and whose what was found is: on small tables, planted by hand."""
 
+import dataclasses
 import datetime
+import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,12 +14,14 @@ from pipelines import measure
 from pipelines.measure import MeasureOptions
 from pipelines.stage import Execution
 from tests.fakes import fake_lake
-from transforms import measurement, proof
+from tests.planted import picture
+from transforms import measurement, proof, report
 from transforms.errors import UserError
-from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made
+from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made, retire
+from transforms.kernels.fingerprints import fingerprint
 from transforms.lake import Lake, part_number, read_parquet
 from transforms.schema import TABLES
-from transforms.tombstones import FORGOTTEN, Tombstones, sha256
+from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, plain_url, sha256
 
 NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 
@@ -80,6 +85,35 @@ def test_what_is_forgotten_is_known_by_its_tombstones(same, lake):
     assert set(Tombstones.read(lake).samples) == {"a", "b"}
 
 
+SPELLINGS = ("https://Train.example/A b.png", "HTTPS://train.EXAMPLE/A b.png", " https://train.example/A b.png\n")
+
+
+@pytest.mark.parametrize("named", SPELLINGS)
+@pytest.mark.parametrize("there", SPELLINGS)
+def test_a_url_may_be_spelt_otherwise(named, there, lake):
+    lake.write("samples", "one", 0, [sample("a", there), sample("b", "https://train.example/a b.png")])
+    asked = Named(frozenset(), frozenset([named]))
+    assert Chosen(lake, asked).sample_ids == {"a"} and Chosen(lake, asked).unknown(asked) == ([], 0)
+    forget(lake, urls=[named])
+    # Known by its tombstone, and kept out of later ingests, by each of its spellings.
+    assert [Tombstones.read(lake).of("?", url) for url in SPELLINGS] == ["asked for"] * 3
+    assert Chosen(lake, asked).unknown(asked) == ([], 0)
+    assert proof.search(lake).found == []
+
+
+@pytest.mark.parametrize(
+    ("url", "plain"),
+    [
+        (" HTTP://Me:Pass@Host.example:80/A?B#C ", "http://Me:Pass@host.example:80/A?B#C"),
+        ("HTTPS://Host.example", "https://host.example"),
+        ("no/Scheme", "no/Scheme"),
+        ("DATA:Text", "DATA:Text"),
+    ],
+)
+def test_plain_urls(url, plain):
+    assert plain_url(url) == plain_url(plain) == plain
+
+
 def test_a_sample_without_url_and_bytes_takes_no_other_with_it(lake):
     lost = {"sha256": None, "url": None, "caption": None, "status": "failed_to_download"}
     lake.write("samples", "one", 0, [sample("a", "u") | lost, sample("b", "u") | lost])
@@ -136,11 +170,41 @@ def test_tombstones_say_why_and_hold_nothing_of_it(lake):
 
 
 @pytest.mark.parametrize(
+    ("reason", "refused"),
+    [
+        ("its owner asked: HTTPS://pictures.example/1", True),
+        ("a caption that is long enough, they said", True),
+        ("not of ftp://x.y, which is named", True),
+        ("not even https://pictures.example/other", True),
+        ("request 1 of somebody at pictures.example", False),
+    ],
+)
+def test_a_reason_says_nothing_of_what_is_forgotten(reason, refused, lake):
+    lake.write("samples", "one", 0, [sample("a", "https://pictures.example/1"), sample("b", "https://pictures.example/other")])
+    forget(lake, ["b"])
+    if refused:
+        with pytest.raises(UserError, match="--reason holds a url or a caption"):
+            bury(lake, {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
+        assert set(Tombstones.read(lake).samples) == {"b"}
+    else:
+        bury(lake, {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
+        remove(lake)
+        assert proof.search(lake).found == []
+
+
+def test_a_reason_is_no_short_caption(lake):
+    lake.write("samples", "one", 0, [sample("a", "a.png", caption="me")])
+    with pytest.raises(UserError, match="--reason holds a url or a caption"):
+        bury(lake, {"a"}, [], "me ")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "ids", "urls"),
     [
-        ("list.txt", f"{'0a' * 16}\r\nhttp://x/a,b\n\n{'0A' * 16}\n", {"0a" * 16}, {"http://x/a,b", "0A" * 16}),
+        ("list.txt", f"{'0a' * 16}\r\nhttp://x/a,b\n\n FTP://x\n", {"0a" * 16}, {"http://x/a,b", "FTP://x"}),
         ("list.csv", 'URL,sample_id\n"http://x/a,b",\n,7\n', {"7"}, {"http://x/a,b"}),
-        ("list.csv", "\ufeffurl\nhttp://x\n", set(), {"http://x"}),
+        ("list.CSV", "\ufeffurl\nhttp://x\n", set(), {"http://x"}),
+        ("list.Tsv", "who\turl\nme, or you\thttp://x/a,b\n", set(), {"http://x/a,b"}),
     ],
 )
 def test_lists(name, content, ids, urls, tmp_path):
@@ -153,6 +217,7 @@ def test_lists(name, content, ids, urls, tmp_path):
     [
         ("list.txt", b"\n \n", "names nothing"),
         ("list.txt", b"\xff\xfe", "cannot read"),
+        ("list.txt", b"http://x\n\n0A0a\n", r"line 3: '0A0a' is neither a sample_id \(32 .*\) nor a url"),
         ("list.csv", b"link\nhttp://x\n", r"has columns \['link'\], expected sample_id or url"),
         ("list.csv", b"url\n", "names nothing"),
         ("list.parquet", b"url", "is not a Parquet file"),
@@ -197,6 +262,103 @@ def test_the_verdicts_of_all_other_prompts_are_what_they_were(name, tmp_path):
     assert gone and not gone & {row["sample_id"] for row in measurement.read_mart(lake, "extractions", after)}
     assert measurement.read_mart(lake, "duplication", after) == duplication
     assert proof.search(lake).found == []
+
+
+def test_a_report_between_the_tombstones_and_the_removal_shows_nothing_of_it(tmp_path):
+    """As after a request that was killed: crossed squares for both pictures, no url, no caption, in the list of changes too."""
+    captions = [f"a caption of group {number}" for number in range(10)]
+    fake = fake_lake(tmp_path, captions=captions)
+    lake = fake.lake
+    tell_apart(fake)
+    (url,) = {row["url"] for row in fake.rows("samples") if row["caption"] == captions[0]}
+    bury(lake, chosen(lake, urls=[url]).sample_ids, [url], "asked for")
+    made = measure.run(Execution(lake, []), MeasureOptions(), fake.match)
+    extraction = next(row for row in measurement.read_mart(lake, "extractions", made) if row["url"] == url)
+    names = ("prompt_id", "sample_id", "group_id", "url", "caption", "prompt")
+    change = {"kind": "new", **{name: extraction[name] for name in names}}
+    page = report.render(lake, fake.match, made.snapshot_id, 99, changes=[change]).decode()
+    assert url not in page and captions[0] not in page and NO_TEXT in page
+    crossed = next(report.shown_forms(report._shown(None)))
+    assert f"#e{extraction['confidence_rank']}{{--generated:url({crossed});--trained:url({crossed})" in page
+    assert page.count(crossed) == 2 and captions[5] in page
+
+
+def pictures(lake):
+    """How many generations have one, in tables and work files."""
+    paths = [*lake.every_part("generations"), *map(str, Path(lake.root).glob("work/generate/*/prompts/*.parquet"))]
+    return sum(row["image"] is not None for path in paths for row in read_parquet(path).to_pylist())
+
+
+@pytest.mark.parametrize("matches", ["none", "one", "another one today"])
+def test_pictures_are_as_old_as_what_made_them(matches, tmp_path):
+    fake = fake_lake(tmp_path)
+    now = datetime.datetime.now(datetime.UTC)
+    old = (now - datetime.timedelta(days=91)).isoformat()
+    fake.lake._write_manifest(dataclasses.replace(fake.generate, finished_at=old))
+    if matches == "none":
+        Path(fake.lake.path("manifests", "match", f"{fake.match.snapshot_id}.json")).unlink()
+    elif matches == "one":
+        fake.lake._write_manifest(dataclasses.replace(fake.match, finished_at=old))
+    kept = pictures(fake.lake)
+    assert kept and retire(fake.lake, 92, now) == 0 and pictures(fake.lake) == kept
+    assert retire(fake.lake, 90, now) == kept and pictures(fake.lake) == 0
+
+
+def test_unfinished_prompts_are_as_old_as_their_files(tmp_path):
+    """And no table is left that would say that they were made."""
+    fake = fake_lake(tmp_path)
+    audit = fake.generate.snapshot_id
+    rows = {row["prompt_id"]: row for row in fake.rows("generations") if row["image"] is not None}
+    for prompt, row in list(rows.items())[:2]:
+        path = Path(fake.lake.work("generate", audit, "prompts", f"{prompt}.parquet"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row], TABLES["generations"].schema), path)
+    os.utime(path, (0, 0))
+    Path(fake.lake.path("manifests", "generate", f"{audit}.json")).unlink()
+    assert retire(fake.lake, 1, datetime.datetime.now(datetime.UTC)) == 1
+    assert pictures(fake.lake) == 1 and not path.exists() and fake.lake.every_part("cliques") == []
+
+
+def test_what_a_report_shows_of_another_picture_is_no_find(tmp_path):
+    """Two that differ as they are stored may be the same in a report: the one that remains is shown there by right."""
+    fake = fake_lake(tmp_path)
+    lake = fake.lake
+    tell_apart(fake)
+    forget(lake, urls=["https://train.example/0.png"])
+    remove_what_is_made(lake)
+    made = measure.run(Execution(lake, []), MeasureOptions(), fake.match)
+    (pair, *_) = report.pairs(lake, fake.match, measurement.read_mart(lake, "extractions", made))
+    forms = [next(report.shown_forms(np.asarray(one))) for one in (pair.generated, pair.trained)]
+    forms.append(next(report.shown_forms(picture(4321, 16, 16))))
+    lake.write("tombstones", "more", 0, [
+        {"kind": "shown", "sample_id": None, **fingerprint(form.encode())._asdict(), "reason": "alike", "forgotten_at": NOW}
+        for form in forms
+    ])  # fmt: skip
+    assert all(form in Path(lake.path("report.html")).read_text() for form in forms[:2])
+    assert proof.search(lake).found == []
+    Path(lake.path("old.html")).write_text(" ".join(forms))
+    assert {(one.path, one.content) for one in proof.search(lake).found} == {("old.html", forms[2].encode())}
+
+
+def test_a_prompt_that_quotes_a_caption_goes_and_is_found(tmp_path):
+    """What a remaining sample says too is left to it, and texts side by side are no quotation."""
+    captions = ["a wedding of Anna and Bert", "a picture that two have", "so: a picture that two have"]
+    captions += [f"group {number}" for number in range(3, 10)]
+    quotes = [f"oil painting: {captions[0]}", "as on https://train.example/0.png, in oil", "two a picture that two have"]
+    fake = fake_lake(tmp_path, captions=captions, listed=["aaa", *quotes, "a wedding of Anna", " and Bert"])
+    lake = fake.lake
+    tell_apart(fake)
+    path = lake.part("prompts", fake.generate.snapshot_id, 0)
+    before = read_parquet(path)
+    forget(lake, urls=["https://train.example/0.png", "https://train.example/1.png"])
+    after = {row["prompt_id"]: row["text"] for row in fake.rows("prompts")}
+    gone = {row["text"] for row in before.to_pylist() if after[row["prompt_id"]] == NO_TEXT}
+    assert gone == {captions[0], captions[1], *quotes[:2]}
+    assert proof.search(lake).found == []
+    lake.write("prompts", fake.generate.snapshot_id, 0, before)
+    rows = {row["text"]: number for number, row in enumerate(before.to_pylist())}
+    found = {(one.kind, one.place) for one in proof.search(lake).found if not one.whole and one.place.startswith("text")}
+    assert found == {("caption", f"text, row {rows[quotes[0]]}"), ("url", f"text, row {rows[quotes[1]]}")}
 
 
 BLANK = "\x1f\x0b a picture of somebody\u00a0\x1f"
