@@ -21,9 +21,9 @@ from pipelines.device import DeviceOptions
 from pipelines.options import CommonOptions, option, parse
 from pipelines.query import printable
 from transforms.errors import UserError
-from transforms.tombstones import NO_TEXT
 from transforms.generators import DiffusersGenerator
 from transforms.lake import Lake, Manifest, open_parquet
+from transforms.tombstones import NO_TEXT
 
 
 @dataclasses.dataclass(frozen=True)
