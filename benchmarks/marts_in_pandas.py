@@ -130,7 +130,7 @@ def _buckets(verdicts: pd.DataFrame) -> Iterator[tuple[str, pd.Series, pd.Series
     counts = verdicts.domain.value_counts().rename_axis("domain").reset_index()
     counts = counts.sort_values(["count", "domain"], ascending=[False, True], ignore_index=True)
     place = verdicts.domain.map(pd.Series(counts.index + 1, counts.domain))
-    domain = verdicts.domain.where(place <= 100, "others").where(verdicts.domain.notna(), "unknown")
+    domain = verdicts.domain.where(place <= 100, "(others)").where(verdicts.domain.notna(), "(unknown)")
     yield "domain", domain, place.clip(upper=101).fillna(102)
 
 

@@ -21,7 +21,7 @@ import apache_beam as beam
 
 from pipelines.device import DeviceOptions
 from pipelines.options import CommonOptions, option, parameters, parse
-from pipelines.stage import Execution, Progress, Stage
+from pipelines.stage import Execution, Progress, Stage, say
 from transforms import prompts as prompt_rows
 from transforms.errors import UserError
 from transforms.generators import DiffusersGenerator, FolderGenerator, Generator
@@ -165,7 +165,13 @@ def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images
         images_per_prompt=options.images_per_prompt,
         base_seed=options.seed,
     )
-    return drawn + rows
+    if drawn.groups_left_out:
+        strata = len(drawn.rows)
+        say(
+            f"generate     {strata} prompts are fewer than there are strata: the rates say nothing of the least duplicated "
+            f"{drawn.groups_left_out:,} groups; raise --max_prompts, or --budget, to hear of them"
+        )
+    return drawn.rows + rows
 
 
 def build(

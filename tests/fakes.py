@@ -109,7 +109,7 @@ def fake_lake(
     deduplicate = _write_groups(lake, embed, groups)
     prompts = prompt_rows.drawn_prompts(
         lake, deduplicate, max_prompts=max_prompts, images_per_prompt=images_per_prompt, base_seed=base_seed
-    )
+    ).rows
     drawn = [prompt["prompt_id"] for prompt in prompts]
     behaviour = {prompt: behaviours[place % len(behaviours)] for place, prompt in enumerate(drawn)}
     prompts += prompt_rows.listed_prompts(lake, deduplicate, list(listed), lambda _: images_per_prompt)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -54,10 +54,22 @@ def _caption_column(table: pa.Table, path: str) -> list[str]:
     raise UserError(f"{path!r} has columns {table.column_names}, expected one of {list(CAPTION_COLUMNS)}")
 
 
+class Drawn(NamedTuple):
+    """Prompts that were drawn.
+
+    Attributes:
+        rows: of ``prompts``, without the audit's columns.
+        groups_left_out: groups in strata of which none was drawn: there were fewer prompts than strata.
+    """
+
+    rows: list[dict[str, Any]]
+    groups_left_out: int
+
+
 def drawn_prompts(
     lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int
-) -> list[dict[str, Any]]:
-    """Captions of the groups' representatives, by strata of group size: rows without the audit's columns."""
+) -> Drawn:
+    """Captions of the groups' representatives, by strata of group size."""
     from transforms.sampling import draw_prompts
 
     drawn = draw_prompts(
@@ -66,11 +78,12 @@ def drawn_prompts(
         max_prompts=max_prompts,
         seed=base_seed,
     )
-    return [
+    rows = [
         {**row, "prompt_id": prompt_id(row["text"], "duplicates", row["sample_id"]), "origin": "duplicates",
          "images_requested": images_per_prompt}
-        for row in drawn.to_pylist()
+        for row in drawn.drop_columns("groups_left_out").to_pylist()
     ]  # fmt: skip
+    return Drawn(rows, drawn["groups_left_out"][0].as_py() if rows else 0)
 
 
 def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]) -> list[dict[str, Any]]:

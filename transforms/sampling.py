@@ -18,6 +18,7 @@ def draw_prompts(duplicate_groups: pa.Table, samples: pa.Table, *, max_prompts: 
 
     Returns:
         text, sample_id, group_id, n_duplicates, stratum, stratum_order, inclusion_probability; the most duplicated first.
+        groups_left_out, the same in each row: how many groups are in strata of which none was drawn.
     """
     import duckdb
 

@@ -28,7 +28,7 @@ WITH cells AS (
 ),
 
 hit AS (
-    SELECT buckets.dimension, buckets.bucket, count(DISTINCT matches.group_id) AS images_extracted
+    SELECT buckets.dimension, buckets.bucket_order, count(DISTINCT matches.group_id) AS images_extracted
     FROM matches
     JOIN buckets ON buckets.prompt_id = matches.prompt_id
     WHERE matches.extracted AND matches.role = 'training'
@@ -95,7 +95,7 @@ final AS (
         tried.wilson_calibrated[1] AS rate_calibrated_wilson_lower,
         tried.wilson_calibrated[2] AS rate_calibrated_wilson_upper
     FROM tried
-    LEFT JOIN hit ON hit.dimension = tried.dimension AND hit.bucket = tried.bucket
+    LEFT JOIN hit ON hit.dimension = tried.dimension AND hit.bucket_order = tried.bucket_order
 )
 
 SELECT * FROM final

@@ -1,5 +1,5 @@
 -- Grain: one role, domain, status and reason: what became of the rows of the metadata.
--- Source: samples. Beyond the 100 domains of the most rows they are one, "others".
+-- Source: samples. Beyond the 100 domains of the most rows they are one, "(others)": no host has brackets.
 WITH placed AS (
     SELECT role, status, reason, domain_of(url) AS domain FROM samples
 ),
@@ -14,8 +14,11 @@ domains AS (
 counted AS (
     SELECT
         placed.role,
-        CASE WHEN placed.domain IS NULL THEN 'unknown' WHEN domains.place <= 100 THEN placed.domain ELSE 'others' END
-            AS domain,
+        CASE
+            WHEN placed.domain IS NULL THEN '(unknown)'
+            WHEN domains.place <= 100 THEN placed.domain
+            ELSE '(others)'
+        END AS domain,
         placed.status,
         placed.reason,
         count(*) AS samples

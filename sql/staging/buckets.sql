@@ -1,7 +1,7 @@
 -- Grain: one prompt that was tried, in one dimension.
 -- Source: verdicts. What the user brought is no sample of anything, so it is left out of the other dimensions where
 -- there are drawn prompts. Prompts that lost pictures or matches to "eidetic forget" are a bucket of their own, and no
--- part of any rate. Beyond the 100 domains of the most prompts they are one bucket.
+-- part of any rate. Beyond the 100 domains of the most prompts they are one bucket, "(others)": no host has brackets.
 WITH drawn AS (
     SELECT * FROM verdicts
     WHERE stratum <> 'forgotten'
@@ -50,7 +50,7 @@ final AS (
     SELECT
         drawn.prompt_id,
         'domain',
-        CASE WHEN drawn.domain IS NULL THEN 'unknown' WHEN domains.place <= 100 THEN drawn.domain ELSE 'others' END,
+        CASE WHEN drawn.domain IS NULL THEN '(unknown)' WHEN domains.place <= 100 THEN drawn.domain ELSE '(others)' END,
         CAST(CASE WHEN drawn.domain IS NULL THEN 102 ELSE least(domains.place, 101) END AS INTEGER)
     FROM drawn
     LEFT JOIN domains ON domains.domain = drawn.domain

@@ -3,7 +3,7 @@
 -- Strata are group sizes by powers of two. Each may take an equal share of what is left, the one of the fewest groups
 -- first (of equal ones the most duplicated): small strata are taken whole and what they leave falls to the others, so
 -- that the budget is used up, and groups of one get a share. With fewer prompts than strata, the most duplicated get
--- one each.
+-- one each, and the rates say nothing of the others: groups_left_out counts these.
 -- Inside a stratum the draw is by hash; its probability is known, so that rates can be weighted.
 WITH RECURSIVE candidates AS (
     SELECT
@@ -81,7 +81,8 @@ final AS (
             ELSE concat((1 << (ranked.stratum_order - 1)) + 1, '-', 1 << ranked.stratum_order)
         END AS stratum,
         ranked.stratum_order,
-        allocation.taken / allocation.groups AS inclusion_probability
+        allocation.taken / allocation.groups AS inclusion_probability,
+        (SELECT CAST(coalesce(sum(groups), 0) AS BIGINT) FROM allocation WHERE taken = 0) AS groups_left_out
     FROM ranked
     JOIN allocation ON allocation.stratum_order = ranked.stratum_order
     WHERE ranked.place <= allocation.taken

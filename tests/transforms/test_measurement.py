@@ -63,7 +63,7 @@ def buckets_by_loops(fake, prompts):
     named = sorted((name for name in domains if name), key=lambda name: (-domains[name], name))
     for order, name in [*enumerate(named, 1), *([(102, None)] if domains[None] else [])]:
         members = [prompt for prompt in drawn or lists if domain(prompt) == name]
-        found.append(("domain", name or "unknown", order, members))
+        found.append(("domain", name or "(unknown)", order, members))
     return found
 
 
@@ -422,9 +422,25 @@ def test_the_yield_is_what_became_of_every_row(tmp_path):
     assert rows["training", "gone.example", "failed_to_download", "404"]["share_of_role"] == pytest.approx(1 / trained)
 
 
+def test_domains_beyond_the_hundredth_are_one_and_no_hosts_name_takes_its_place(tmp_path):
+    hosts = ["others", "unknown", *(f"host-{number:03}.example" for number in range(100))]
+    urls = [*(f"https://{host}/a.png" for host in hosts), None]
+    fake = fake_lake(tmp_path, sizes=[1] * len(urls), urls=urls, controls=20)
+    marts = measured(fake)
+    rates = [row for row in marts["extraction_rate"] if row["dimension"] == "domain"]
+    # Of equal ones the hundred first by name: "others" and "unknown" are the last.
+    assert [row["bucket"] for row in rates] == [*hosts[2:], "(others)", "(unknown)"]
+    assert [row["prompts_tried"] for row in rates] == [1] * 100 + [2, 1]
+    assert sum(row["images_extracted"] for row in rates) > 0
+    counted = {row["domain"]: row["samples"] for row in marts["yield"] if row["role"] == "training"}
+    # Two of the hundred are the controls' and that of the dead link.
+    assert counted == {**dict.fromkeys((*hosts[2:-2], "gone.example"), 1), "(others)": 4, "(unknown)": 1}
+
+
 @pytest.mark.parametrize(("url", "domain"), [
     ("https://www.Example.COM:8080/a.png?x=http://no", "example.com"), ("http://user@host.org/a", "host.org"),
     ("a/b.png", None), ("https://h\u00f6st.example#x", "h\u00f6st.example"), (None, None), ("javascript:alert(1)", None),
+    ("http://[2001:db8::1]:8/a", "[2001:db8::1]"), ("http://[::1]/", "[::1]"), ("http://www.example.org./", "example.org"),
 ])  # fmt: skip
 def test_a_domain_is_the_host_of_the_url(url, domain):
     with measurement.connect() as connection:

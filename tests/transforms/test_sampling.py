@@ -85,7 +85,11 @@ def test_a_budget_for_all_takes_all():
 
 
 def test_a_budget_under_the_strata_goes_to_the_most_duplicated():
-    assert [row["n_duplicates"] for row in draw([1, 1, 2, 3, 9, 130], 2)] == [130, 9]
+    rows = draw([1, 1, 2, 3, 9, 130], 2)
+    assert [row["n_duplicates"] for row in rows] == [130, 9]
+    # Of the twos, of the threes and of the ones nothing will be known.
+    assert {row["groups_left_out"] for row in rows} == {4}
+    assert {row["groups_left_out"] for row in draw([1, 1, 2, 3, 9, 130], 5)} == {0}
 
 
 def test_what_small_strata_leave_falls_to_the_lower_ones():

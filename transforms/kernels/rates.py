@@ -149,12 +149,14 @@ def stratified_interval(
 ) -> Interval:
     """An interval of the rate of a whole population of which strata were drawn with different probabilities.
 
-    With one stratum it is Clopper and Pearson's. With several, each end is that of a beta distribution with the mean and the
-    variance of what they find together, and with one success more (for the lower end: one failure) where a single trial weighs
-    most. So a stratum without a success still says how much it may hide, in proportion to its weight. Korn and Graubard's
-    interval, which is the usual one for surveys, takes such a stratum for certain.
+    Fay and Feuer's, by the successes or by the failures, whichever bounds an end more closely: at small rates the one, at
+    large ones the other. Each end is that of a gamma distribution with the mean and the variance of what was found, for the
+    upper end with one more where a single trial weighs most. So a stratum without a success still says how much it may hide,
+    in proportion to its weight, even if it was tried once. Korn and Graubard's interval, which is the usual one for surveys,
+    takes such a stratum for certain.
 
-    Not proven to cover, but measured: the tests simulate it.
+    Not proven to cover, but measured: docs/statistics.md. The price is width: up to a third more than exact limits of the same
+    prompts in one stratum where about half of them come back, nothing at small rates.
 
     Args:
         successes: (s,) 0 to the trials.
@@ -163,7 +165,7 @@ def stratified_interval(
         confidence: over 0, under 1.
 
     Source: Fay and Feuer 1997, "Confidence intervals for directly standardized rates: a method based on the gamma
-    distribution", with binomials in place of Poissons, and so with betas in place of gammas.
+    distribution".
     """
     share = np.asarray(weights, float)
     if not len(share) or len(share) != len(successes) or len(share) != len(trials) or share.min() < 0 or share.sum() <= 0:
@@ -172,22 +174,19 @@ def stratified_interval(
         raise ValueError(f"a stratum without a trial among {list(trials)}, expected 1 or more in each")
     for some, tried in zip(successes, trials, strict=True):
         _check(some, tried)
-    share, hits, tries = share / share.sum(), np.asarray(successes), np.asarray(trials)
+    hits, tries = np.asarray(successes), np.asarray(trials)
+    weighs = share / share.sum() / tries
     outside = (1 - confidence) / 2
-    return 1 - _stratified_upper(tries - hits, tries, share, outside), _stratified_upper(hits, tries, share, outside)
+    lower, upper = _fay_feuer(hits, weighs, outside)
+    fewest, most = _fay_feuer(tries - hits, weighs, outside)
+    return max(0.0, lower, 1 - most), min(1.0, upper, 1 - fewest)
 
 
-def _stratified_upper(hits: np.ndarray, tries: np.ndarray, share: np.ndarray, outside: float) -> float:
-    from scipy.special import betainccinv
+def _fay_feuer(counts: np.ndarray, weighs: np.ndarray, outside: float) -> Interval:
+    """The limits of Σ weighs · (what was to be expected of counts), Poisson, each missed with a probability of ``outside``."""
+    from scipy.special import gammaincinv
 
-    misses = tries - hits
-    if not (misses * share).any():
-        return 1.0
-    one_more = np.zeros(len(hits))
-    one_more[np.argmax(np.where(misses > 0, share / tries, -1))] = 1
-    # Of each stratum the beta distribution of its hits (and the one more) and its misses.
-    means = (hits + one_more) / (tries + one_more)
-    variances = means * (1 - means) / (tries + one_more + 1)
-    mean, variance = float(share @ means), float(share**2 @ variances)
-    size = mean * (1 - mean) / variance - 1
-    return float(betainccinv(mean * size, (1 - mean) * size, outside))
+    mean, variance, heaviest = float(weighs @ counts), float(weighs**2 @ counts), float(weighs.max())
+    lower = 0.0 if mean == 0 else variance / mean * float(gammaincinv(mean**2 / variance, outside))
+    mean, variance = mean + heaviest, variance + heaviest**2
+    return lower, variance / mean * float(gammaincinv(mean**2 / variance, 1 - outside))

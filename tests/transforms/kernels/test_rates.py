@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binom, binomtest, norm
+from scipy.stats import beta, binom, binomtest, gamma, norm
 
 from transforms.kernels.rates import (
     blaker_interval,
@@ -158,17 +158,30 @@ def test_wilsons_covers_too_little_at_small_rates():
 # -- by strata ----------------------------------------------------------------------------------------------------------
 
 
-def test_one_stratum_has_the_exact_interval():
-    for count in ((0, 20), (3, 50), (50, 50)):
-        assert stratified_interval([count[0]], [count[1]], [7.0]) == pytest.approx(clopper_pearson_interval(*count))
+@pytest.mark.parametrize("counts", [([0, 8, 63, 295], [327, 30666, 123419, 34392]), ([0, 0], [3, 1]), ([1, 0, 2], [9, 1, 7])])
+def test_it_is_fay_and_feuers(counts):
+    """Beside the gamma distributions as R's epitools (ageadjust.direct) has them: shape and scale of mean and variance."""
+    (hits, tried), weights = np.array(counts), np.arange(1, len(counts[0]) + 1)
+    share = weights / weights.sum()
+    rate, variance, most = share @ (hits / tried), share**2 @ (hits / tried**2), (share / tried).max()
+    lower, upper = stratified_interval(hits, tried, weights)
+    assert lower == (pytest.approx(gamma.ppf(0.025, rate**2 / variance, scale=variance / rate)) if rate else 0)
+    by_hits = gamma.ppf(0.975, (rate + most) ** 2 / (variance + most**2), scale=(variance + most**2) / (rate + most))
+    misses = tried - hits
+    rate, variance = share @ (misses / tried), share**2 @ (misses / tried**2)
+    assert upper == pytest.approx(min(by_hits, 1 - gamma.ppf(0.025, rate**2 / variance, scale=variance / rate)))
 
 
 def test_a_stratum_without_a_hit_is_bounded_by_its_weight():
-    """The most duplicated are extracted, and none of 100 singles is: those may still hide 3.6%, of nearly everything."""
+    """The most duplicated are extracted, and none of 100 singles is: those may still hide 3.7%, of nearly everything."""
     lower, upper = stratified_interval([20, 0], [40, 100], [40, 1_000_000])
-    assert lower < 40 * 0.5 / 1_000_040 and upper == pytest.approx(clopper_pearson_interval(0, 100)[1], rel=1e-2)
+    assert lower < 40 * 0.5 / 1_000_040 and upper == pytest.approx(clopper_pearson_interval(0, 100)[1], rel=0.02)
     # What is left of the singles if nobody weighs them.
-    assert stratified_interval([20, 0], [40, 100], [1, 0]) == pytest.approx(clopper_pearson_interval(20, 40))
+    assert stratified_interval([20, 0], [40, 100], [1, 0]) == pytest.approx(stratified_interval([20], [40], [1]))
+
+
+def test_of_strata_that_were_tried_once_hardly_anything_is_known():
+    assert stratified_interval([0, 0, 0], [1, 1, 1], [1, 1, 1]) == (0, pytest.approx(0.794, abs=1e-3))
 
 
 def test_strata_that_are_alike_in_any_order_and_unit():
@@ -182,27 +195,44 @@ def test_strata_that_are_alike_in_any_order_and_unit():
     assert stratified_interval([1, 5, 0], [30, 10, 200], [10, 20, 30]) == pytest.approx(one)
 
 
-DESIGNS = {
+MANY_PROMPTS = {
     "singles that seldom come back": ([100, 100, 50, 20], [0.95, 0.04, 0.009, 0.001], [0.0005, 0.01, 0.1, 0.5]),
     "nothing comes back of the singles": ([200, 50], [0.99, 0.01], [0.0, 0.3]),
     "all alike and rare": ([50] * 10, [0.1] * 10, [0.005] * 10),
-    "few prompts": ([5, 5, 5], [0.7, 0.2, 0.1], [0.02, 0.1, 0.4]),
     "half of everything": ([30, 30], [0.5, 0.5], [0.5, 0.4]),
     "nearly everything comes back": ([30, 30, 10], [0.5, 0.3, 0.2], [0.99, 0.97, 0.5]),
     "the light ones come back": ([100, 20, 20, 20], [0.4, 0.3, 0.2, 0.1], [0.001, 0.01, 0.03, 0.9]),
     "one in a thousand, many prompts": ([1000, 300], [0.9, 0.1], [0.001, 0.02]),
+    "a night that tries few of each": ([2] * 6, [0.9, 0.05, 0.02, 0.01, 0.01, 0.01], [0.01, 0.02, 0.1, 0.3, 0.6, 0.9]),
 }
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", MANY_PROMPTS)
 def test_the_interval_by_strata_covers(design):
     """By simulation with a fixed seed: at least 94% of the intervals hold the population's rate."""
-    trials, weights, rates = DESIGNS[design]
+    trials, weights, rates = MANY_PROMPTS[design]
     random, truth, held = np.random.default_rng(0), float(np.dot(weights, rates)), 0
     for _ in range(2000):
         lower, upper = stratified_interval(random.binomial(trials, rates), trials, weights)
         held += lower <= truth <= upper
     assert held / 2000 >= 0.94
+
+
+@pytest.mark.parametrize("trials", [[1, 1], [1] * 6, [2] * 4, [3, 3], [4, 4, 4], [10, 1, 1], [30, 1], [5, 5, 5], [20, 20], [40, 10]])
+@pytest.mark.parametrize("weights", ["equal", "of each a quarter of the one before"])
+def test_the_interval_by_strata_covers_however_few_the_prompts(trials, weights):
+    """Summed up over all that can be found, at rates of all sorts: strata alike or not, some of which give back nothing."""
+    strata, random = len(trials), np.random.default_rng(0)
+    weights = np.full(strata, 1 / strata) if weights == "equal" else 0.25 ** np.arange(strata) / sum(0.25 ** np.arange(strata))
+    alike = [np.full(strata, rate) for rate in (0.001, 0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9)]
+    rare, any_rate = random.beta(0.4, 8, (60, strata)), random.uniform(size=(60, strata))
+    rates = np.concatenate([alike, rare, any_rate, np.where(random.random((60, strata)) < 0.5, 0, any_rate)])
+    outcomes = np.stack(np.meshgrid(*[np.arange(tried + 1) for tried in trials]), axis=-1).reshape(-1, strata)
+    ends = np.array([stratified_interval(found, trials, weights) for found in outcomes])
+    truth = rates @ weights
+    held = (ends[:, :1] <= truth) & (truth <= ends[:, 1:])
+    coverage = (binom.pmf(outcomes[:, None], trials, rates).prod(axis=-1) * held).sum(axis=0)
+    assert coverage.min() >= 0.94
 
 
 def test_korn_and_graubards_would_not_cover():
