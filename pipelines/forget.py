@@ -114,7 +114,7 @@ def forget(lake: Lake, options: ForgetOptions, named: forgetting.Named) -> None:
 def make_again(execution: Execution, report: MeasureOptions) -> None:
     """The marts, the database and the reports of every audit, from what is left."""
     lake = execution.lake
-    matches = forgetting.newest_matches(lake)
+    matches = forgetting.measured_matches(lake)
     forgetting.remove_what_is_made(lake)
     for match in matches:
         measure.run(execution, report, match)

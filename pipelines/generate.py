@@ -116,7 +116,7 @@ def stage(lake: Lake, options: GenerateOptions, deduplicate: str, images: Genera
     shaping["generator"] = images.kind
     shaping["model_revision"] = images.revision()
     done = lake.manifest("deduplicate", deduplicate)
-    items = None if done is None else sum(row["images_requested"] for row in _prompts(lake, done, options, images))
+    items = None if done is None else sum(row["images_requested"] for row in _prompts(lake, done, options, images)[0])
     return Stage(
         name="generate",
         parameters=shaping,
@@ -135,7 +135,10 @@ def seconds_per_image(lake: Lake, model_revision: str) -> float | None:
     return None
 
 
-def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images: Generator) -> list[dict[str, Any]]:
+def _prompts(
+    lake: Lake, deduplicate: Manifest, options: GenerateOptions, images: Generator
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows of ``prompts``, and how many groups are in strata of which none was drawn."""
     embed = lake.manifest("embed", deduplicate.upstream["embed"])
     assert embed is not None, "a complete snapshot's upstream is complete"
 
@@ -154,10 +157,10 @@ def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images
     if isinstance(images, FolderGenerator):
         wanted = prompt_rows.read_prompt_list(options.prompts) if options.prompts is not None else list(images.files)
         texts = [text for text in wanted if text in images.files and text not in control_texts]
-        return prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows
+        return prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows, 0
     if options.prompts is not None:
         texts = prompt_rows.read_prompt_list(options.prompts)
-        return prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows
+        return prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows, 0
     drawn = prompt_rows.drawn_prompts(
         lake,
         deduplicate,
@@ -165,13 +168,7 @@ def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images
         images_per_prompt=options.images_per_prompt,
         base_seed=options.seed,
     )
-    if drawn.groups_left_out:
-        strata = len(drawn.rows)
-        say(
-            f"generate     {strata} prompts are fewer than there are strata: the rates say nothing of the least duplicated "
-            f"{drawn.groups_left_out:,} groups; raise --max_prompts, or --budget, to hear of them"
-        )
-    return drawn.rows + rows
+    return drawn.rows + rows, drawn.groups_left_out
 
 
 def build(
@@ -207,9 +204,14 @@ def run(execution: Execution, options: GenerateOptions, device: DeviceOptions, d
         from transforms.generation import GeneratorHandler, result_folder
 
         audit = planned.snapshot_id
-        rows = _prompts(lake, done, options, images)
+        rows, left_out = _prompts(lake, done, options, images)
         if not rows:
             raise UserError("there is no prompt to try: no group has a caption, and there are no controls and no --prompts")
+        if left_out:
+            say(
+                f"generate     {options.max_prompts} prompts are fewer than there are strata: the rates say nothing of the "
+                f"{left_out:,} groups that are duplicated least; raise --max_prompts, or --budget of a night, to hear of them"
+            )
         parts = write_prompts(lake, audit, rows, planned)
         handler = GeneratorHandler(images, options.filter, options.seed)
         folder = result_folder(lake, audit)

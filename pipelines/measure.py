@@ -75,8 +75,10 @@ def run(execution: Execution, options: MeasureOptions, match: Manifest | None = 
         return {"audit_id": audit, "marts": rows}
 
     before = lake.manifest("measure", planned.snapshot_id)
+    shown = before is not None and exists(page) and before in measurement.current(lake)
     manifest = execution.stage(planned, work)
-    if not exists(page):
+    if before is not None and not shown:
+        # Since it was made, the audit was matched or measured in another way, and its report with it; or that was deleted.
         write_report(lake, options, done, planned.snapshot_id)
     # A local one holds views alone: made anew in no time, it also fits after a run that was killed before it came so far,
     # and after the lake was moved.

@@ -102,7 +102,7 @@ class Execution:
         return any(word == "--runner" or word.startswith("--runner=") for word in self.beam_args)
 
     def stage(self, stage: Stage, work: Callable[[Stage], dict[str, Any] | None]) -> Manifest:
-        """Does ``work`` unless the stage's snapshot is complete already; returns its manifest.
+        """Does ``work`` unless the stage's snapshot is complete already; returns its manifest, now the latest of the stage.
 
         ``work`` gets the stage, writes its tables and returns facts for the manifest. It may find parts that an
         earlier, interrupted run left behind, and does only what is missing.
@@ -111,7 +111,7 @@ class Execution:
         done = self.lake.manifest(stage.name, stage.snapshot_id)
         if done is not None:
             say(f"{stage.name:<12} complete ({_rows(done)})")
-            return done
+            return self.lake.ask_for(done)
         begun = time.monotonic()
         facts = work(stage) or {}
         facts = {**facts, "seconds": round(time.monotonic() - begun, 2), "versions": versions(), "machine": machine()}

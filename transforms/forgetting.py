@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.io.filesystems import FileSystems
 
-from transforms import report
+from transforms import nights, report
 from transforms.duplicates.job import keys_of, read_npz
 from transforms.errors import UserError
 from transforms.identity import digest
@@ -416,10 +416,12 @@ def remove_what_is_made(lake: Lake) -> None:
     _delete(lake, made)
 
 
-def newest_matches(lake: Lake) -> list[Manifest]:
-    """Of each audit the matches that count, in the order in which they were finished."""
-    newest = {manifest.upstream["generate"]: manifest for manifest in lake.manifests("match")}
-    return sorted(newest.values(), key=lambda manifest: manifest.finished_at)
+def measured_matches(lake: Lake) -> list[Manifest]:
+    """The matches whose marts are wanted: of each audit those that count, and those of the nights. The latest is the last."""
+    by_time = sorted(lake.manifests("match"), key=lambda manifest: manifest.last_asked)
+    newest = {manifest.upstream["generate"]: manifest.snapshot_id for manifest in by_time}
+    of_nights = {row[name] for row in nights.history(lake) for name in ("panel_match", "rotating_match")}
+    return [manifest for manifest in by_time if manifest.snapshot_id in {*newest.values(), *of_nights}]
 
 
 def retire(lake: Lake, days: int, now: datetime.datetime) -> int:

@@ -50,6 +50,7 @@ class Manifest:
         rows: table → number of rows.
         finished_at: ISO time, UTC.
         facts: whatever else the stage wants to tell (versions, counts, a model's revision).
+        asked_at: ISO time, UTC: when it was last asked for, after it was finished; "" if never.
     """
 
     stage: str
@@ -59,6 +60,16 @@ class Manifest:
     rows: dict[str, int]
     finished_at: str
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    asked_at: str = ""
+
+    @property
+    def last_asked(self) -> tuple[str, str]:
+        """What sorts snapshots by when they were wanted last: the newest is what the next stage goes by."""
+        return max(self.finished_at, self.asked_at), self.snapshot_id
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat()
 
 
 def snapshot_id(stage: str, parameters: dict[str, Any], upstream: dict[str, str]) -> str:
@@ -135,12 +146,20 @@ class Lake:
         return sorted(found, key=lambda manifest: (manifest.finished_at, manifest.snapshot_id))
 
     def latest(self, stage: str) -> Manifest:
-        """The snapshot of ``stage`` that was completed last. UserError where there is none."""
+        """The snapshot of ``stage`` that was asked for last. UserError where there is none."""
         self.check()
         found = self.manifests(stage)
         if not found:
             raise UserError(f"the lake {self.root!r} has no complete {stage!r} yet; run 'eidetic {stage}' first")
-        return found[-1]
+        return max(found, key=lambda manifest: manifest.last_asked)
+
+    def ask_for(self, manifest: Manifest) -> Manifest:
+        """Makes a complete snapshot the latest of its stage again; returns its manifest as it is then."""
+        if self.latest(manifest.stage).snapshot_id == manifest.snapshot_id:
+            return manifest
+        asked = dataclasses.replace(manifest, asked_at=_now())
+        self._write_manifest(asked)
+        return asked
 
     def complete(
         self,
@@ -158,7 +177,7 @@ class Lake:
             parameters=parameters,
             upstream=upstream,
             rows={table: self.count(table, snapshot) for table in tables},
-            finished_at=datetime.datetime.now(datetime.UTC).isoformat(),
+            finished_at=_now(),
             facts=facts or {},
         )
         self._write_manifest(manifest)

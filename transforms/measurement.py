@@ -183,8 +183,9 @@ def _without_pictures(table: str, parts: list[str]) -> pa.Table:
 
 
 def current(lake: Lake) -> list[Manifest]:
-    """The newest ``measure`` of each audit of the lake."""
-    newest = {manifest.facts["audit_id"]: manifest for manifest in lake.manifests("measure")}
+    """Of each audit of the lake the ``measure`` that was asked for last."""
+    by_time = sorted(lake.manifests("measure"), key=lambda manifest: manifest.last_asked)
+    newest = {manifest.facts["audit_id"]: manifest for manifest in by_time}
     return list(newest.values())
 
 

@@ -66,9 +66,7 @@ class Drawn(NamedTuple):
     groups_left_out: int
 
 
-def drawn_prompts(
-    lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int
-) -> Drawn:
+def drawn_prompts(lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int) -> Drawn:
     """Captions of the groups' representatives, by strata of group size."""
     from transforms.sampling import draw_prompts
 

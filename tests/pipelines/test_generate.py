@@ -17,4 +17,4 @@ def test_fewer_prompts_than_strata_are_said(tmp_path, monkeypatch):
         said.clear()
         options = GenerateOptions(model=str(tmp_path / "model"), images_per_prompt=1, steps=1, max_prompts=prompts)
         generate.run(Execution(fake.lake, []), options, DeviceOptions(device="cpu"), fake.deduplicate)
-        assert sum("nothing of the least duplicated 3 groups" in line for line in said) == told
+        assert sum("nothing of the 3 groups that are duplicated least" in line for line in said) == told

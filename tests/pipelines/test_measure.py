@@ -58,6 +58,21 @@ def test_matching_again_takes_the_place_of_the_audits_rows(tmp_path):
     assert ask(again.lake, "SELECT sum(prompts_extracted) FROM extraction_rate") == [(0,)]
 
 
+def test_what_was_asked_for_last_is_what_is_shown(tmp_path):
+    first = fake_lake(tmp_path)
+    run(first)
+    page = (tmp_path / "report.html").read_bytes()
+    again = fake_lake(tmp_path, delta=0.01)
+    run(again)
+    assert (tmp_path / "report.html").read_bytes() != page
+    # The first matches are still there, with their marts: nothing is made, and all of it is shown.
+    measure.run(Execution(first.lake, []), MeasureOptions(), first.match)
+    assert ask(first.lake, "SELECT DISTINCT snapshot_id FROM matches") == [(first.match.snapshot_id,)]
+    assert ask(first.lake, "SELECT sum(prompts_extracted) FROM extraction_rate") != [(0,)]
+    assert (tmp_path / "report.html").read_bytes() == page
+    assert (tmp_path / "reports" / f"{first.generate.snapshot_id}.html").read_bytes() == page
+
+
 def test_two_audits_stand_side_by_side(tmp_path):
     first = fake_lake(tmp_path)
     run(first)

@@ -420,3 +420,17 @@ def test_a_night_is_compared_with_what_is_left_after_a_request_to_forget(box, mo
         os.remove(box.lake.path("manifests", "measure", f"{manifest.snapshot_id}.json"))
     with pytest.raises(UserError, match="the night 2026-01-02 has no marts of its matches"):
         nights.read_night(box.lake, second)
+
+
+def test_an_audit_that_was_matched_twice_is_left_to_both_nights_by_a_request_to_forget(box):
+    """The nights' matches are not the audit's newest: their marts are made again all the same."""
+    box.remember([0, 1])
+    first = box.night("2026-01-01")[1]
+    assert run_verb(match.main, [f"--lake={box.lake.root}", "--device=cpu", "--delta=0.01"]) == 0
+    assert run_verb(measure.main, [f"--lake={box.lake.root}"]) == 0
+    matches = {manifest.snapshot_id: manifest.upstream["generate"] for manifest in box.lake.manifests("match")}
+    assert len(matches) == 3 and len(set(matches.values())) == 2
+    sample = box.lake.read("samples", first["ingest_snapshot"]).to_pylist()[7]["sample_id"]
+    assert run_verb(forget.main, [f"--lake={box.lake.root}", f"--sample_ids={sample}"]) == 0
+    assert {manifest.upstream["match"] for manifest in box.lake.manifests("measure")} == set(matches)
+    assert box.night("2026-01-02")[1]["verdict"] == "fine"

@@ -62,6 +62,15 @@ def test_a_snapshot_is_complete_with_its_manifest(lake):
     assert lake.latest("deduplicate").snapshot_id == "s0"  # completed last, whatever its name
 
 
+def test_the_latest_is_what_was_asked_for_last(lake):
+    first, second = (lake.complete("ingest", snapshot, {}, {}) for snapshot in ("b", "a"))
+    assert lake.latest("ingest") == second == lake.ask_for(second)
+    asked = lake.ask_for(first)
+    assert lake.latest("ingest") == asked and asked.finished_at == first.finished_at
+    # Their order is that in which they were finished.
+    assert [manifest.snapshot_id for manifest in lake.manifests("ingest")] == ["b", "a"]
+
+
 def test_snapshot_ids_depend_on_everything():
     ids = {
         lakes.snapshot_id("match", {"delta": 0.15}, {"generate": "g"}),

@@ -218,7 +218,9 @@ def test_the_interval_by_strata_covers(design):
     assert held / 2000 >= 0.94
 
 
-@pytest.mark.parametrize("trials", [[1, 1], [1] * 6, [2] * 4, [3, 3], [4, 4, 4], [10, 1, 1], [30, 1], [5, 5, 5], [20, 20], [40, 10]])
+@pytest.mark.parametrize(
+    "trials", [[1, 1], [1] * 6, [2] * 4, [3, 3], [4, 4, 4], [10, 1, 1], [30, 1], [5, 5, 5], [20, 20], [40, 10]]
+)
 @pytest.mark.parametrize("weights", ["equal", "of each a quarter of the one before"])
 def test_the_interval_by_strata_covers_however_few_the_prompts(trials, weights):
     """Summed up over all that can be found, at rates of all sorts: strata alike or not, some of which give back nothing."""
