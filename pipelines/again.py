@@ -23,7 +23,7 @@ from pipelines.query import printable
 from transforms.errors import UserError
 from transforms.generators import DiffusersGenerator
 from transforms.lake import Lake, Manifest, open_parquet
-from transforms.tombstones import NO_TEXT
+from transforms.tombstones import FORGOTTEN, NO_TEXT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +89,14 @@ def _audit(lake: Lake, audit: str | None) -> Manifest:
 
 def _generation(lake: Lake, audit: Manifest, prompt_id: str, sample_index: int) -> tuple[str, dict[str, Any]]:
     """The prompt's text, and its row of ``generations``."""
-    prompts = lake.read("prompts", audit.snapshot_id, ["prompt_id", "text"]).to_pylist()
-    texts = [row["text"] for row in prompts if row["prompt_id"] == prompt_id]
-    if not texts:
+    prompts = lake.read("prompts", audit.snapshot_id, ["prompt_id", "text", "stratum"]).to_pylist()
+    found = [row for row in prompts if row["prompt_id"] == prompt_id]
+    if not found:
         raise UserError(f"the audit {audit.snapshot_id} has no prompt {prompt_id!r}; take an id from its report")
-    if texts[0] == NO_TEXT:
+    if found[0]["stratum"] == FORGOTTEN or found[0]["text"] == NO_TEXT:
         raise UserError(
-            f"the text of the prompt {prompt_id} was removed by 'eidetic forget', so nothing makes its generations again; "
-            "take another id from the audit's report"
+            f"the prompt {prompt_id} lost its text or pictures to 'eidetic forget', so nothing makes its generations again: "
+            "they may give back what was forgotten; take another id from the audit's report"
         )
     images = 0
     for path in lake.parts("generations", audit.snapshot_id):
@@ -105,7 +105,7 @@ def _generation(lake: Lake, audit: Manifest, prompt_id: str, sample_index: int) 
                 keys = file.read_row_group(group, columns=["prompt_id", "sample_index"]).to_pylist()
                 places = {key["sample_index"]: place for place, key in enumerate(keys) if key["prompt_id"] == prompt_id}
                 if sample_index in places:
-                    return texts[0], file.read_row_group(group).slice(places[sample_index], 1).to_pylist()[0]
+                    return found[0]["text"], file.read_row_group(group).slice(places[sample_index], 1).to_pylist()[0]
                 images += len(places)
     raise UserError(f"the prompt {prompt_id} has {images} generations, so no number {sample_index}; expected 0 to {images - 1}")
 

@@ -75,6 +75,9 @@ class DeduplicateOptions:
                 raise UserError(f"--{name} is {getattr(self, name)}, expected {least} or more")
 
 
+WHO_IS_A_DUPLICATE = ("duplicate_threshold", "thumbnail_share", "linkage", "pixels_decide", "pixel_distance")
+"""Options by which the groups are told apart; the others say how they are searched for, and which image stands for them."""
+
 NOT_OF_THE_SEARCH = ("keep_one",)
 """Options that a run may build on another for that has them otherwise."""
 

@@ -13,7 +13,6 @@ own checks (sql/checks) must return nothing, or the stage fails with their names
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -128,7 +127,7 @@ def summary(lake: Lake, measure: Manifest) -> str:
             f"report    {lake.path('reports', measure.facts['audit_id'] + '.html')}",
             f"database  {lake.path(measurement.DATABASE)}",
             'query     eidetic query "SELECT caption, copies, k, l2, adaptive_l2, extracted_calibrated FROM extractions '
-            f'ORDER BY confidence_rank LIMIT 10" --lake {shlex.quote(lake.root)}',
+            f'ORDER BY confidence_rank LIMIT 10" --lake {report.quoted(lake.root)}',
         ]
     )
 

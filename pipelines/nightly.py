@@ -171,6 +171,19 @@ def panel_of(rows: Sequence[dict[str, Any]]) -> Panel | None:
     return Panel(groups, size, first["panel_prompts"] >= size)
 
 
+def series(parsed: Parsed) -> str:
+    """Digest of what nights must have in common to be compared: whatever shapes pictures, groups, generations and verdicts."""
+    images, duplicates = parsed[ingest.IngestOptions], parsed[deduplicate.DeduplicateOptions]
+    return digest(
+        "panel",
+        dataclasses.asdict(images.storage),
+        parsed[embed.EmbedOptions].model("cpu").identity(),
+        {name: getattr(duplicates, name) for name in deduplicate.WHO_IS_A_DUPLICATE},
+        parameters(parsed[generate.GenerateOptions], leave_out=(*generate.NO_PARAMETERS, "max_prompts")),
+        parameters(parsed[match.MatchOptions]),
+    )
+
+
 class Data:
     """What the night's images come from: the newest data, and what is new in them since the night before."""
 
@@ -213,8 +226,7 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
         # Again: the one that did it may have been killed before.
         show(lake, parsed, done[0])
         return done[0]
-    shaping = parameters(generation, leave_out=(*generate.NO_PARAMETERS, "max_prompts"))
-    same = digest("panel", shaping, parameters(parsed[match.MatchOptions]))
+    same = series(parsed)
     comparable = [row for row in before if row["panel_options"] == same]
     earlier, last = [row for row in before if row["date"] < date], None
     if earlier:

@@ -83,6 +83,11 @@ class Lake:
 
     root: str
 
+    def __post_init__(self) -> None:
+        if set("*?[") & set(self.root):
+            # Beam looks for files by patterns, and a lake's own path would be one.
+            raise UserError(f"the lake's path is {self.root!r}, expected one without *, ? and [; rename it, or name another")
+
     # -- places ------------------------------------------------------------------------------------------------
 
     def path(self, *parts: str) -> str:

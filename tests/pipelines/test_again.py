@@ -131,7 +131,7 @@ def test_a_forgotten_prompt_is_not_asked_for(made, tmp_path, capsys):
     capsys.readouterr()
     assert again((made[0], lake, made[2]), row, tmp_path / "again.png") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "was removed by 'eidetic forget'" in line
+    assert "lost its text or pictures to 'eidetic forget'" in line
     assert not (tmp_path / "again.png").exists()
 
 

@@ -1,4 +1,4 @@
-"""What ``eidetic generate`` says of the prompts that it draws; what it makes of them is tested by transforms and by the demo."""
+"""What ``eidetic generate`` says of the prompts that it draws. What it makes of them: tests/test_demo.py."""
 
 from pipelines import generate
 from pipelines.device import DeviceOptions

@@ -210,6 +210,14 @@ def test_other_options_are_no_change_of_the_model(box):
     assert box.night("2026-01-05", delta=0.05, baseline="2026-01-02") == (2, None)
 
 
+def test_other_pictures_and_groups_are_no_change_of_the_model(box):
+    box.remember([0, 1])
+    box.night("2026-01-01")
+    for number, options in enumerate(({"image_size": 32}, {"duplicate_threshold": 0.99}), 2):
+        code, row = box.night(f"2026-01-0{number}", **options)
+        assert (code, row["verdict"], row["compared_with"]) == (0, "first", None)
+
+
 def test_a_night_that_broke_counts_what_was_new_when_it_goes_on(box):
     box.night("2026-01-01")
     box.metadata("training/tuesday", range(20, 24))

@@ -108,6 +108,11 @@ def test_a_folder_that_is_no_lake(tmp_path):
         Lake(str(tmp_path)).check()
 
 
+def test_a_path_that_is_a_pattern(tmp_path):
+    with pytest.raises(UserError, match=r"without \*, \? and \["):
+        Lake(str(tmp_path / "lake[1]"))
+
+
 def test_a_lake_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write to the lake"):
