@@ -213,7 +213,7 @@ def build_database(lake: Lake) -> str:
     with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if is_local(lake) else None) as folder:
         path = os.path.join(folder, DATABASE)
         with duckdb.connect(path) as connection:
-            _place(connection, lake)
+            place(connection, lake)
             for name, ids in snapshots.items():
                 # Snapshots may share parts.
                 parts = list(dict.fromkeys(part for snapshot in sorted(ids) for part in lake.parts(name, snapshot)))
@@ -243,15 +243,17 @@ def build_database(lake: Lake) -> str:
     return target
 
 
-def _place(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    """Says in the database where the lake lies. A macro's body takes no parameters, so the path is quoted here.
+def place(connection: duckdb.DuckDBPyConnection, lake: Lake, *, stored: bool = True) -> None:
+    """Says in the database where the lake lies, or, if not ``stored``, on this connection alone.
 
-    A glob would find nothing in a folder whose own name has a * or a bracket in it; there each stands for itself.
+    A macro's body takes no parameters, so the path is quoted here. A glob would find nothing in a folder whose own name has a *
+    or a bracket in it; there each stands for itself.
     """
     root = os.path.abspath(lake.root) if is_local(lake) else lake.root
     for letter in "[?*":
         root = root.replace(letter, f"[{letter}]")
-    connection.execute(f"CREATE OR REPLACE MACRO lake_root() AS '{root.replace(chr(39), 2 * chr(39))}'")
+    kind = "MACRO" if stored else "TEMP MACRO"
+    connection.execute(f"CREATE OR REPLACE {kind} lake_root() AS '{root.replace(chr(39), 2 * chr(39))}'")
 
 
 def relocate(lake: Lake) -> str:
@@ -263,8 +265,13 @@ def relocate(lake: Lake) -> str:
         raise UserError(f"the lake {lake.root!r} is no local folder: its {DATABASE} holds copies, which need no place")
     if not exists(target):
         raise UserError(f"the lake {lake.root!r} has no {DATABASE} yet; run 'eidetic measure' first")
-    with duckdb.connect(target) as connection:
-        _place(connection, lake)
+    try:
+        with duckdb.connect(target) as connection:
+            place(connection, lake)
+    except duckdb.Error as error:
+        raise UserError(
+            f"cannot write to {target!r} ({error}); end the program that has it open, or make it anew with 'eidetic measure'"
+        ) from error
     return target
 
 

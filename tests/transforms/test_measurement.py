@@ -2,6 +2,8 @@
 
 import collections
 import os
+import subprocess
+import sys
 
 import duckdb
 import pytest
@@ -660,12 +662,15 @@ def test_a_database_that_somebody_reads_is_replaced_under_them(tmp_path):
     assert not [name for name in os.listdir(tmp_path) if name.startswith("tmp")]
 
 
-def test_a_lake_that_was_moved_is_told_so_once(tmp_path):
+def test_a_lake_that_was_moved_is_told_so_once(tmp_path, monkeypatch):
     fake = fake_lake(tmp_path / "before")
     finish(fake, "measured")
     measurement.build_database(fake.lake)
-    (tmp_path / "before").rename(tmp_path / "it's [there] *now")
-    moved = Lake(str(tmp_path / "it's [there] *now"))
+    (tmp_path / "it's [there] *now").mkdir()
+    (tmp_path / "before").rename(tmp_path / "it's [there] *now" / "lake")
+    # A lake's own path is no pattern; where it is relative, what is above may look like one.
+    monkeypatch.chdir(tmp_path / "it's [there] *now")
+    moved = Lake("lake")
     with pytest.raises(duckdb.Error, match="No files found"):
         ask(moved, "SELECT count(*) FROM verdicts")
     assert measurement.relocate(moved) == moved.path("audit.duckdb")
@@ -676,6 +681,25 @@ def test_a_lake_that_was_moved_is_told_so_once(tmp_path):
 def test_a_lake_without_a_database_can_not_be_told(tmp_path):
     with pytest.raises(UserError, match=r"has no audit\.duckdb yet; run 'eidetic measure' first"):
         measurement.relocate(fake_lake(tmp_path).lake)
+
+
+@pytest.mark.parametrize("fault", ["open", "damaged"])
+def test_a_database_that_can_not_be_written_is_the_users_to_free(tmp_path, fault):
+    lake = Lake(str(tmp_path))
+    if fault == "damaged":
+        (tmp_path / "audit.duckdb").write_bytes(b"no database" * 1000)
+        with pytest.raises(UserError, match=r"cannot write to .* make it anew with 'eidetic measure'"):
+            measurement.relocate(lake)
+        return
+    path = lake.path("audit.duckdb")
+    reading = "import duckdb, sys; reader = duckdb.connect(sys.argv[1], read_only=True); print(flush=True); input()"
+    duckdb.connect(path).close()
+    with subprocess.Popen([sys.executable, "-c", reading, path], stdin=-1, stdout=-1) as reader:
+        assert reader.stdout.readline()
+        with pytest.raises(UserError, match=r"Conflicting lock .* end the program that has it open"):
+            measurement.relocate(lake)
+        reader.communicate(b"\n")
+    assert measurement.relocate(lake) == path
 
 
 def test_a_remote_lake_gets_the_same_marts_and_a_database_without_pictures(tmp_path, monkeypatch):
