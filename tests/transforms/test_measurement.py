@@ -283,6 +283,22 @@ def test_a_miss_of_the_filter_weighs_as_much_as_the_slice_is_thin(tmp_path):
     assert row["prompts_missed_estimate"] == pytest.approx(4 * row["prompts_missed"])
 
 
+def test_a_forgotten_prompt_is_no_check_of_the_filter(tmp_path):
+    """Its pictures and matches are gone: it would count as checked and not missed."""
+    fake = fake_lake(tmp_path, sizes=(1,) * 20, behaviours=("copy unflagged",), unflagged_fraction=1.0)
+    forgotten = {row["prompt_id"] for row in fake.rows("prompts") if row["origin"] != "control"}
+    forgotten = set(sorted(forgotten)[:5])
+
+    def marked(**columns):
+        return lambda rows: [row | columns if row["prompt_id"] in forgotten else row for row in rows]
+
+    rewrite(fake, "prompts", marked(stratum="forgotten", stratum_order=-2))
+    rewrite(fake, "generations", marked(image=None, reason="the picture was removed"))
+    rewrite(fake, "matches", lambda rows: [row for row in rows if row["prompt_id"] not in forgotten])
+    (row,) = measured(fake)["filter_misses"]
+    assert (row["prompts_unflagged"], row["prompts_checked"], row["prompts_missed"]) == (15, 15, 15)
+
+
 def test_false_positives_are_counted_on_the_controls(tmp_path):
     fake = fake_lake(tmp_path, controls=60, controls_within_delta=5, max_false_positive_rate=0.1)
     rows = {row["verdict"]: row for row in measured(fake)["false_positives"]}
@@ -464,6 +480,26 @@ def test_the_takedown_names_all_duplicates_and_what_to_block(tmp_path):
     assert all(row["url"] == urls[row["sample_id"]] for row in images)
     blocked = {row["prompt_id"] for row in marts["takedown"] if row["kind"] == "prompt"}
     assert blocked == {row["prompt_id"] for row in marts["verdicts"] if row["extracted"] or row["extracted_calibrated"]}
+
+
+def test_the_takedown_names_what_has_the_url_of_an_extracted_image(tmp_path):
+    """Another caption of the same picture that could not be downloaded here, but by those who train on it."""
+    fake = fake_lake(tmp_path, sizes=(3, 1), behaviours=("copy", "none"), controls=2)
+    (lost,) = [row["sample_id"] for row in fake.rows("samples") if row["status"] == "failed_to_download"]
+    (url, group), *_ = {(row["url"], row["group_id"]) for row in measured(fake)["extractions"]}
+    rewrite(fake, "samples", lambda rows: [
+        row | {"url": url} if row["sample_id"] == lost or row["role"] == "control" else row for row in rows
+    ])  # fmt: skip
+    named = [row for row in measured(fake, "again")["takedown"] if row["kind"] == "image"]
+    assert len(named) == 4
+    (row,) = [row for row in named if row["sample_id"] == lost]
+    assert (row["url"], row["group_id"], row["why"]) == (url, group, "same url, not had here")
+
+
+def test_a_prompt_whose_text_was_forgotten_is_not_blocked_by_what_stands_there_now(tmp_path):
+    fake = fake_lake(tmp_path, sizes=(3, 1), behaviours=("copy",), controls=2)
+    rewrite(fake, "prompts", lambda rows: [row | {"text": "[forgotten]"} if row["n_duplicates"] == 3 else row for row in rows])
+    assert [row["prompt"] for row in measured(fake)["takedown"] if row["kind"] == "prompt"] == ["group 1"]
 
 
 def test_k_tells_which_kinds_of_eidetic_memorisation_there_are(tmp_path):
