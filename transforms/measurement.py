@@ -169,7 +169,7 @@ def _without_pictures(table: str, parts: list[str]) -> pa.Table:
     schema = TABLES[table].schema
     picture = PICTURES.get(table)
     if picture is None:
-        return pa.concat_tables([schema.empty_table(), *(read_parquet(path) for path in parts)])
+        return pa.concat_tables([schema.empty_table(), *map(read_parquet, parts)], promote_options="default")
     rest = [name for name in schema.names if name != picture]
     empty = schema.empty_table().select(rest).append_column("kept", pa.array([], pa.bool_()))
     tables = [empty]
@@ -179,7 +179,8 @@ def _without_pictures(table: str, parts: list[str]) -> pa.Table:
             for batch in file.iter_batches(batch_size=256, columns=[picture]):
                 kept += batch[picture].is_valid().to_pylist()
         tables.append(read_parquet(path, rest).append_column("kept", pa.array(kept, pa.bool_())))
-    return pa.concat_tables(tables)
+    # An older part may forbid nulls in a column that has them since.
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def current(lake: Lake) -> list[Manifest]:
@@ -192,7 +193,8 @@ def current(lake: Lake) -> list[Manifest]:
 def build_database(lake: Lake) -> str:
     """Writes ``audit.duckdb``: a view for each table and each mart, over all audits. Returns its path.
 
-    The tables show what the audits are made of, each row with its ``snapshot_id``; half-done stages don't show.
+    The tables show what the audits are made of, each row once, with the ``snapshot_id`` under which it is stored; half-done
+    stages don't show.
     """
     import duckdb
 
@@ -230,8 +232,13 @@ def build_database(lake: Lake) -> str:
                         f"FROM read_parquet([{files}], union_by_name = true, hive_partitioning = false, filename = true)"
                     )
                 else:
-                    copy = _without_pictures(name, parts) if name in TABLES else pa.concat_tables(map(read_parquet, parts))
-                    connection.register("copy", copy)
+                    copies = []
+                    for part in parts:
+                        copy = _without_pictures(name, [part]) if name in TABLES else read_parquet(part)
+                        snapshot = pa.repeat(pa.scalar(snapshot_of(part)), copy.num_rows)
+                        copies.append(copy.append_column("snapshot_id", snapshot))
+                    # Marts of an earlier version may have other columns.
+                    connection.register("copy", pa.concat_tables(copies, promote_options="default"))
                     connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM copy')
                     connection.unregister("copy")
         target = lake.path(DATABASE)

@@ -14,7 +14,7 @@ from tests.fakes import fake_lake
 from transforms import measurement
 from transforms.errors import UserError
 from transforms.kernels.rates import blaker_interval, stratified_interval
-from transforms.lake import Lake, delete, read_parquet
+from transforms.lake import Lake, delete, read_parquet, write_parquet
 
 AUDIT = ("audit_id", "model_revision", "parameters_digest")
 
@@ -751,6 +751,19 @@ def test_a_remote_lake_gets_the_same_marts_and_a_database_without_pictures(tmp_p
     assert ask(fake.lake, "SELECT count(*) FROM generations WHERE kept") == [(kept,)]
     # Copies, no views: whoever downloads the file has everything.
     assert ask(fake.lake, "SELECT count(*) FROM duckdb_views() WHERE NOT internal") == [(0,)]
+
+
+def test_a_remote_lakes_copies_say_their_snapshots_and_marts_of_an_earlier_version_are_among_them(tmp_path, monkeypatch):
+    fake = fake_lake(tmp_path, controls=0)
+    finish(fake, "earlier")
+    path = fake.lake.part("cost", "earlier", 0)
+    write_parquet(path, read_parquet(path).drop_columns("device_seconds"))
+    finish(fake_lake(tmp_path, controls=0, model="another"), "now")
+    monkeypatch.setattr(measurement, "is_local", lambda lake: False)
+    measurement.build_database(fake.lake)
+    found = ask(fake.lake, "SELECT snapshot_id, device_seconds IS NULL FROM cost ORDER BY 1")
+    assert found == [("earlier", True), ("now", False)]
+    assert ask(fake.lake, "SELECT DISTINCT snapshot_id FROM samples") == [(fake.ingest.snapshot_id,)]
 
 
 def test_a_lake_with_a_quote_in_its_path(tmp_path):
