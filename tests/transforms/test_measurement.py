@@ -408,6 +408,22 @@ def test_the_sweep_of_delta_holds_the_audits_own(tmp_path):
         assert row["images_extracted"] == len({match["group_id"] for match in matches if match["l2"] <= delta})
 
 
+def test_the_sweep_of_delta_counts_the_images_of_the_prompts_that_it_counts(tmp_path):
+    """What a listed prompt brings up is no part of a rate of drawn ones."""
+    fake = fake_lake(tmp_path, sizes=(3, 1), behaviours=("none",), listed=["nobody's caption"], unflagged_fraction=1.0)
+    (listed,) = [row["prompt_id"] for row in fake.rows("prompts") if row["origin"] == "list"]
+    rewrite(fake, "matches", lambda rows: [
+        row | {"l2": 0.1, "extracted": True} if row["prompt_id"] == listed else row for row in rows
+    ])  # fmt: skip
+    audit = {name: fake.rows("audits")[0][name] for name in AUDIT}
+    samples = {row["sample_id"] for row in fake.rows("matches") if row["prompt_id"] == listed}
+    rewrite(fake, "eidetic_counts", lambda _: [{**audit, "sample_id": one, "eidetic_delta": 0.1, "k": 1} for one in samples])
+    marts = measured(fake)
+    images = {row["bucket"]: row["images_extracted"] for row in marts["extraction_rate"] if row["dimension"] == "all"}
+    assert images == {"drawn": 0, "list": 1}
+    assert [row["images_extracted"] for row in marts["delta_sweep"] if row["used"]] == [0]
+
+
 def test_the_cost_is_that_of_every_attempt(tmp_path):
     fake = fake_lake(tmp_path)
     marts = measured(fake)
