@@ -132,11 +132,10 @@ def by_loops(fake):
     extractions = {}
     for group in groups:
         called = []
-        own = []
+        own = [verdicts[one["prompt_id"]]["extracted_calibrated"] for one in prompts if one["group_id"] == group]
         for row in (row for row in matches if row["group_id"] == group):
             near = False
             if row["relation"] == "own":
-                own.append(verdicts[row["prompt_id"]]["extracted_calibrated"])
                 value = row[chosen["distance"]]
                 near = chosen["threshold"] is not None and value is not None and value < chosen["threshold"]
             if row["l2"] <= 0.15 or near:
@@ -265,12 +264,16 @@ def test_an_image_that_two_prompts_give_back_counts_once(tmp_path):
     assert (row["copies"], row["caption"], row["extracted"], row["extracted_calibrated"]) == (3, "low", True, True)
 
 
-def test_what_only_another_prompt_gives_back_has_no_calibrated_verdict_of_its_own(tmp_path):
-    # The smaller group isn't tried itself.
-    fake = fake_lake(tmp_path, sizes=(9, 1), behaviours=("neighbour", "none"), max_prompts=2)
-    (row,) = measured(fake)["extractions"]
+def test_what_only_another_prompt_gives_back_has_the_calibrated_verdict_of_its_own_prompt(tmp_path):
+    # Of the smaller group no image is kept.
+    fake = fake_lake(tmp_path, sizes=(9, 1), behaviours=("neighbour", "none unflagged"), unflagged_fraction=0.0)
+    marts = measured(fake)
+    (row,) = marts["extractions"]
     assert (row["relation"], row["extracted"], row["extracted_calibrated"]) == ("neighbour", True, False)
-    rewrite(fake, "matches", lambda rows: [row for row in rows if row["relation"] != "own" or row["role"] == "control"])
+    assert [one["extracted_calibrated"] for one in marts["verdicts"] if one["group_id"] == row["group_id"]] == [False]
+    # It isn't tried at all.
+    untried = {"group_id": None, "n_duplicates": None}
+    rewrite(fake, "prompts", lambda rows: [one | untried if one["n_duplicates"] == 1 else one for one in rows])
     (row,) = measured(fake, "again")["extractions"]
     assert (row["relation"], row["extracted"], row["extracted_calibrated"]) == ("neighbour", True, None)
 
