@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 
 import pytest
@@ -35,6 +36,12 @@ def ask(lake, capsys, sql, *words):
 
 
 CAPTIONS = "SELECT caption, copies, adaptive_l2, extracted_calibrated FROM extractions ORDER BY copies DESC"
+
+
+def test_the_example_of_the_help_can_be_pasted(lake, capsys):
+    example = shlex.split(query.__doc__.strip().splitlines()[-1])
+    assert example[:2] == ["eidetic", "query"]
+    assert "rate" in ask(lake, capsys, example[2])
 
 
 def test_a_table(lake, capsys):
