@@ -84,7 +84,7 @@ MADE = {
             CASE WHEN control THEN 'control' ELSE 'duplicates' END AS origin, md5(concat('s', number, '-0')) AS sample_id,
             CASE WHEN NOT control THEN md5(concat('s', number, '-0')) END AS group_id,
             CASE WHEN NOT control THEN CAST(size AS INTEGER) END AS n_duplicates,
-            CASE WHEN control THEN 'control' ELSE CAST(size AS VARCHAR) END AS stratum,
+            CASE WHEN control THEN 'control' WHEN size IN (3, 4) THEN '3-4' ELSE CAST(size AS VARCHAR) END AS stratum,
             CASE WHEN control THEN -1 ELSE CAST(ceil(log2(size)) AS INTEGER) END AS stratum_order,
             CASE WHEN control THEN 1.0 ELSE least(1.0, size / 32) END AS inclusion_probability,
             CAST($per_prompt AS INTEGER) AS images_requested

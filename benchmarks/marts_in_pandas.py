@@ -95,11 +95,12 @@ class PandasMarts:
     def extractions(self, verdicts: pd.DataFrame) -> pd.DataFrame:
         matches = self.matches.merge(verdicts[["prompt_id", "extracted_calibrated"]], on="prompt_id")
         called = matches.extracted_calibrated & matches.own & (matches.distance < self.threshold)
-        matches["verdict"] = matches.extracted_calibrated.where(matches.own)
         candidates = matches[matches.extracted | called]
         of_group = matches[matches.group_id.isin(candidates.group_id)].groupby("group_id")
-        per_group = of_group.agg(extracted=("extracted", "any"), extracted_calibrated=("verdict", "max")).reset_index()
-        made = candidates.drop(columns=["extracted", "extracted_calibrated", "verdict", "own", "distance"])
+        per_group = of_group.agg(extracted=("extracted", "any")).reset_index()
+        own_verdicts = verdicts.groupby("group_id").extracted_calibrated.max().reset_index()
+        per_group = per_group.merge(own_verdicts, on="group_id", how="left")
+        made = candidates.drop(columns=["extracted", "extracted_calibrated", "own", "distance"])
         made["confidence_distance"] = made.adaptive_l2.fillna(made.l2)
         made = made.sort_values(["confidence_distance", "l2", "prompt_id", "sample_index"]).drop_duplicates("group_id")
         made = made.merge(per_group, on="group_id")

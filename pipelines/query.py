@@ -3,13 +3,14 @@
 reads   audit.duckdb: a view for each table of the lake (samples, matches, …) and each mart (extraction_rate, …)
 writes  the answer to stdout
 
-  eidetic query "SELECT duplicates, prompts_tried, prompts_extracted, rate FROM extraction_rate" --lake lake
+  eidetic query "SELECT bucket, prompts_tried, prompts_extracted, rate FROM extraction_rate" --lake lake
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -47,6 +48,9 @@ def answer(lake: Lake, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
             path = copy
         try:
             with duckdb.connect(path, read_only=True) as connection:
+                if measurement.is_local(lake):
+                    # The lake may be a copy, whose database still names the place of the first one.
+                    measurement.place(connection, lake, stored=False)
                 found = connection.execute(sql)
                 if found is None:  # DuckDB's answer to no statement at all
                     raise UserError('there is no query; give one, as in: eidetic query "SELECT * FROM extraction_rate"')
@@ -79,14 +83,25 @@ def _cell(value: Any) -> str:
 
 
 def as_json(names: list[str], rows: list[tuple[Any, ...]]) -> str:
-    """A list of objects. What JSON has no type for is text; a number that is none (NaN, infinity) is null."""
-    records = [{name: _json_value(value) for name, value in zip(names, row, strict=True)} for row in rows]
+    """A list of objects. What JSON has no type for is text; a number that is none (NaN, infinity) is null.
+
+    An object has a name once: of columns of one name, as joins give them, the second is name_2, the third name_3.
+    """
+    unique: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        unique.append(next(one for one in itertools.chain([name], numbered) if one not in unique))
+    records = [{name: _json_value(value) for name, value in zip(unique, row, strict=True)} for row in rows]
     text = json.dumps(records, default=str, indent=2, ensure_ascii=False)
     # JSON itself escapes the control characters under U+0020 alone; others, too, can rewrite a terminal.
     return "".join(letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text)
 
 
 def _json_value(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_json_value(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): _json_value(one) for key, one in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

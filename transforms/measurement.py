@@ -169,7 +169,7 @@ def _without_pictures(table: str, parts: list[str]) -> pa.Table:
     schema = TABLES[table].schema
     picture = PICTURES.get(table)
     if picture is None:
-        return pa.concat_tables([schema.empty_table(), *(read_parquet(path) for path in parts)])
+        return pa.concat_tables([schema.empty_table(), *map(read_parquet, parts)], promote_options="default")
     rest = [name for name in schema.names if name != picture]
     empty = schema.empty_table().select(rest).append_column("kept", pa.array([], pa.bool_()))
     tables = [empty]
@@ -179,7 +179,8 @@ def _without_pictures(table: str, parts: list[str]) -> pa.Table:
             for batch in file.iter_batches(batch_size=256, columns=[picture]):
                 kept += batch[picture].is_valid().to_pylist()
         tables.append(read_parquet(path, rest).append_column("kept", pa.array(kept, pa.bool_())))
-    return pa.concat_tables(tables)
+    # An older part may forbid nulls in a column that has them since.
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def current(lake: Lake) -> list[Manifest]:
@@ -192,7 +193,8 @@ def current(lake: Lake) -> list[Manifest]:
 def build_database(lake: Lake) -> str:
     """Writes ``audit.duckdb``: a view for each table and each mart, over all audits. Returns its path.
 
-    The tables show what the audits are made of, each row with its ``snapshot_id``; half-done stages don't show.
+    The tables show what the audits are made of, each row once, with the ``snapshot_id`` under which it is stored; half-done
+    stages don't show.
     """
     import duckdb
 
@@ -213,7 +215,7 @@ def build_database(lake: Lake) -> str:
     with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if is_local(lake) else None) as folder:
         path = os.path.join(folder, DATABASE)
         with duckdb.connect(path) as connection:
-            _place(connection, lake)
+            place(connection, lake)
             for name, ids in snapshots.items():
                 # Snapshots may share parts.
                 parts = list(dict.fromkeys(part for snapshot in sorted(ids) for part in lake.parts(name, snapshot)))
@@ -230,8 +232,13 @@ def build_database(lake: Lake) -> str:
                         f"FROM read_parquet([{files}], union_by_name = true, hive_partitioning = false, filename = true)"
                     )
                 else:
-                    copy = _without_pictures(name, parts) if name in TABLES else pa.concat_tables(map(read_parquet, parts))
-                    connection.register("copy", copy)
+                    copies = []
+                    for part in parts:
+                        copy = _without_pictures(name, [part]) if name in TABLES else read_parquet(part)
+                        snapshot = pa.repeat(pa.scalar(snapshot_of(part)), copy.num_rows)
+                        copies.append(copy.append_column("snapshot_id", snapshot))
+                    # Marts of an earlier version may have other columns.
+                    connection.register("copy", pa.concat_tables(copies, promote_options="default"))
                     connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM copy')
                     connection.unregister("copy")
         target = lake.path(DATABASE)
@@ -243,15 +250,17 @@ def build_database(lake: Lake) -> str:
     return target
 
 
-def _place(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    """Says in the database where the lake lies. A macro's body takes no parameters, so the path is quoted here.
+def place(connection: duckdb.DuckDBPyConnection, lake: Lake, *, stored: bool = True) -> None:
+    """Says in the database where the lake lies, or, if not ``stored``, on this connection alone.
 
-    A glob would find nothing in a folder whose own name has a * or a bracket in it; there each stands for itself.
+    A macro's body takes no parameters, so the path is quoted here. A glob would find nothing in a folder whose own name has a *
+    or a bracket in it; there each stands for itself.
     """
     root = os.path.abspath(lake.root) if is_local(lake) else lake.root
     for letter in "[?*":
         root = root.replace(letter, f"[{letter}]")
-    connection.execute(f"CREATE OR REPLACE MACRO lake_root() AS '{root.replace(chr(39), 2 * chr(39))}'")
+    kind = "MACRO" if stored else "TEMP MACRO"
+    connection.execute(f"CREATE OR REPLACE {kind} lake_root() AS '{root.replace(chr(39), 2 * chr(39))}'")
 
 
 def relocate(lake: Lake) -> str:
@@ -263,8 +272,13 @@ def relocate(lake: Lake) -> str:
         raise UserError(f"the lake {lake.root!r} is no local folder: its {DATABASE} holds copies, which need no place")
     if not exists(target):
         raise UserError(f"the lake {lake.root!r} has no {DATABASE} yet; run 'eidetic measure' first")
-    with duckdb.connect(target) as connection:
-        _place(connection, lake)
+    try:
+        with duckdb.connect(target) as connection:
+            place(connection, lake)
+    except duckdb.Error as error:
+        raise UserError(
+            f"cannot write to {target!r} ({error}); end the program that has it open, or make it anew with 'eidetic measure'"
+        ) from error
     return target
 
 

@@ -33,10 +33,10 @@ def read_prompt_list(path: str) -> list[str]:
         if path.endswith(".parquet"):
             prompts = _caption_column(read_parquet(path), path)
         elif path.endswith((".jsonl", ".json")):
-            lines = [json.loads(line) for line in read_bytes(path).decode().splitlines() if line.strip()]
+            lines = [json.loads(line) for line in _lines(path) if line.strip()]
             prompts = _caption_column(pa.Table.from_pylist(lines), path)
         else:
-            prompts = read_bytes(path).decode().splitlines()
+            prompts = _lines(path)
     except (OSError, ValueError, AttributeError, pa.ArrowException) as error:
         raise UserError(
             f"cannot read prompts from {path!r} ({error}); expected text with a prompt a line, JSONL, or Parquet"
@@ -47,10 +47,19 @@ def read_prompt_list(path: str) -> list[str]:
     return kept
 
 
+def _lines(path: str) -> list[str]:
+    """By line feeds alone: what else splitlines() takes for an end may stand in a caption, and in JSON."""
+    return read_bytes(path).decode("utf-8-sig").split("\n")
+
+
 def _caption_column(table: pa.Table, path: str) -> list[str]:
     for name in CAPTION_COLUMNS:
         if name in table.column_names:
-            return table[name].to_pylist()
+            prompts = table[name].to_pylist()
+            wrong = [prompt for prompt in prompts if not isinstance(prompt, str | None)]
+            if wrong:
+                raise UserError(f"{path!r} has {wrong[0]!r} among its prompts, expected text; mend its column {name!r}")
+            return prompts
     raise UserError(f"{path!r} has columns {table.column_names}, expected one of {list(CAPTION_COLUMNS)}")
 
 

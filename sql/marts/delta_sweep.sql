@@ -1,6 +1,8 @@
 -- Grain: one delta: the l2 up to which the paper's rule takes a generation for a training image.
 -- Source: verdicts, audits; buckets, training_matches, control_distances (staging). From 0.01 to 0.3, and the audit's.
--- Rates and intervals as in extraction_rate, of the drawn prompts (of the user's where none were drawn).
+-- Rates, intervals and images as in extraction_rate, of the drawn prompts (of the user's where none were drawn). Over
+-- the audit's delta prompts and images are at least so many: matches hold a generation's own and its nearest other
+-- image, and further ones up to that delta alone.
 WITH deltas AS (
     SELECT range / 100 AS delta, false AS used FROM range(1, 31)
     UNION ALL
@@ -47,7 +49,10 @@ rates AS (
 ),
 
 nearest AS (
-    SELECT group_id, min(l2) AS l2 FROM training_matches GROUP BY group_id
+    SELECT training_matches.group_id, min(training_matches.l2) AS l2
+    FROM training_matches
+    SEMI JOIN drawn ON drawn.prompt_id = training_matches.prompt_id
+    GROUP BY training_matches.group_id
 ),
 
 images AS (

@@ -11,20 +11,24 @@ WITH candidates AS (
         -- This generation by itself, not its prompt: another one of the prompt may be the one that was called.
         verdicts.extracted_calibrated AND training_matches.relation = 'own'
             AND training_matches.distance < training_matches.threshold AS called_calibrated,
-        CASE WHEN training_matches.relation = 'own' THEN verdicts.extracted_calibrated END AS verdict_calibrated,
         coalesce(training_matches.adaptive_l2, training_matches.l2) AS confidence_distance
     FROM training_matches
     JOIN verdicts USING (prompt_id)
 ),
 
-per_group AS (
-    SELECT
-        group_id,
-        bool_or(extracted) AS extracted,
-        bool_or(verdict_calibrated) AS extracted_calibrated
+called AS (
+    SELECT group_id, bool_or(extracted) AS extracted
     FROM candidates
     GROUP BY group_id
     HAVING bool_or(extracted) OR bool_or(coalesce(called_calibrated, false))
+),
+
+-- By the verdicts, not the matches: the group's own prompt may have been tried and none of its images kept.
+per_group AS (
+    SELECT called.group_id, called.extracted, bool_or(verdicts.extracted_calibrated) AS extracted_calibrated
+    FROM called
+    LEFT JOIN verdicts ON verdicts.group_id = called.group_id
+    GROUP BY called.group_id, called.extracted
 ),
 
 best AS (

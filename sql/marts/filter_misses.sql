@@ -1,7 +1,8 @@
 -- Grain: the audit.
 -- Source: verdicts. Of the prompts that the clique test did not flag, a slice drawn by hash kept its images: what is
 -- extracted there, weighted by 1 / keep_probability, estimates what the filter misses. Where nothing was checked, or no
--- prompt has a calibrated verdict, there is no estimate: null, not 0.
+-- prompt has a calibrated verdict, there is no estimate: null, not 0. Prompts that lost pictures or matches to "eidetic
+-- forget" are left out: what they gave back can't be known any more.
 WITH unflagged AS (
     SELECT
         keep_rule IN ('slice', 'all') AS checked,
@@ -9,7 +10,7 @@ WITH unflagged AS (
         checked AND extracted_calibrated AS missed_calibrated,
         1 / keep_probability AS weight
     FROM verdicts
-    WHERE NOT flagged
+    WHERE NOT flagged AND stratum <> 'forgotten'
 ),
 
 counted AS (

@@ -1,6 +1,7 @@
 -- Grain: one training image to take out of the training set, or one prompt to block.
 -- Source: extractions, duplicate_groups, samples, verdicts. An extracted image goes with all its duplicates, since any
--- of them would teach it again.
+-- of them would teach it again. So do samples of the same url that were not had here, which are in no group: who trains
+-- on them may have them. A prompt whose text was forgotten can't be blocked by it, and is not named.
 WITH images AS (
     SELECT
         'image' AS kind,
@@ -19,6 +20,23 @@ WITH images AS (
     LEFT JOIN samples ON samples.sample_id = duplicate_groups.sample_id
 ),
 
+of_same_url AS (
+    SELECT
+        'image' AS kind,
+        samples.sample_id,
+        samples.url,
+        min_by(images.group_id, images.confidence_rank) AS group_id,
+        CAST(NULL AS VARCHAR) AS prompt_id,
+        CAST(NULL AS VARCHAR) AS prompt,
+        'same url, not had here' AS why,
+        min(images.confidence_rank) AS confidence_rank
+    FROM samples
+    JOIN images ON images.url = samples.url
+    ANTI JOIN duplicate_groups ON duplicate_groups.sample_id = samples.sample_id
+    WHERE samples.role = 'training'
+    GROUP BY samples.sample_id, samples.url
+),
+
 prompts_to_block AS (
     SELECT
         'prompt' AS kind,
@@ -30,11 +48,13 @@ prompts_to_block AS (
         'gives back a training image' AS why,
         CAST(NULL AS BIGINT) AS confidence_rank
     FROM verdicts
-    WHERE extracted OR coalesce(extracted_calibrated, false)
+    WHERE (extracted OR coalesce(extracted_calibrated, false)) AND prompt <> '[forgotten]'
 ),
 
 final AS (
     SELECT * FROM images
+    UNION ALL
+    SELECT * FROM of_same_url
     UNION ALL
     SELECT * FROM prompts_to_block
 )

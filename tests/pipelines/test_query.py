@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import shlex
+import shutil
 
 import pytest
 
@@ -13,6 +15,7 @@ from pipelines.measure import MeasureOptions
 from pipelines.measure import run as measure
 from pipelines.stage import Execution
 from tests.fakes import fake_lake
+from transforms.lake import Lake
 
 HOSTILE = "red \x1b[31m, c1 \x9b2J, turned \u202e, bell \x07, end"
 
@@ -33,6 +36,12 @@ def ask(lake, capsys, sql, *words):
 
 
 CAPTIONS = "SELECT caption, copies, adaptive_l2, extracted_calibrated FROM extractions ORDER BY copies DESC"
+
+
+def test_the_example_of_the_help_can_be_pasted(lake, capsys):
+    example = shlex.split(query.__doc__.strip().splitlines()[-1])
+    assert example[:2] == ["eidetic", "query"]
+    assert "rate" in ask(lake, capsys, example[2])
 
 
 def test_a_table(lake, capsys):
@@ -70,6 +79,17 @@ def test_json(lake, capsys):
 def test_json_of_what_json_has_no_type_for(lake, capsys):
     said = ask(lake, capsys, "SELECT 'nan'::DOUBLE AS n, DATE '2026-01-02' AS d, [1, 2] AS l", "--format=json")
     assert json.loads(said, parse_constant=pytest.fail) == [{"n": None, "d": "2026-01-02", "l": [1, 2]}]
+
+
+def test_json_of_what_is_inside_lists_and_maps(lake, capsys):
+    sql = "SELECT ['nan'::DOUBLE, 1] AS l, {'x': 'inf'::DOUBLE} AS s, MAP {DATE '2026-01-02': 1} AS m"
+    said = ask(lake, capsys, sql, "--format=json")
+    assert json.loads(said, parse_constant=pytest.fail) == [{"l": [None, 1.0], "s": {"x": None}, "m": {"2026-01-02": 1}}]
+
+
+def test_json_loses_no_column_of_a_name_that_is_there_twice(lake, capsys):
+    said = ask(lake, capsys, "SELECT 1 AS a, 2 AS a_2, 3 AS a, 4 AS a", "--format=json")
+    assert json.loads(said) == [{"a": 1, "a_2": 2, "a_3": 3, "a_4": 4}]
 
 
 def assert_harmless(said):
@@ -113,6 +133,16 @@ def test_two_queries_at_once(lake, capsys):
 
     with duckdb.connect(os.path.join(lake.root, "audit.duckdb"), read_only=True):
         assert ask(lake, capsys, "SELECT count(*) AS n FROM extractions").split() == ["n", "-", "2"]
+
+
+def test_a_lake_that_was_copied_or_moved_answers_for_itself(tmp_path, capsys):
+    """The database names the place where it was made: there may still lie another lake."""
+    fake = fake_lake(tmp_path / "before", controls=0)
+    measure(Execution(fake.lake, []), MeasureOptions())
+    copy = Lake(str(shutil.copytree(tmp_path / "before", tmp_path / "it's a copy")))
+    for path in (tmp_path / "before").glob("verdicts/*/*.parquet"):
+        path.unlink()
+    assert ask(copy, capsys, "SELECT count(*) AS n FROM verdicts").split() == ["n", "--", "10"]
 
 
 def test_without_a_database_it_says_what_to_run(tmp_path, capsys):

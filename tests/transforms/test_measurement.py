@@ -2,6 +2,8 @@
 
 import collections
 import os
+import subprocess
+import sys
 
 import duckdb
 import pytest
@@ -12,7 +14,7 @@ from tests.fakes import fake_lake
 from transforms import measurement
 from transforms.errors import UserError
 from transforms.kernels.rates import blaker_interval, stratified_interval
-from transforms.lake import Lake, delete, read_parquet
+from transforms.lake import Lake, delete, read_parquet, write_parquet
 
 AUDIT = ("audit_id", "model_revision", "parameters_digest")
 
@@ -130,11 +132,10 @@ def by_loops(fake):
     extractions = {}
     for group in groups:
         called = []
-        own = []
+        own = [verdicts[one["prompt_id"]]["extracted_calibrated"] for one in prompts if one["group_id"] == group]
         for row in (row for row in matches if row["group_id"] == group):
             near = False
             if row["relation"] == "own":
-                own.append(verdicts[row["prompt_id"]]["extracted_calibrated"])
                 value = row[chosen["distance"]]
                 near = chosen["threshold"] is not None and value is not None and value < chosen["threshold"]
             if row["l2"] <= 0.15 or near:
@@ -263,12 +264,16 @@ def test_an_image_that_two_prompts_give_back_counts_once(tmp_path):
     assert (row["copies"], row["caption"], row["extracted"], row["extracted_calibrated"]) == (3, "low", True, True)
 
 
-def test_what_only_another_prompt_gives_back_has_no_calibrated_verdict_of_its_own(tmp_path):
-    # The smaller group isn't tried itself.
-    fake = fake_lake(tmp_path, sizes=(9, 1), behaviours=("neighbour", "none"), max_prompts=2)
-    (row,) = measured(fake)["extractions"]
+def test_what_only_another_prompt_gives_back_has_the_calibrated_verdict_of_its_own_prompt(tmp_path):
+    # Of the smaller group no image is kept.
+    fake = fake_lake(tmp_path, sizes=(9, 1), behaviours=("neighbour", "none unflagged"), unflagged_fraction=0.0)
+    marts = measured(fake)
+    (row,) = marts["extractions"]
     assert (row["relation"], row["extracted"], row["extracted_calibrated"]) == ("neighbour", True, False)
-    rewrite(fake, "matches", lambda rows: [row for row in rows if row["relation"] != "own" or row["role"] == "control"])
+    assert [one["extracted_calibrated"] for one in marts["verdicts"] if one["group_id"] == row["group_id"]] == [False]
+    # It isn't tried at all.
+    untried = {"group_id": None, "n_duplicates": None}
+    rewrite(fake, "prompts", lambda rows: [one | untried if one["n_duplicates"] == 1 else one for one in rows])
     (row,) = measured(fake, "again")["extractions"]
     assert (row["relation"], row["extracted"], row["extracted_calibrated"]) == ("neighbour", True, None)
 
@@ -279,6 +284,22 @@ def test_a_miss_of_the_filter_weighs_as_much_as_the_slice_is_thin(tmp_path):
     assert row["prompts_unflagged"] == 60
     assert 0 < row["prompts_missed"] == row["prompts_checked"] < 30
     assert row["prompts_missed_estimate"] == pytest.approx(4 * row["prompts_missed"])
+
+
+def test_a_forgotten_prompt_is_no_check_of_the_filter(tmp_path):
+    """Its pictures and matches are gone: it would count as checked and not missed."""
+    fake = fake_lake(tmp_path, sizes=(1,) * 20, behaviours=("copy unflagged",), unflagged_fraction=1.0)
+    forgotten = {row["prompt_id"] for row in fake.rows("prompts") if row["origin"] != "control"}
+    forgotten = set(sorted(forgotten)[:5])
+
+    def marked(**columns):
+        return lambda rows: [row | columns if row["prompt_id"] in forgotten else row for row in rows]
+
+    rewrite(fake, "prompts", marked(stratum="forgotten", stratum_order=-2))
+    rewrite(fake, "generations", marked(image=None, reason="the picture was removed"))
+    rewrite(fake, "matches", lambda rows: [row for row in rows if row["prompt_id"] not in forgotten])
+    (row,) = measured(fake)["filter_misses"]
+    assert (row["prompts_unflagged"], row["prompts_checked"], row["prompts_missed"]) == (15, 15, 15)
 
 
 def test_false_positives_are_counted_on_the_controls(tmp_path):
@@ -390,6 +411,22 @@ def test_the_sweep_of_delta_holds_the_audits_own(tmp_path):
         assert row["images_extracted"] == len({match["group_id"] for match in matches if match["l2"] <= delta})
 
 
+def test_the_sweep_of_delta_counts_the_images_of_the_prompts_that_it_counts(tmp_path):
+    """What a listed prompt brings up is no part of a rate of drawn ones."""
+    fake = fake_lake(tmp_path, sizes=(3, 1), behaviours=("none",), listed=["nobody's caption"], unflagged_fraction=1.0)
+    (listed,) = [row["prompt_id"] for row in fake.rows("prompts") if row["origin"] == "list"]
+    rewrite(fake, "matches", lambda rows: [
+        row | {"l2": 0.1, "extracted": True} if row["prompt_id"] == listed else row for row in rows
+    ])  # fmt: skip
+    audit = {name: fake.rows("audits")[0][name] for name in AUDIT}
+    samples = {row["sample_id"] for row in fake.rows("matches") if row["prompt_id"] == listed}
+    rewrite(fake, "eidetic_counts", lambda _: [{**audit, "sample_id": one, "eidetic_delta": 0.1, "k": 1} for one in samples])
+    marts = measured(fake)
+    images = {row["bucket"]: row["images_extracted"] for row in marts["extraction_rate"] if row["dimension"] == "all"}
+    assert images == {"drawn": 0, "list": 1}
+    assert [row["images_extracted"] for row in marts["delta_sweep"] if row["used"]] == [0]
+
+
 def test_the_cost_is_that_of_every_attempt(tmp_path):
     fake = fake_lake(tmp_path)
     marts = measured(fake)
@@ -462,6 +499,26 @@ def test_the_takedown_names_all_duplicates_and_what_to_block(tmp_path):
     assert all(row["url"] == urls[row["sample_id"]] for row in images)
     blocked = {row["prompt_id"] for row in marts["takedown"] if row["kind"] == "prompt"}
     assert blocked == {row["prompt_id"] for row in marts["verdicts"] if row["extracted"] or row["extracted_calibrated"]}
+
+
+def test_the_takedown_names_what_has_the_url_of_an_extracted_image(tmp_path):
+    """Another caption of the same picture that could not be downloaded here, but by those who train on it."""
+    fake = fake_lake(tmp_path, sizes=(3, 1), behaviours=("copy", "none"), controls=2)
+    (lost,) = [row["sample_id"] for row in fake.rows("samples") if row["status"] == "failed_to_download"]
+    (url, group), *_ = {(row["url"], row["group_id"]) for row in measured(fake)["extractions"]}
+    rewrite(fake, "samples", lambda rows: [
+        row | {"url": url} if row["sample_id"] == lost or row["role"] == "control" else row for row in rows
+    ])  # fmt: skip
+    named = [row for row in measured(fake, "again")["takedown"] if row["kind"] == "image"]
+    assert len(named) == 4
+    (row,) = [row for row in named if row["sample_id"] == lost]
+    assert (row["url"], row["group_id"], row["why"]) == (url, group, "same url, not had here")
+
+
+def test_a_prompt_whose_text_was_forgotten_is_not_blocked_by_what_stands_there_now(tmp_path):
+    fake = fake_lake(tmp_path, sizes=(3, 1), behaviours=("copy",), controls=2)
+    rewrite(fake, "prompts", lambda rows: [row | {"text": "[forgotten]"} if row["n_duplicates"] == 3 else row for row in rows])
+    assert [row["prompt"] for row in measured(fake)["takedown"] if row["kind"] == "prompt"] == ["group 1"]
 
 
 def test_k_tells_which_kinds_of_eidetic_memorisation_there_are(tmp_path):
@@ -660,12 +717,15 @@ def test_a_database_that_somebody_reads_is_replaced_under_them(tmp_path):
     assert not [name for name in os.listdir(tmp_path) if name.startswith("tmp")]
 
 
-def test_a_lake_that_was_moved_is_told_so_once(tmp_path):
+def test_a_lake_that_was_moved_is_told_so_once(tmp_path, monkeypatch):
     fake = fake_lake(tmp_path / "before")
     finish(fake, "measured")
     measurement.build_database(fake.lake)
-    (tmp_path / "before").rename(tmp_path / "it's [there] *now")
-    moved = Lake(str(tmp_path / "it's [there] *now"))
+    (tmp_path / "it's [there] *now").mkdir()
+    (tmp_path / "before").rename(tmp_path / "it's [there] *now" / "lake")
+    # A lake's own path is no pattern; where it is relative, what is above may look like one.
+    monkeypatch.chdir(tmp_path / "it's [there] *now")
+    moved = Lake("lake")
     with pytest.raises(duckdb.Error, match="No files found"):
         ask(moved, "SELECT count(*) FROM verdicts")
     assert measurement.relocate(moved) == moved.path("audit.duckdb")
@@ -676,6 +736,25 @@ def test_a_lake_that_was_moved_is_told_so_once(tmp_path):
 def test_a_lake_without_a_database_can_not_be_told(tmp_path):
     with pytest.raises(UserError, match=r"has no audit\.duckdb yet; run 'eidetic measure' first"):
         measurement.relocate(fake_lake(tmp_path).lake)
+
+
+@pytest.mark.parametrize("fault", ["open", "damaged"])
+def test_a_database_that_can_not_be_written_is_the_users_to_free(tmp_path, fault):
+    lake = Lake(str(tmp_path))
+    if fault == "damaged":
+        (tmp_path / "audit.duckdb").write_bytes(b"no database" * 1000)
+        with pytest.raises(UserError, match=r"cannot write to .* make it anew with 'eidetic measure'"):
+            measurement.relocate(lake)
+        return
+    path = lake.path("audit.duckdb")
+    reading = "import duckdb, sys; reader = duckdb.connect(sys.argv[1], read_only=True); print(flush=True); input()"
+    duckdb.connect(path).close()
+    with subprocess.Popen([sys.executable, "-c", reading, path], stdin=-1, stdout=-1) as reader:
+        assert reader.stdout.readline()
+        with pytest.raises(UserError, match=r"Conflicting lock .* end the program that has it open"):
+            measurement.relocate(lake)
+        reader.communicate(b"\n")
+    assert measurement.relocate(lake) == path
 
 
 def test_a_remote_lake_gets_the_same_marts_and_a_database_without_pictures(tmp_path, monkeypatch):
@@ -691,6 +770,19 @@ def test_a_remote_lake_gets_the_same_marts_and_a_database_without_pictures(tmp_p
     assert ask(fake.lake, "SELECT count(*) FROM generations WHERE kept") == [(kept,)]
     # Copies, no views: whoever downloads the file has everything.
     assert ask(fake.lake, "SELECT count(*) FROM duckdb_views() WHERE NOT internal") == [(0,)]
+
+
+def test_a_remote_lakes_copies_say_their_snapshots_and_marts_of_an_earlier_version_are_among_them(tmp_path, monkeypatch):
+    fake = fake_lake(tmp_path, controls=0)
+    finish(fake, "earlier")
+    path = fake.lake.part("cost", "earlier", 0)
+    write_parquet(path, read_parquet(path).drop_columns("device_seconds"))
+    finish(fake_lake(tmp_path, controls=0, model="another"), "now")
+    monkeypatch.setattr(measurement, "is_local", lambda lake: False)
+    measurement.build_database(fake.lake)
+    found = ask(fake.lake, "SELECT snapshot_id, device_seconds IS NULL FROM cost ORDER BY 1")
+    assert found == [("earlier", True), ("now", False)]
+    assert ask(fake.lake, "SELECT DISTINCT snapshot_id FROM samples") == [(fake.ingest.snapshot_id,)]
 
 
 def test_a_lake_with_a_quote_in_its_path(tmp_path):
