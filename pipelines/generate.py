@@ -128,10 +128,14 @@ def stage(lake: Lake, options: GenerateOptions, deduplicate: str, images: Genera
 
 
 def seconds_per_image(lake: Lake, model_revision: str) -> float | None:
-    """What an image of this model took in an earlier audit of this lake; None where there was none."""
+    """What an image of this model took in an earlier audit of this lake; None where there was none.
+
+    By the prompts' own seconds: those of the command are of its last try alone where it was killed and went on.
+    """
     for manifest in reversed(lake.manifests("generate")):
         if manifest.parameters["model_revision"] == model_revision and manifest.rows["generations"]:
-            return manifest.facts["seconds"] / manifest.rows["generations"]
+            prompts = lake.read("cliques", manifest.snapshot_id, ["seconds", "n_generated", "n_failed"]).to_pydict()
+            return sum(prompts["seconds"]) / (sum(prompts["n_generated"]) + sum(prompts["n_failed"]))
     return None
 
 

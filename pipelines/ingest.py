@@ -322,6 +322,12 @@ def retry(execution: Execution, options: IngestOptions, base: Manifest, since: d
     return execution.stage(planned, work)
 
 
+def added(lake: Lake, before: Manifest, after: Manifest) -> int:
+    """Samples of a later ingest that an earlier one has not; it may lack some of the earlier one's."""
+    was, now = (lake.read("samples", one.snapshot_id, ["sample_id"])["sample_id"] for one in (before, after))
+    return len(now) - (pc.sum(pc.is_in(now, was)).as_py() or 0)
+
+
 def recovered(lake: Lake, before: Manifest, after: Manifest) -> int:
     """Samples that were no success in one ingest and are one in a later one."""
     was, now = (lake.read("samples", one.snapshot_id, ["sample_id", "status"]) for one in (before, after))

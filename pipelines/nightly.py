@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import http.client
 import json
 import sys
@@ -77,8 +78,9 @@ class NightlyOptions:
         if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
             raise UserError(f"--webhook is {self.webhook!r}, expected an http or https URL")
 
-    @property
+    @functools.cached_property
     def night(self) -> str:
+        """The date of the night: one, however long it takes."""
         return self.date or datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
@@ -101,6 +103,7 @@ def share(
     options: NightlyOptions,
     generation: generate.GenerateOptions,
     revisions: Sequence[str],
+    panel_controls: int,
     controls: int,
     panel: int | None,
 ) -> Share:
@@ -109,7 +112,7 @@ def share(
     Args:
         lake, options, generation: of the night.
         revisions: of models, tonight's first: what an image takes is known of the first of them that was run here.
-        controls: pictures that each half makes images of, beside its prompts.
+        panel_controls, controls: pictures that the panel, and the rotating half, makes images of beside its prompts.
         panel: prompts of the panel that there is already; None where it is to be drawn.
 
     Raises:
@@ -125,9 +128,10 @@ def share(
                 "--seconds_per_image, or give a --budget in images"
             )
         images = options.budget_seconds / each
-    spent, per_prompt = controls * generation.control_images, generation.images_per_prompt
-    prompts = panel or int((images * options.panel_share - spent) // per_prompt)
-    for_panel = images * options.panel_share if panel is None else spent + panel * per_prompt
+    per_prompt = generation.images_per_prompt
+    spent_by_panel, spent = (each * generation.control_images for each in (panel_controls, controls))
+    prompts = panel or int((images * options.panel_share - spent_by_panel) // per_prompt)
+    for_panel = images * options.panel_share if panel is None else spent_by_panel + panel * per_prompt
     rotating = int((images - for_panel - spent) // per_prompt)
     if prompts < 1 or rotating < 1:
         smaller = min(options.panel_share, 1 - options.panel_share)
@@ -135,14 +139,14 @@ def share(
         fixed = f" and the panel has its {panel} prompts (another --seed draws another one)" if panel else ""
         raise UserError(
             f"the budget is {images:,.0f} images; at least {least:,.0f} are needed, since each half of the night makes "
-            f"{generation.control_images} images of each of {controls} controls beside those of its prompts{fixed}; raise it, "
-            "or lower --images_per_control or --images_per_prompt"
+            f"{generation.control_images} images of each of its controls ({panel_controls} of the panel, {controls} of the "
+            f"rest) beside those of its prompts{fixed}; raise it, or lower --images_per_control or --images_per_prompt"
         )
     return Share(prompts, rotating)
 
 
-def controls_of(lake: Lake, embedded: Manifest) -> int:
-    table = lake.read("embeddings", embedded.snapshot_id, ["role", "status"])
+def controls_of(lake: Lake, groups: Manifest) -> int:
+    table = lake.read("embeddings", groups.upstream["embed"], ["role", "status"])
     return sum(row["role"] == "control" and row["status"] == "success" for row in table.to_pylist())
 
 
@@ -190,26 +194,38 @@ class Data:
     def __init__(self, execution: Execution, parsed: Parsed, last: dict[str, Any] | None, date: str):
         lake, options = execution.lake, parsed[ingest.IngestOptions]
         planned = ingest.stage(lake, options)
-        base = lake.manifest("ingest", planned.snapshot_id) or (
-            lake.manifest("ingest", planned.upstream["ingest"]) if planned.upstream else None
-        )
-        if base is not None and last is not None and parsed[NightlyOptions].retry_nights:
+        complete = lake.manifest("ingest", planned.snapshot_id)
+        base = complete or (lake.manifest("ingest", planned.upstream["ingest"]) if planned.upstream else None)
+        # What was begun goes on: over a base that has recovered something it would begin anew.
+        begun = complete is None and lake.own("samples", planned.snapshot_id)
+        if base is not None and last is not None and not begun and parsed[NightlyOptions].retry_nights:
             nights_ago = datetime.timedelta(days=parsed[NightlyOptions].retry_nights)
             since = datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC) - nights_ago
             ingest.retry(execution, options, base, since, date)
         self.ingest = ingest.run(execution, options)
         before = None if last is None else lake.manifest("ingest", last["ingest_snapshot"])
-        self.new = self.ingest.rows["samples"] - (before.rows["samples"] if before else 0)
+        self.new = self.ingest.rows["samples"] if before is None else ingest.added(lake, before, self.ingest)
         self.recovered = 0 if before is None else ingest.recovered(lake, before, self.ingest)
         self.embed = embed.run(execution, parsed[embed.EmbedOptions], parsed[DeviceOptions], self.ingest)
         self.deduplicate = deduplicate.run(execution, parsed[deduplicate.DeduplicateOptions], self.embed)
 
 
-def one_audit(execution: Execution, parsed: Parsed, groups: Manifest, prompts: int, seed: int) -> tuple[Manifest, Manifest]:
-    """Generates, matches and measures; the manifests of ``match`` and of ``measure``."""
+def one_audit(
+    execution: Execution, parsed: Parsed, options: generate.GenerateOptions, groups: Manifest
+) -> tuple[Manifest, Manifest]:
+    """Generates, matches and measures; the manifests of ``match`` and of ``measure``.
+
+    Raises:
+        UserError: if the model is not of ``options.revision`` any more.
+    """
     device = parsed[DeviceOptions]
-    options = dataclasses.replace(parsed[generate.GenerateOptions], max_prompts=prompts, seed=seed)
     made = generate.run(execution, options, device, groups)
+    revision = made.parameters["model_revision"]
+    if revision != options.revision:
+        raise UserError(
+            f"the model {options.model!r} changed while the night was at work, from {options.revision} to {revision}; run the "
+            "night again, which is of the new one then, and replace models between nights"
+        )
     matched = match.run(execution, parsed[match.MatchOptions], device, made)
     return matched, measure.run(execution, parsed[measure.MeasureOptions], matched)
 
@@ -242,17 +258,20 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
         )
     images = generate.generator(generation, parsed[DeviceOptions].resolved())
     revision = images.revision()
+    # A branch on the hub may move on during the night.
+    generation = dataclasses.replace(generation, revision=revision)
     revisions = [revision, *(row["model_revision"] for row in reversed(before))]
 
     # What can be known of the budget before anything is downloaded.
     panel = panel_of(comparable)
-    share(lake, options, generation, revisions, 0, panel.size if panel and panel.full else None)
+    share(lake, options, generation, revisions, 0, 0, panel.size if panel and panel.full else None)
     data = Data(execution, parsed, earlier[-1] if earlier else None, date)
     if panel is not None and not panel.full and panel.groups != data.deduplicate.snapshot_id:
         say(f"nightly      for the panel there were fewer prompts than {panel.size}; there is more now: a new one is drawn")
         panel = None
-    sizes = share(lake, options, generation, revisions, controls_of(lake, data.embed), panel.size if panel else None)
     groups = (lake.manifest("deduplicate", panel.groups) if panel else None) or data.deduplicate
+    panel_controls, controls = (controls_of(lake, one) for one in (groups, data.deduplicate))
+    sizes = share(lake, options, generation, revisions, panel_controls, controls, panel.size if panel else None)
     # Drawn anew when there is something new: else the same prompts would only be tried again.
     state = digest("rotating", same, revision, data.deduplicate.snapshot_id, sizes.rotating)
     drawn_by = [row["rotating_seed"] for row in before if row["rotating_options"] == state]
@@ -260,8 +279,10 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     rate = share_extracted(nights.read_night(lake, last)) if last else 0.0
     say(told_power(nights.power(sizes.panel, sizes.rotating, rate, options.significance), sizes))
 
-    panel_matched, panel_measured = one_audit(execution, parsed, groups, sizes.panel, generation.seed)
-    matched, measured = one_audit(execution, parsed, data.deduplicate, sizes.rotating, seed)
+    of_panel = dataclasses.replace(generation, max_prompts=sizes.panel)
+    panel_matched, panel_measured = one_audit(execution, parsed, of_panel, groups)
+    rotating = dataclasses.replace(generation, max_prompts=sizes.rotating, seed=seed)
+    matched, measured = one_audit(execution, parsed, rotating, data.deduplicate)
     row: dict[str, Any] = {
         "date": date,
         "model": images.model,
@@ -337,14 +358,14 @@ def share_extracted(night: nights.Night) -> float:
 
 
 def show(lake: Lake, parsed: Parsed, row: dict[str, Any]) -> None:
-    """Makes the database and the reports of a night, that of the rotating prompts last: it is the night's."""
+    """Makes the database and the reports of a night, and that of the newest night's rotating prompts, which is the lake's."""
     measurement.build_database(lake)
     measured = {manifest.upstream["match"]: manifest.snapshot_id for manifest in lake.manifests("measure")}
-    for matches in (row["panel_match"], row["rotating_match"]):
+    newest = nights.history(lake)[-1]["rotating_match"]
+    for matches in dict.fromkeys((row["panel_match"], row["rotating_match"], newest)):
         matched = lake.manifest("match", matches)
         if matched is not None and matches in measured:
-            newest = row["date"] == nights.history(lake)[-1]["date"]
-            measure.write_report(lake, parsed[measure.MeasureOptions], matched, measured[matches], newest)
+            measure.write_report(lake, parsed[measure.MeasureOptions], matched, measured[matches], matches == newest)
 
 
 def told_power(can_see: nights.Power, sizes: Share) -> str:
@@ -429,10 +450,17 @@ def publish(lake: Lake, date: str, content: dict[str, Any], webhook: str | None)
     if exists(of_night) and read_bytes(of_night) == body:
         return
     post(webhook, body)
-    # After the post: one that is killed in between is told twice rather than never.
-    write_bytes(of_night, body)
     if all(row["date"] <= date for row in nights.history(lake)):
         write_bytes(lake.path("alert.json"), body)
+    # Last: one that is killed before is told twice rather than never.
+    write_bytes(of_night, body)
+
+
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Makes an error of a redirect: what is posted would become a GET, and leave the alert behind."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
 
 
 def post(webhook: str | None, body: bytes) -> None:
@@ -440,24 +468,27 @@ def post(webhook: str | None, body: bytes) -> None:
         return
     try:
         request = urllib.request.Request(webhook, body, {"Content-Type": "application/json"}, method="POST")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.build_opener(NoRedirects).open(request, timeout=10).close()
     except (OSError, ValueError, http.client.HTTPException) as error:
         say(f"nightly      the webhook did not take the alert: {error}")
 
 
+def not_run(date: str, reason: str) -> dict[str, Any]:
+    return {"date": date, "verdict": "could not run", "exit_code": COULD_NOT_RUN, "message": reason}
+
+
 def could_not_run(lake: Lake, options: NightlyOptions, reason: str) -> None:
     """Tells the webhook too that there is no audit tonight. What can't even be written is said elsewhere."""
-    content = {"date": options.night, "verdict": "could not run", "exit_code": COULD_NOT_RUN, "message": reason}
     with contextlib.suppress(OSError, UserError):
         lake.check()
         if not any(row["date"] == options.night for row in nights.history(lake)):
-            publish(lake, options.night, content, options.webhook)
+            publish(lake, options.night, not_run(options.night, reason), options.webhook)
 
 
 def main(argv: Sequence[str]) -> int:
     parsed = parse(argv, "nightly", __doc__, OPTIONS)
     common, options = parsed[CommonOptions], parsed[NightlyOptions]
-    lake = Lake(common.lake)
+    lake, date = Lake(common.lake), options.night
     try:
         lake.create()
         with alone(lake, "nightly", options.wait):
@@ -465,7 +496,7 @@ def main(argv: Sequence[str]) -> int:
             publish(lake, row["date"], alert(lake, row), options.webhook)
     except Busy as error:
         # What the other one writes is left alone.
-        post(options.webhook, json.dumps({"date": options.night, "verdict": "could not run", "message": str(error)}).encode())
+        post(options.webhook, json.dumps(not_run(date, str(error))).encode())
         raise
     except UserError as error:
         could_not_run(lake, options, str(error))

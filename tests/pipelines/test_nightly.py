@@ -1,9 +1,12 @@
 """Nights on a planted model: the first, one with nothing new, one that is worse, one that is better; and what can go wrong."""
 
+import datetime
 import json
 import os
 import subprocess
 import sys
+import time
+import types
 
 import filelock
 import numpy as np
@@ -11,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import forget, generate, history, match, measure, nightly
+from pipelines import forget, generate, history, ingest, match, measure, nightly
 from pipelines.cli import run_verb
 from pipelines.query import answer
 from tests.models import PlantedGenerator, save_random_pipeline
@@ -442,3 +445,136 @@ def test_an_audit_that_was_matched_twice_is_left_to_both_nights_by_a_request_to_
     assert run_verb(forget.main, [f"--lake={box.lake.root}", f"--sample_ids={sample}"]) == 0
     assert {manifest.upstream["match"] for manifest in box.lake.manifests("measure")} == set(matches)
     assert box.night("2026-01-02")[1]["verdict"] == "fine"
+
+
+def test_a_night_that_was_killed_while_it_told_is_told_when_it_runs_again(box, monkeypatch):
+    box.night("2026-01-01")
+    real = nightly.write_bytes
+
+    def killed(path, content):
+        if killed.left == 0:
+            raise KeyboardInterrupt
+        killed.left -= 1
+        real(path, content)
+
+    for number in (0, 1):
+        killed.left = number
+        with monkeypatch.context() as patch:
+            patch.setattr(nightly, "write_bytes", killed)
+            assert box.night(f"2026-01-0{2 + number}")[0] == 130
+        assert box.night(f"2026-01-0{2 + number}")[0] == 0
+        assert box.alert()["date"] == f"2026-01-0{2 + number}"
+
+
+def test_a_night_keeps_its_date_past_midnight(box, monkeypatch):
+    moments = [datetime.datetime(2026, 1, 1, 23, 59, tzinfo=datetime.UTC)]
+    clock = types.SimpleNamespace(**vars(datetime))
+    clock.datetime = types.SimpleNamespace(now=lambda _: moments[-1])
+    monkeypatch.setattr(nightly, "datetime", clock)
+
+    def midnight(*_):
+        moments.append(datetime.datetime(2026, 1, 2, 0, 1, tzinfo=datetime.UTC))
+        raise UserError("no device")
+
+    monkeypatch.setattr(nightly, "run", midnight)
+    words = [word for word in box.words("") if not word.startswith("--date")]
+    assert run_verb(nightly.main, words) == 2
+    assert box.alert()["date"] == "2026-01-01"
+
+
+def test_the_page_of_the_lake_stays_that_of_the_newest_night(box):
+    box.remember([0, 1])
+    box.night("2026-01-01")
+    box.remember([2, 3])
+    newest = box.night("2026-01-03")[1]
+    box.remember([4, 5])
+    box.night("2026-01-02")
+    report = box.folder / "lake" / "reports" / f"{newest['rotating_audit_id']}.html"
+    assert (box.folder / "lake" / "report.html").read_text() == report.read_text()
+    assert "2026-01-02" in report.read_text()
+
+
+def test_a_model_that_changes_during_the_night_is_no_night_of_the_model_before(box, monkeypatch, capsys):
+    real = nightly.deduplicate.run
+
+    def replaced(*words):
+        box.remember([0, 1])
+        return real(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly.deduplicate, "run", replaced)
+        assert box.night("2026-01-01") == (2, None)
+    assert "changed while the night was at work" in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr(generate, "generator", lambda options, device: asked.append(options.revision) or box.model)
+    code, row = box.night("2026-01-01")
+    assert (code, row["model_revision"]) == (0, box.model.revision())
+    # A branch of the hub is looked up once.
+    assert asked == [None, row["model_revision"], row["model_revision"]]
+
+
+def test_a_webhook_that_has_moved_did_not_take_the_alert(box):
+    """A redirected POST would become a GET without the alert, and be answered as if all were well."""
+    box.web.answer("/page", b"welcome")
+
+    def moved(handler):
+        handler.send_response(301)
+        handler.send_header("Location", "/page")
+        handler.end_headers()
+
+    box.web.post("/hook", moved)
+    assert box.night("2026-01-01", webhook=f"{box.web.url}/hook")[0] == 0
+    assert "the webhook did not take the alert" in box.said[-1] and not box.web.hits["/page"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(9, 1), (1, 9)])
+def test_each_half_makes_images_of_its_own_controls(box, before, after):
+    """The panel keeps the controls that there were when it was drawn."""
+    for number, controls in enumerate((before, after), 1):
+        box.metadata("controls", range(PICTURES - controls, PICTURES))
+        (box.folder / "controls.parquet").rename(box.folder / "controls" / "held_out.parquet")
+        box.remember([number])
+        code, row = box.night(f"2026-01-0{number}")
+        audits = (row["panel_audit_id"], row["rotating_audit_id"])
+        made = sum(one["images_requested"] for audit in audits for one in box.lake.read("prompts", audit).to_pylist())
+        assert code == 0 and 100 - 8 < made <= 100
+
+
+def test_a_night_that_goes_on_downloads_nothing_again(box, monkeypatch):
+    del box.web.pages["/5.png"]
+    box.night("2026-01-01")
+    box.metadata("training/tuesday", range(20, 24))
+    with monkeypatch.context() as patch:
+        # Killed when all is downloaded, but for the manifest.
+        patch.setattr(ingest, "partitions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert box.night("2026-01-02", retry_nights=100_000)[0] == 130
+    box.web.answer("/5.png", encode_png(pixels(5)))
+    assert box.night("2026-01-02", retry_nights=100_000)[1]["samples_new"] == 4
+    assert all(box.web.hits[f"/{number}.png"] == 1 for number in range(20, 24))
+    assert box.night("2026-01-03", retry_nights=100_000)[1]["images_recovered"] == 1
+
+
+def test_what_is_new_is_counted_where_other_metadata_are_gone(box):
+    box.night("2026-01-01")
+    box.metadata("training/monday", range(10, 22))
+    assert box.night("2026-01-02")[1]["samples_new"] == 2
+
+
+def test_an_image_takes_what_it_took_however_often_the_night_broke(box, monkeypatch):
+    real = PlantedGenerator.generate
+
+    def slow(model, text, seeds):
+        slow.left -= 1
+        if slow.left == 0:
+            raise UserError("out of memory")
+        time.sleep(0.05 * len(seeds))
+        return real(model, text, seeds)
+
+    monkeypatch.setattr(PlantedGenerator, "generate", slow)
+    slow.left = 11 + 3
+    assert box.night("2026-01-01")[0] == 2
+    code, row = box.night("2026-01-01")
+    assert code == 0
+    panel = next(one for one in box.lake.manifests("generate") if one.snapshot_id == row["panel_audit_id"])
+    monkeypatch.setattr(Lake, "manifests", lambda lake, stage: [panel])
+    assert 0.05 <= generate.seconds_per_image(box.lake, box.model.revision()) < 0.2
