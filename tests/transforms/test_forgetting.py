@@ -20,6 +20,7 @@ from transforms.errors import UserError
 from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made, retire
 from transforms.kernels.fingerprints import fingerprint
 from transforms.lake import Lake, part_number, read_parquet
+from transforms.prompts import listed_prompts
 from transforms.schema import TABLES
 from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, plain_url, sha256
 
@@ -212,6 +213,31 @@ def test_lists(name, content, ids, urls, tmp_path):
     assert read_list(str(tmp_path / name)) == Named(frozenset(ids), frozenset(urls))
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_a_list_whose_texts_are_of_another_type(kind, tmp_path):
+    pq.write_table(pa.table({"url": pa.array(["http://x/ä", None]).cast(kind), "n": [1, 2]}), tmp_path / "list.parquet")
+    assert read_list(str(tmp_path / "list.parquet")) == Named(frozenset(), frozenset({"http://x/ä"}))
+
+
+def test_a_list_of_bytes_that_are_no_text(tmp_path):
+    pq.write_table(pa.table({"url": [b"http://x/\xff"]}), tmp_path / "list.parquet")
+    with pytest.raises(UserError, match="cannot read"):
+        read_list(str(tmp_path / "list.parquet"))
+
+
+def test_a_lake_of_which_no_file_is_listed_is_not_proved_empty(lake, monkeypatch):
+    monkeypatch.setattr(Lake, "files", lambda self: [])
+    with pytest.raises(UserError, match="can't be listed, so nothing was searched"):
+        proof.search(lake)
+
+
+def test_what_a_killed_client_wrote_beside_the_database_goes(lake):
+    for name in ("audit.duckdb", "audit.duckdb.wal"):
+        Path(lake.path(name)).write_text("")
+    remove_what_is_made(lake)
+    assert [lake.inside(path) for path in lake.files()] == ["lake.json"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -355,6 +381,9 @@ def test_a_prompt_that_quotes_a_caption_goes_and_is_found(tmp_path):
     gone = {row["text"] for row in before.to_pylist() if after[row["prompt_id"]] == NO_TEXT}
     assert gone == {captions[0], captions[1], *quotes[:2]}
     assert proof.search(lake).found == []
+    # Nor does the same list bring them back.
+    listed = listed_prompts(lake, fake.deduplicate, ["aaa", *quotes, captions[1], captions[2]], lambda _: 1)
+    assert [row["text"] for row in listed] == ["aaa", quotes[2], captions[2]]
     lake.write("prompts", fake.generate.snapshot_id, 0, before)
     rows = {row["text"]: number for number, row in enumerate(before.to_pylist())}
     found = {(one.kind, one.place) for one in proof.search(lake).found if not one.whole and one.place.startswith("text")}
