@@ -18,6 +18,7 @@ import html
 import importlib.resources
 import io
 import json
+import math
 import os
 import shlex
 import unicodedata
@@ -76,6 +77,9 @@ DIMENSIONS = {
 CROSS = 128
 """Side of what is shown in place of a picture that was removed, in pixels."""
 
+MOST_DIGITS = 9
+"""Of a percentage, after the point."""
+
 CHANGES = 200
 """So many changes since last night are listed."""
 
@@ -108,8 +112,8 @@ def render(
         measure: the snapshot whose marts were just written.
         limit: extractions that are shown as pictures, the most confident first; the others are rows.
         nights: the audits of this model and data so far, the oldest first: date, model_revision, prompts_tried, rate,
-            rate_lower, rate_upper, panel_prompts, panel_extracted, new_extractions, gone_extractions, p_value and
-            verdict (fine, worse or first).
+            rate_lower, rate_upper, compared_with, panel_prompts, panel_extracted, new_extractions, gone_extractions, p_value
+            and verdict (fine, worse or first).
         changes: what the last night before gave back and this one doesn't, and the other way round: kind (new or gone),
             prompt, caption, sample_id, url, group_id.
 
@@ -298,7 +302,12 @@ def quoted(word: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    """A share, with so many digits that a small one isn't shown as nothing, nor a large one as all."""
+    if value is None:
+        return "–"
+    rest = min(value, 1 - value)
+    digits = 1 if rest <= 0 else max(1, -math.floor(math.log10(100 * rest)) + 1)
+    return f"{100 * value:.{min(digits, MOST_DIGITS)}f}%"
 
 
 def number(value: float | None) -> str:
@@ -490,8 +499,8 @@ def data_uri(picture: Image.Image, side: int, quality: int) -> str:
 # -- plots: all have one size, and a rate on their vertical axis ------------------------------------------------------
 
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 640, 260, 48, 12, 44, 12
-MAX_LABELS = 12
-"""So many words fit side by side below a plot."""
+MAX_LABELS = 8
+"""So many words, dates among them, fit side by side below a plot."""
 
 
 def height(rate: float) -> float:
