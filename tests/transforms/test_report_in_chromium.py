@@ -174,6 +174,21 @@ def test_filter_and_sort(usual):
         assert browser.tried == []
 
 
+@pytest.mark.parametrize("limit", [4, 0])
+def test_distances_are_compared_as_they_were_measured(limit, tmp_path):
+    """And not as they are rounded: 0.1504 is more than 0.15."""
+    fake = copies(tmp_path / "lake", list("abcd"))
+    render(fake)
+    put(fake, "extractions", l2=pa.array([0.1504, 0.15, 0.1496, 0.1502]))
+    (tmp_path / "report.html").write_bytes(report.render(fake.lake, fake.match, "measured", limit))
+    with opened(tmp_path / "report.html") as browser:
+        browser.page.select_option("[name=order]", "l2")
+        assert shown(browser.page) == [3, 2, 4, 1]
+        browser.page.fill("[name=most]", "0.15")
+        assert shown(browser.page) == [3, 2]
+        assert browser.page.get_by_text("0.150", exact=True).count() == 4
+
+
 def test_whoever_comes_back_finds_the_page_as_its_controls_say(usual):
     with opened(usual) as browser:
         page = browser.page
