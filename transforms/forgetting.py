@@ -32,6 +32,7 @@ from transforms.lake import (
     Lake,
     Manifest,
     as_table,
+    count_rows,
     is_temporary,
     list_files,
     open_parquet,
@@ -538,13 +539,18 @@ def _without_own_match(lake: Lake, gone: set[str]) -> set[tuple[str, str]]:
 
 
 def _keep_others(lake: Lake, tombstones: Tombstones, gone: set[str]) -> int:
-    """Makes the keep lists again that name a forgotten image, from the members that are left."""
+    """Makes the keep lists again that name a forgotten image, or that were being made again, from the members that are left."""
     changed = 0
     for manifest in lake.manifests("deduplicate"):
         parts = lake.parts("keep_list", manifest.snapshot_id)
+        naming = [path for path in parts if _any_among(path, "sample_id", gone)]
         embed = lake.manifest("embed", manifest.upstream["embed"])
-        if embed is None or not any(_any_among(path, "sample_id", gone) for path in parts):
+        whole = sum(map(count_rows, parts)) == manifest.rows["keep_list"]
+        if embed is None or (whole and not naming):
             continue
+        # Rows move from part to part. While it is made it has too few, or names a forgotten image: a killed run sees either.
+        if rest := [path for path in parts if path not in naming[:1]]:
+            FileSystems.delete(rest)
         write_keep_list(lake, embed.upstream["ingest"], manifest.snapshot_id, manifest.parameters["keep_one"])
         changed += 1
     # Nothing is left to do here but for a lake without samples.

@@ -15,7 +15,7 @@ from pipelines.measure import MeasureOptions
 from pipelines.stage import Execution
 from tests.fakes import fake_lake
 from tests.planted import picture
-from transforms import measurement, proof, report
+from transforms import keep_list, measurement, proof, report
 from transforms.errors import UserError
 from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made, retire
 from transforms.kernels.fingerprints import fingerprint
@@ -388,6 +388,37 @@ def test_a_prompt_that_quotes_a_caption_goes_and_is_found(tmp_path):
     rows = {row["text"]: number for number, row in enumerate(before.to_pylist())}
     found = {(one.kind, one.place) for one in proof.search(lake).found if not one.whole and one.place.startswith("text")}
     assert found == {("caption", f"text, row {rows[quotes[0]]}"), ("url", f"text, row {rows[quotes[1]]}")}
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("parts", range(3))
+def test_a_keep_list_of_many_parts_is_whole_after_a_kill(parts, place, tmp_path, monkeypatch):
+    """Killed after some parts were written, with the forgotten image in any of them."""
+    fake = fake_lake(tmp_path, sizes=(3, 1, 1, 1, 1, 1, 1, 1))
+    lake, snapshot = fake.lake, fake.deduplicate.snapshot_id
+    tell_apart(fake)
+    monkeypatch.setattr(keep_list, "ROWS_PER_PART", 2)
+    keep_list.write_keep_list(lake, fake.ingest.snapshot_id, snapshot, "first")
+    lake.recount(fake.deduplicate)
+    assert len(lake.parts("keep_list", snapshot)) == 4
+    gone = lake.read("keep_list", snapshot)["sample_id"].to_pylist()[2 * place]
+    write = Lake.write
+
+    def some(self, table, snapshot, number, rows):
+        if table == "keep_list" and number == parts:
+            raise KeyboardInterrupt
+        return write(self, table, snapshot, number, rows)
+
+    monkeypatch.setattr(Lake, "write", some)
+    with pytest.raises(KeyboardInterrupt):
+        forget(lake, [gone])
+    monkeypatch.setattr(Lake, "write", write)
+    forget(lake, [gone])
+    kept = lake.read("keep_list", snapshot).to_pylist()
+    forgotten = Tombstones.read(lake).samples
+    left = {row["group_id"] for row in fake.rows("duplicate_groups") if row["sample_id"] not in forgotten}
+    assert sorted(row["group_id"] for row in kept) == sorted(left) and not forgotten.keys() & {row["sample_id"] for row in kept}
+    assert lake.manifest("deduplicate", snapshot).rows["keep_list"] == len(kept)
 
 
 BLANK = "\x1f\x0b a picture of somebody\u00a0\x1f"
