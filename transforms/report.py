@@ -34,7 +34,7 @@ from transforms.identity import digest
 from transforms.images import ImageStore, decode
 from transforms.kernels.distances import best_crop
 from transforms.lake import Lake, Manifest, read_parquet, read_rows
-from transforms.tombstones import NO_TEXT, Tombstones
+from transforms.tombstones import NO_TEXT, Tombstones, sha256
 
 SHOWN = ("extraction_rate", "extractions", "precision_curve", "filter_misses", "duplication", "threshold_sweep")
 """The marts that the page is made of. Others may have a row for each prompt or image, and stay where they are."""
@@ -191,9 +191,18 @@ def render(
 
 
 def without_forgotten(rows: Sequence[dict[str, Any]], tombstones: Tombstones) -> list[dict[str, Any]]:
-    """Rows without url and caption of what has a tombstone: until it ends, ``eidetic forget`` hasn't removed all of them."""
-    nothing = {"url": None, "caption": None, "prompt": NO_TEXT}
-    return [{**row, **nothing} if row["sample_id"] in tombstones.samples else row for row in rows]
+    """Rows without url and caption of what has a tombstone: until it ends, ``eidetic forget`` hasn't removed all of them.
+
+    A forgotten caption may also be the prompt that gave back another image; one that is this image's too stays.
+    """
+
+    def shown(row: dict[str, Any]) -> dict[str, Any]:
+        prompt, caption = ((row[name] or "").strip() for name in ("prompt", "caption"))
+        if row["sample_id"] in tombstones.samples:
+            return {**row, "url": None, "caption": None, "prompt": NO_TEXT}
+        return {**row, "prompt": NO_TEXT} if prompt != caption and sha256(prompt) in tombstones.captions else row
+
+    return [shown(row) for row in rows]
 
 
 def _environment() -> Any:

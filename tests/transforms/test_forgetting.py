@@ -390,6 +390,21 @@ def test_a_prompt_that_quotes_a_caption_goes_and_is_found(tmp_path):
     assert found == {("caption", f"text, row {rows[quotes[0]]}"), ("url", f"text, row {rows[quotes[1]]}")}
 
 
+def test_until_the_removal_a_forgotten_caption_is_no_prompt_of_another_image(tmp_path):
+    """Each caption gives back the next image; two images have the same one, and one of them is forgotten too."""
+    captions = ["a caption that is forgotten", "another one", "what two have", "what two have"]
+    fake = fake_lake(tmp_path, captions=captions, behaviours=("neighbour",), sizes=(1, 1, 1, 1), controls=0)
+    tell_apart(fake)
+    made = measure.run(Execution(fake.lake, []), MeasureOptions(), fake.match)
+    rows = measurement.read_mart(fake.lake, "extractions", made)
+    bury(fake.lake, chosen(fake.lake, urls=["https://train.example/0.png", "https://train.example/2.png"]).sample_ids, [], "x")
+    page = report.render(fake.lake, fake.match, made.snapshot_id, 1000).decode()
+    assert any(row["prompt"] == captions[0] != row["caption"] for row in rows) and captions[0] not in page
+    # An image that remains keeps what it has of its own.
+    own = {**rows[0], "sample_id": "remains", "prompt": captions[2], "caption": captions[2]}
+    assert report.without_forgotten([own], Tombstones.read(fake.lake)) == [own]
+
+
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("parts", range(3))
 def test_a_keep_list_of_many_parts_is_whole_after_a_kill(parts, place, tmp_path, monkeypatch):
