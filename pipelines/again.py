@@ -23,7 +23,7 @@ from pipelines.query import printable
 from transforms.errors import UserError
 from transforms.generators import DiffusersGenerator
 from transforms.lake import Lake, Manifest, open_parquet
-from transforms.tombstones import FORGOTTEN, NO_TEXT
+from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +89,11 @@ def _audit(lake: Lake, audit: str | None) -> Manifest:
 
 def _generation(lake: Lake, audit: Manifest, prompt_id: str, sample_index: int) -> tuple[str, dict[str, Any]]:
     """The prompt's text, and its row of ``generations``."""
-    prompts = lake.read("prompts", audit.snapshot_id, ["prompt_id", "text", "stratum"]).to_pylist()
+    prompts = lake.read("prompts", audit.snapshot_id, ["prompt_id", "text", "stratum", "sample_id"]).to_pylist()
     found = [row for row in prompts if row["prompt_id"] == prompt_id]
     if not found:
         raise UserError(f"the audit {audit.snapshot_id} has no prompt {prompt_id!r}; take an id from its report")
-    if found[0]["stratum"] == FORGOTTEN or found[0]["text"] == NO_TEXT:
+    if found[0]["stratum"] == FORGOTTEN or found[0]["text"] == NO_TEXT or _has_a_tombstone(lake, found[0]):
         raise UserError(
             f"the prompt {prompt_id} lost its text or pictures to 'eidetic forget', so nothing makes its generations again: "
             "they may give back what was forgotten; take another id from the audit's report"
@@ -108,6 +108,13 @@ def _generation(lake: Lake, audit: Manifest, prompt_id: str, sample_index: int) 
                     return found[0]["text"], file.read_row_group(group).slice(places[sample_index], 1).to_pylist()[0]
                 images += len(places)
     raise UserError(f"the prompt {prompt_id} has {images} generations, so no number {sample_index}; expected 0 to {images - 1}")
+
+
+def _has_a_tombstone(lake: Lake, prompt: dict[str, Any]) -> bool:
+    """Whether a prompt is the caption of a forgotten sample: 'eidetic forget' may not have come as far as its row."""
+    tombstones = Tombstones.read(lake)
+    nobodys = prompt["sample_id"] is None
+    return prompt["sample_id"] in tombstones.samples or (nobodys and sha256(prompt["text"].strip()) in tombstones.captions)
 
 
 def _generator(audit: Manifest, model: str | None, device: str) -> DiffusersGenerator:

@@ -37,6 +37,9 @@ from transforms.lake import Lake
 SHOWN = 20
 """So many places are named where something was found."""
 
+MOST_DAYS = 100_000
+"""Dates know no time that is much longer ago."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ForgetOptions:
@@ -53,8 +56,8 @@ class ForgetOptions:
     wait: float = option(0.0, "seconds to wait where a night is at work on this lake")
 
     def __post_init__(self) -> None:
-        if self.generations_older_than is not None and self.generations_older_than < 0:
-            raise UserError(f"--generations_older_than is {self.generations_older_than}, expected days: 0 or more")
+        if self.generations_older_than is not None and not 0 <= self.generations_older_than <= MOST_DAYS:
+            raise UserError(f"--generations_older_than is {self.generations_older_than}, expected days: 0 to {MOST_DAYS:,}")
         if not self.wait >= 0:
             raise UserError(f"--wait is {self.wait}, expected 0 or more")
         if not self.reason.strip():

@@ -32,6 +32,7 @@ from transforms.lake import (
     Lake,
     Manifest,
     as_table,
+    count_rows,
     is_temporary,
     list_files,
     open_parquet,
@@ -41,7 +42,7 @@ from transforms.lake import (
     write_parquet,
 )
 from transforms.measurement import DATABASE
-from transforms.proof import TEXTS, parts, said_by_others
+from transforms.proof import TEXTS, quoted
 from transforms.schema import TABLES
 from transforms.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, plain_url, sha256
 
@@ -79,7 +80,7 @@ def read_list(path: str) -> Named:
     ending = path.lower().rsplit(".", 1)[-1]
     try:
         if ending == "parquet":
-            named = _columns(read_parquet(path).to_pylist(), path)
+            named = _columns(_texts(read_parquet(path)), path)
         elif ending in ("csv", "tsv"):
             text = io.StringIO(read_bytes(path).decode("utf-8-sig"))
             named = _columns(list(csv.DictReader(text, delimiter="," if ending == "csv" else "\t")), path)
@@ -104,6 +105,12 @@ def _lines(lines: list[str], path: str) -> Named:
         if line:
             found[0 if is_id else 1].add(line)
     return Named(frozenset(found[0]), frozenset(found[1]))
+
+
+def _texts(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows; texts that some writers leave as bytes are texts. ValueError where they are none."""
+    kinds = [pa.string() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else kind for kind in table.schema.types]
+    return table.cast(pa.schema(zip(table.column_names, kinds, strict=True))).to_pylist()
 
 
 def _columns(rows: list[dict[str, Any]], path: str) -> Named:
@@ -363,13 +370,14 @@ def remove(lake: Lake) -> dict[str, int]:
 
     # Prompts before generations and matches: from then on they say themselves that they are touched.
     captions, without_group = _lone_captions(lake, gone), _without_own_match(lake, gone)
-    quoted = _quoted(lake, tombstones)
+    texts = [text for path in lake.every_part("prompts") for text in read_parquet(path, ["text"])["text"].to_pylist()]
+    quotes = quoted(lake, tombstones, texts)
 
     def prompts(table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
         for row in rows:
             key = row["audit_id"], row["prompt_id"]
-            if sha256(row["text"].strip()) in captions or any(text in row["text"] for text in quoted):
+            if sha256(row["text"].strip()) in captions or any(quote in row["text"] for quote in quotes):
                 row["text"] = NO_TEXT
             if key in touched:
                 row.update(stratum=FORGOTTEN, stratum_order=-2)
@@ -411,7 +419,10 @@ def remove_what_is_made(lake: Lake) -> None:
 
     def made(parts: list[str]) -> bool:
         mart = len(parts) > 2 and parts[1].startswith("snapshot_id=") and parts[0] not in TABLES
-        return mart or parts[0] in ("reports", "report.html", DATABASE) or parts[:2] == ["manifests", "measure"]
+        # What a killed client wrote to the database lies in a file beside it.
+        return (
+            mart or parts[0] in ("reports", "report.html", DATABASE, f"{DATABASE}.wal") or parts[:2] == ["manifests", "measure"]
+        )
 
     _delete(lake, made)
 
@@ -518,18 +529,6 @@ def _lone_captions(lake: Lake, gone: set[str]) -> set[str]:
     return captions
 
 
-def _quoted(lake: Lake, tombstones: Tombstones) -> set[str]:
-    """The forgotten urls and captions, of 16 bytes or more, that prompts hold among other words and no remaining sample has."""
-    needles = Needles(Fingerprint(row["sha256"], row["length"], row["ending"]) for row in _tombstone_rows(lake, TEXTS))
-    texts = {
-        there
-        for path in lake.every_part("prompts")
-        for _, there in parts([text.encode() for text in read_parquet(path, ["text"])["text"].to_pylist()], needles)
-    }
-    inside, _ = said_by_others(lake, tombstones, texts)
-    return {text.decode() for text in texts - inside}
-
-
 def _without_own_match(lake: Lake, gone: set[str]) -> set[tuple[str, str]]:
     """(audit_id, prompt_id) of the prompts that are about to lose a match with their own image."""
     found = set()
@@ -540,13 +539,18 @@ def _without_own_match(lake: Lake, gone: set[str]) -> set[tuple[str, str]]:
 
 
 def _keep_others(lake: Lake, tombstones: Tombstones, gone: set[str]) -> int:
-    """Makes the keep lists again that name a forgotten image, from the members that are left."""
+    """Makes the keep lists again that name a forgotten image, or that were being made again, from the members that are left."""
     changed = 0
     for manifest in lake.manifests("deduplicate"):
         parts = lake.parts("keep_list", manifest.snapshot_id)
+        naming = [path for path in parts if _any_among(path, "sample_id", gone)]
         embed = lake.manifest("embed", manifest.upstream["embed"])
-        if embed is None or not any(_any_among(path, "sample_id", gone) for path in parts):
+        whole = sum(map(count_rows, parts)) == manifest.rows["keep_list"]
+        if embed is None or (whole and not naming):
             continue
+        # Rows move from part to part. While it is made it has too few, or names a forgotten image: a killed run sees either.
+        if rest := [path for path in parts if path not in naming[:1]]:
+            FileSystems.delete(rest)
         write_keep_list(lake, embed.upstream["ingest"], manifest.snapshot_id, manifest.parameters["keep_one"])
         changed += 1
     # Nothing is left to do here but for a lake without samples.

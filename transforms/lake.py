@@ -87,6 +87,8 @@ class Lake:
         if set("*?[") & set(self.root):
             # Beam looks for files by patterns, and a lake's own path would be one.
             raise UserError(f"the lake's path is {self.root!r}, expected one without *, ? and [; rename it, or name another")
+        # Beam finds a folder's own files by lake//*, and nothing by lake//**.
+        object.__setattr__(self, "root", self.root.rstrip("/") or self.root)
 
     # -- places ------------------------------------------------------------------------------------------------
 

@@ -96,7 +96,8 @@ def drawn_prompts(lake: Lake, deduplicate: Manifest, *, max_prompts: int, images
 def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]) -> list[dict[str, Any]]:
     """The user's prompts. One that is a training caption stands for the largest group that has it.
 
-    One that is a forgotten caption, and no other sample's, is left out: what it brings up could be compared with nothing.
+    One that is a forgotten caption, or quotes one or a forgotten url, is left out where no other sample has that: what it
+    brings up could be compared with nothing.
 
     Args:
         lake: where the groups are.
@@ -104,11 +105,14 @@ def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: 
         texts: the prompts.
         images: how many generations to make of a prompt.
     """
+    from transforms.proof import quoted
+
     groups = {row["sample_id"]: row for row in lake.read("duplicate_groups", deduplicate.snapshot_id).to_pylist()}
     largest: dict[str, dict[str, Any]] = {}
     wanted = set(texts)
-    captions = Tombstones.read(lake).captions
-    forgotten = {text for text in texts if sha256(text) in captions}
+    tombstones = Tombstones.read(lake)
+    quotes = quoted(lake, tombstones, texts)
+    forgotten = {text for text in texts if sha256(text) in tombstones.captions}
     for sample in _captions(lake, deduplicate).to_pylist():
         group = groups.get(sample["sample_id"])
         caption = (sample["caption"] or "").strip()
@@ -132,7 +136,7 @@ def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: 
             "images_requested": images(text),
         }
         for text in texts
-        if text not in forgotten
+        if text not in forgotten and not any(quote in text for quote in quotes)
     ]
 
 

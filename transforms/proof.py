@@ -60,10 +60,12 @@ class Searched(NamedTuple):
 
 
 def search(lake: Lake) -> Searched:
-    """Reads every file of the lake and looks for everything that has a tombstone."""
+    """Reads every file of the lake and looks for everything that has a tombstone. UserError where it can't be listed."""
     searcher = _Searcher(lake)
     found: list[Found] = []
     paths = lake.files()
+    if "lake.json" not in map(lake.inside, paths):
+        raise UserError(f"the files of the lake {lake.root!r} can't be listed, so nothing was searched; spell --lake otherwise")
     for path in paths:
         found += searcher.file(path)
     return Searched(len(paths), searcher.read, len(searcher.kinds), _of_nobody_else(lake, found))
@@ -267,6 +269,15 @@ def said_by_others(lake: Lake, tombstones: Tombstones, texts: set[bytes]) -> tup
                 if pc.any(pc.equal(pc.utf8_trim_whitespace(table[name]), said.strip())).as_py():
                     whole[name].add(text)
     return inside, whole
+
+
+def quoted(lake: Lake, tombstones: Tombstones, texts: Iterable[str]) -> set[str]:
+    """The forgotten urls and captions, of 16 bytes or more, that texts hold among other words and no remaining sample has."""
+    kept = (row for path in lake.every_part("tombstones") for row in read_parquet(path).to_pylist())
+    needles = Needles(Fingerprint(row["sha256"], row["length"], row["ending"]) for row in kept if row["kind"] in TEXTS)
+    there = {there for _, there in parts([text.encode() for text in texts], needles)}
+    inside, _ = said_by_others(lake, tombstones, there)
+    return {text.decode() for text in there - inside}
 
 
 def _shown_by_others(lake: Lake, forms: set[bytes]) -> set[bytes]:

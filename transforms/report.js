@@ -13,7 +13,7 @@ class Extraction {
     const named = element.cells
       ? [...element.closest("table").tHead.rows[0].cells].map((head, place) => [head, element.cells[place]])
       : [...element.querySelectorAll("dt")].map((term) => [term, term.nextElementSibling]);
-    const values = Object.fromEntries(named.map(([name, value]) => [name.textContent, value.textContent]));
+    const values = Object.fromEntries(named.map(([name, value]) => [name.textContent, value.dataset.exact ?? value.textContent]));
     Object.defineProperty(this, "values", { value: values });
     return values;
   }

@@ -18,6 +18,7 @@ import html
 import importlib.resources
 import io
 import json
+import math
 import os
 import shlex
 import unicodedata
@@ -33,7 +34,7 @@ from transforms.identity import digest
 from transforms.images import ImageStore, decode
 from transforms.kernels.distances import best_crop
 from transforms.lake import Lake, Manifest, read_parquet, read_rows
-from transforms.tombstones import NO_TEXT, Tombstones
+from transforms.tombstones import NO_TEXT, Tombstones, sha256
 
 SHOWN = ("extraction_rate", "extractions", "precision_curve", "filter_misses", "duplication", "threshold_sweep")
 """The marts that the page is made of. Others may have a row for each prompt or image, and stay where they are."""
@@ -76,6 +77,9 @@ DIMENSIONS = {
 CROSS = 128
 """Side of what is shown in place of a picture that was removed, in pixels."""
 
+MOST_DIGITS = 9
+"""Of a percentage, after the point."""
+
 CHANGES = 200
 """So many changes since last night are listed."""
 
@@ -108,8 +112,8 @@ def render(
         measure: the snapshot whose marts were just written.
         limit: extractions that are shown as pictures, the most confident first; the others are rows.
         nights: the audits of this model and data so far, the oldest first: date, model_revision, prompts_tried, rate,
-            rate_lower, rate_upper, panel_prompts, panel_extracted, new_extractions, gone_extractions, p_value and
-            verdict (fine, worse or first).
+            rate_lower, rate_upper, compared_with, panel_prompts, panel_extracted, new_extractions, gone_extractions, p_value
+            and verdict (fine, worse or first).
         changes: what the last night before gave back and this one doesn't, and the other way round: kind (new or gone),
             prompt, caption, sample_id, url, group_id.
 
@@ -187,9 +191,18 @@ def render(
 
 
 def without_forgotten(rows: Sequence[dict[str, Any]], tombstones: Tombstones) -> list[dict[str, Any]]:
-    """Rows without url and caption of what has a tombstone: until it ends, ``eidetic forget`` hasn't removed all of them."""
-    nothing = {"url": None, "caption": None, "prompt": NO_TEXT}
-    return [{**row, **nothing} if row["sample_id"] in tombstones.samples else row for row in rows]
+    """Rows without url and caption of what has a tombstone: until it ends, ``eidetic forget`` hasn't removed all of them.
+
+    A forgotten caption may also be the prompt that gave back another image; one that is this image's too stays.
+    """
+
+    def shown(row: dict[str, Any]) -> dict[str, Any]:
+        prompt, caption = ((row[name] or "").strip() for name in ("prompt", "caption"))
+        if row["sample_id"] in tombstones.samples:
+            return {**row, "url": None, "caption": None, "prompt": NO_TEXT}
+        return {**row, "prompt": NO_TEXT} if prompt != caption and sha256(prompt) in tombstones.captions else row
+
+    return [shown(row) for row in rows]
 
 
 def _environment() -> Any:
@@ -298,7 +311,12 @@ def quoted(word: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    """A share, with so many digits that a small one isn't shown as nothing, nor a large one as all."""
+    if value is None:
+        return "–"
+    rest = min(value, 1 - value)
+    digits = 1 if rest <= 0 else max(1, -math.floor(math.log10(100 * rest)) + 1)
+    return f"{100 * value:.{min(digits, MOST_DIGITS)}f}%"
 
 
 def number(value: float | None) -> str:
@@ -490,8 +508,8 @@ def data_uri(picture: Image.Image, side: int, quality: int) -> str:
 # -- plots: all have one size, and a rate on their vertical axis ------------------------------------------------------
 
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 640, 260, 48, 12, 44, 12
-MAX_LABELS = 12
-"""So many words fit side by side below a plot."""
+MAX_LABELS = 8
+"""So many words, dates among them, fit side by side below a plot."""
 
 
 def height(rate: float) -> float:

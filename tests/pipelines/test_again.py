@@ -14,7 +14,8 @@ from pipelines.generate import GenerateOptions
 from pipelines.stage import Execution
 from tests.fakes import fake_lake
 from tests.models import save_random_pipeline
-from transforms.lake import Lake
+from transforms import forgetting
+from transforms.lake import Lake, read_parquet
 from transforms.report import Cut, Extraction
 
 CAPTIONS = ("a logo, \x1b[31m'quoted'", "another logo")
@@ -132,6 +133,25 @@ def test_a_forgotten_prompt_is_not_asked_for(made, tmp_path, capsys):
     assert again((made[0], lake, made[2]), row, tmp_path / "again.png") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "lost its text or pictures to 'eidetic forget'" in line
+    assert not (tmp_path / "again.png").exists()
+
+
+@pytest.mark.parametrize("whose", ["its own", "nobody's"])
+def test_a_tombstone_is_enough(whose, made, tmp_path, capsys):
+    """A killed 'eidetic forget' leaves it, and the prompt as it was."""
+    lake = Lake(str(tmp_path / "lake"))
+    shutil.copytree(made[1].root, lake.root)
+    part = lake.part("prompts", made[2]["all"], 0)
+    prompts = read_parquet(part).to_pylist()
+    prompt = next(prompt for prompt in prompts if prompt["text"] == CAPTIONS[0])
+    forgetting.bury(lake, {prompt["sample_id"]}, [], "why")
+    if whose == "nobody's":
+        prompt["sample_id"] = None
+        lake.write("prompts", made[2]["all"], 0, prompts)
+    row = {"prompt_id": prompt["prompt_id"], "sample_index": 0}
+    assert again((made[0], lake, made[2]), row, tmp_path / "again.png", f"--audit={made[2]['all']}") == 2
+    said = capsys.readouterr()
+    assert "lost its text or pictures" in said.err and "a logo" not in said.out + said.err
     assert not (tmp_path / "again.png").exists()
 
 

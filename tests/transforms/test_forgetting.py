@@ -15,11 +15,12 @@ from pipelines.measure import MeasureOptions
 from pipelines.stage import Execution
 from tests.fakes import fake_lake
 from tests.planted import picture
-from transforms import measurement, proof, report
+from transforms import keep_list, measurement, proof, report
 from transforms.errors import UserError
 from transforms.forgetting import Chosen, Named, bury, read_list, remove, remove_what_is_made, retire
 from transforms.kernels.fingerprints import fingerprint
 from transforms.lake import Lake, part_number, read_parquet
+from transforms.prompts import listed_prompts
 from transforms.schema import TABLES
 from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, plain_url, sha256
 
@@ -212,6 +213,31 @@ def test_lists(name, content, ids, urls, tmp_path):
     assert read_list(str(tmp_path / name)) == Named(frozenset(ids), frozenset(urls))
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_a_list_whose_texts_are_of_another_type(kind, tmp_path):
+    pq.write_table(pa.table({"url": pa.array(["http://x/ä", None]).cast(kind), "n": [1, 2]}), tmp_path / "list.parquet")
+    assert read_list(str(tmp_path / "list.parquet")) == Named(frozenset(), frozenset({"http://x/ä"}))
+
+
+def test_a_list_of_bytes_that_are_no_text(tmp_path):
+    pq.write_table(pa.table({"url": [b"http://x/\xff"]}), tmp_path / "list.parquet")
+    with pytest.raises(UserError, match="cannot read"):
+        read_list(str(tmp_path / "list.parquet"))
+
+
+def test_a_lake_of_which_no_file_is_listed_is_not_proved_empty(lake, monkeypatch):
+    monkeypatch.setattr(Lake, "files", lambda self: [])
+    with pytest.raises(UserError, match="can't be listed, so nothing was searched"):
+        proof.search(lake)
+
+
+def test_what_a_killed_client_wrote_beside_the_database_goes(lake):
+    for name in ("audit.duckdb", "audit.duckdb.wal"):
+        Path(lake.path(name)).write_text("")
+    remove_what_is_made(lake)
+    assert [lake.inside(path) for path in lake.files()] == ["lake.json"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -355,10 +381,59 @@ def test_a_prompt_that_quotes_a_caption_goes_and_is_found(tmp_path):
     gone = {row["text"] for row in before.to_pylist() if after[row["prompt_id"]] == NO_TEXT}
     assert gone == {captions[0], captions[1], *quotes[:2]}
     assert proof.search(lake).found == []
+    # Nor does the same list bring them back.
+    listed = listed_prompts(lake, fake.deduplicate, ["aaa", *quotes, captions[1], captions[2]], lambda _: 1)
+    assert [row["text"] for row in listed] == ["aaa", quotes[2], captions[2]]
     lake.write("prompts", fake.generate.snapshot_id, 0, before)
     rows = {row["text"]: number for number, row in enumerate(before.to_pylist())}
     found = {(one.kind, one.place) for one in proof.search(lake).found if not one.whole and one.place.startswith("text")}
     assert found == {("caption", f"text, row {rows[quotes[0]]}"), ("url", f"text, row {rows[quotes[1]]}")}
+
+
+def test_until_the_removal_a_forgotten_caption_is_no_prompt_of_another_image(tmp_path):
+    """Each caption gives back the next image; two images have the same one, and one of them is forgotten too."""
+    captions = ["a caption that is forgotten", "another one", "what two have", "what two have"]
+    fake = fake_lake(tmp_path, captions=captions, behaviours=("neighbour",), sizes=(1, 1, 1, 1), controls=0)
+    tell_apart(fake)
+    made = measure.run(Execution(fake.lake, []), MeasureOptions(), fake.match)
+    rows = measurement.read_mart(fake.lake, "extractions", made)
+    bury(fake.lake, chosen(fake.lake, urls=["https://train.example/0.png", "https://train.example/2.png"]).sample_ids, [], "x")
+    page = report.render(fake.lake, fake.match, made.snapshot_id, 1000).decode()
+    assert any(row["prompt"] == captions[0] != row["caption"] for row in rows) and captions[0] not in page
+    # An image that remains keeps what it has of its own.
+    own = {**rows[0], "sample_id": "remains", "prompt": captions[2], "caption": captions[2]}
+    assert report.without_forgotten([own], Tombstones.read(fake.lake)) == [own]
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("parts", range(3))
+def test_a_keep_list_of_many_parts_is_whole_after_a_kill(parts, place, tmp_path, monkeypatch):
+    """Killed after some parts were written, with the forgotten image in any of them."""
+    fake = fake_lake(tmp_path, sizes=(3, 1, 1, 1, 1, 1, 1, 1))
+    lake, snapshot = fake.lake, fake.deduplicate.snapshot_id
+    tell_apart(fake)
+    monkeypatch.setattr(keep_list, "ROWS_PER_PART", 2)
+    keep_list.write_keep_list(lake, fake.ingest.snapshot_id, snapshot, "first")
+    lake.recount(fake.deduplicate)
+    assert len(lake.parts("keep_list", snapshot)) == 4
+    gone = lake.read("keep_list", snapshot)["sample_id"].to_pylist()[2 * place]
+    write = Lake.write
+
+    def some(self, table, snapshot, number, rows):
+        if table == "keep_list" and number == parts:
+            raise KeyboardInterrupt
+        return write(self, table, snapshot, number, rows)
+
+    monkeypatch.setattr(Lake, "write", some)
+    with pytest.raises(KeyboardInterrupt):
+        forget(lake, [gone])
+    monkeypatch.setattr(Lake, "write", write)
+    forget(lake, [gone])
+    kept = lake.read("keep_list", snapshot).to_pylist()
+    forgotten = Tombstones.read(lake).samples
+    left = {row["group_id"] for row in fake.rows("duplicate_groups") if row["sample_id"] not in forgotten}
+    assert sorted(row["group_id"] for row in kept) == sorted(left) and not forgotten.keys() & {row["sample_id"] for row in kept}
+    assert lake.manifest("deduplicate", snapshot).rows["keep_list"] == len(kept)
 
 
 BLANK = "\x1f\x0b a picture of somebody\u00a0\x1f"

@@ -113,6 +113,14 @@ def test_a_path_that_is_a_pattern(tmp_path):
         Lake(str(tmp_path / "lake[1]"))
 
 
+@pytest.mark.parametrize("spelt", ["{}", "{}/", "{}//", "{}/."])
+def test_every_file_is_found_however_the_path_is_spelt(spelt, lake):
+    lake = Lake(spelt.format(lake.root))
+    lake.create()
+    lake.write("tombstones", "one", 0, [])
+    assert [lake.inside(path) for path in lake.files()] == ["lake.json", "tombstones/snapshot_id=one/part-00000.parquet"]
+
+
 def test_a_lake_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write to the lake"):

@@ -202,7 +202,9 @@ def test_without_controls_it_says_so(tmp_path):
     page = page_of(fake_lake(tmp_path, controls=0))
     assert not page.faults
     assert "No controls were tried" in page.text
-    assert "50.0%\nof 10 training images\nmake the model give back a training image (95% interval" in page.text
+    assert (
+        "50.0%\nof 10 training images\nhave captions that make the model give back a training image (95% interval" in page.text
+    )
     assert "by the paper's rule." in page.text
     assert "not tested" in page.text
     assert "None" not in page.text
@@ -348,11 +350,12 @@ def test_what_laion_calls_unsafe_is_behind_a_checkbox(tmp_path):
 
 # -- the other sections ---------------------------------------------------------------------------------------------------
 
-NIGHT = {"date": "2026-01-01", "model_revision": "<b>r1", "prompts_tried": 100, "rate": 0.25, "rate_lower": 0.2,
-         "rate_upper": 0.3, "panel_prompts": None, "panel_extracted": None, "new_extractions": None,
+NIGHT = {"date": "2026-01-01", "compared_with": None, "model_revision": "<b>r1", "prompts_tried": 100, "rate": 0.25,
+         "rate_lower": 0.2, "rate_upper": 0.3, "panel_prompts": None, "panel_extracted": None, "new_extractions": None,
          "gone_extractions": None, "p_value": None, "verdict": "first"}  # fmt: skip
-SECOND = {**NIGHT, "date": "2026-01-02", "rate": 0.5, "rate_lower": 0.4, "rate_upper": 0.6, "panel_prompts": 20,
-          "panel_extracted": 9, "new_extractions": 3, "gone_extractions": 1, "p_value": 0.0123, "verdict": "worse"}  # fmt: skip
+SECOND = {**NIGHT, "date": "2026-01-02", "compared_with": "2026-01-01", "rate": 0.5, "rate_lower": 0.4, "rate_upper": 0.6,
+          "panel_prompts": 20, "panel_extracted": 9, "new_extractions": 3, "gone_extractions": 1, "p_value": 0.0123,
+          "verdict": "worse"}  # fmt: skip
 
 
 def change(number, kind, caption):
@@ -367,21 +370,38 @@ def test_the_nights_and_what_changed(tmp_path):
     text = page.text
     assert "2026-01-02<b>r110050.0%40.0% – 60.0%9 of 20310.0123worse" in text.replace("\n", "")
     assert text.index("New\n") < text.index(CAPTIONS[0]) < text.index("Gone\n") < text.index("x" * 300)
-    assert "one night only" not in text and "None" not in text
+    assert "no night" not in text and "None" not in text
+    assert "did not on 2026-01-01, or the other way round" in text
     # The bars stand where the rates are.
     bars = [attributes for attributes in page.attributes["circle"] if attributes["cx"] in ("193.0", "483.0")]
     assert [float(bar["cy"]) for bar in bars][-2:] == [report.height(0.25), report.height(0.5)]
 
 
-def test_one_night_has_no_other_to_compare_with(tmp_path):
-    page = page_of(copies(tmp_path, ["a"]))
-    assert "There has been one night only; eidetic nightly makes more." in page.text
-    assert "There was no night before this one." in page.text
+@pytest.mark.parametrize(
+    ("nights", "said"),
+    [
+        ([], "This audit was part of no night."),
+        ([NIGHT], "There was no night before this one."),
+        ([NIGHT, SECOND], "Nothing: the same images of the panel came back as on 2026-01-01."),
+        # Another model or other options begin a new series: nobody knows what changed.
+        ([NIGHT, {**SECOND, "compared_with": None}], "There was no night before this one that it could be compared with"),
+    ],
+)
+def test_nights_without_a_change(nights, said, tmp_path):
+    text = Page(render(copies(tmp_path, ["a"]), nights=nights).decode()).text
+    assert said in text and ("Nothing:" in text) == said.startswith("Nothing:")
+    assert ("This audit was part of no night; eidetic nightly makes them." in text) == (not nights)
 
 
-def test_nights_without_a_change(tmp_path):
-    page = Page(render(copies(tmp_path, ["a"]), nights=[NIGHT, SECOND]).decode())
-    assert "Nothing: the same training images came back." in page.text
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (None, "–"), (0.0, "0.0%"), (0.25, "25.0%"), (0.0123, "1.2%"), (0.00031, "0.031%"), (109 / 350_000, "0.031%"),
+        (5e-8, "0.0000050%"), (1e-30, "0.000000000%"), (0.9996, "99.960%"), (1.0, "100.0%"),
+    ],
+)  # fmt: skip
+def test_a_small_share_is_not_none_and_a_large_one_not_all(share, said):
+    assert report.percent(share) == said
 
 
 def test_many_changes_are_cut(tmp_path):

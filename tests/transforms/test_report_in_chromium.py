@@ -1,6 +1,7 @@
 """The report in a real Chromium: nothing runs but our script, nothing is loaded; eye, keyboard and screen reader get along."""
 
 import io
+import itertools
 import shlex
 
 import numpy as np
@@ -171,6 +172,52 @@ def test_filter_and_sort(usual):
         page.fill("[name=text]", "nothing says this")
         assert shown(page) == []
         assert browser.tried == []
+
+
+@pytest.mark.parametrize("limit", [4, 0])
+def test_distances_are_compared_as_they_were_measured(limit, tmp_path):
+    """And not as they are rounded: 0.1504 is more than 0.15."""
+    fake = copies(tmp_path / "lake", list("abcd"))
+    render(fake)
+    put(fake, "extractions", l2=pa.array([0.1504, 0.15, 0.1496, 0.1502]))
+    (tmp_path / "report.html").write_bytes(report.render(fake.lake, fake.match, "measured", limit))
+    with opened(tmp_path / "report.html") as browser:
+        browser.page.select_option("[name=order]", "l2")
+        assert shown(browser.page) == [3, 2, 4, 1]
+        browser.page.fill("[name=most]", "0.15")
+        assert shown(browser.page) == [3, 2]
+        assert browser.page.get_by_text("0.150", exact=True).count() == 4
+
+
+def test_whoever_comes_back_finds_the_page_as_its_controls_say(usual):
+    with opened(usual) as browser:
+        page = browser.page
+        everything = shown(page)
+        page.select_option("[name=order]", "l2")
+        page.select_option("[name=verdict]", "both")
+        page.fill("[name=most]", "0.1")
+        page.locator("#e1 .pictures").click()
+        assert page.locator(".reveal").is_checked() and shown(page) != everything
+        page.goto("about:blank")
+        page.go_back()
+        page.wait_for_timeout(300)
+        assert shown(page) == everything
+        names = ("order", "verdict", "most")
+        assert [page.locator(f"[name={name}]").input_value() for name in names] == ["rank", "", ""]
+        assert not page.locator(".reveal").is_checked()
+
+
+def test_the_labels_of_many_nights_stand_side_by_side(tmp_path):
+    nights = [{**SECOND, "date": f"2026-01-{day:02}"} for day in range(1, 32)]
+    for count in (8, 9, 12, 31):
+        (tmp_path / "report.html").write_bytes(render(copies(tmp_path / str(count), ["a"]), nights=nights[:count]))
+        with opened(tmp_path / "report.html") as browser:
+            ends = browser.page.evaluate(
+                """() => [...document.querySelectorAll('svg[aria-label^="Extraction rate by night"] text[y="234"]')]
+                    .filter((label) => label.textContent !== '').map((label) => label.getBoundingClientRect())
+                    .map((box) => [box.left, box.right])"""
+            )
+        assert len(ends) > 3 and all(one[1] < other[0] for one, other in itertools.pairwise(ends))
 
 
 def test_the_keyboard_gets_everywhere(usual):
