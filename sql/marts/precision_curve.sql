@@ -3,8 +3,16 @@
 -- distance that the calibrated verdict goes by. False ones are what controls say: pictures that the model never saw.
 -- If as large a share of the tried images were called by chance as of the controls, expected_false would be false.
 -- Where a prompt has more generations than a control, that share is multiplied by as much (no more than 1).
+-- Controls are counted as they are now: calibration still has those that were forgotten, whose distances are gone.
 WITH chosen AS (
-    SELECT *, ceil(generations_per_prompt / greatest(generations_per_control, 1)) AS times FROM calibration WHERE chosen
+    SELECT
+        distance,
+        threshold,
+        images_tested,
+        ceil(generations_per_prompt / greatest(generations_per_control, 1)) AS times,
+        (SELECT CAST(count(distance) AS INTEGER) FROM control_distances) AS n_controls
+    FROM calibration
+    WHERE chosen
 ),
 
 nearest AS (

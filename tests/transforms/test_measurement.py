@@ -391,6 +391,19 @@ def test_the_precision_curve_counts_the_controls_that_are_as_near(tmp_path):
     assert rows[-1]["controls_called"] >= 7 and {row["called"] for row in rows} == {True, False}
 
 
+def test_a_forgotten_control_is_no_control_of_the_precision_any_more(tmp_path):
+    fake = fake_lake(tmp_path, controls=60, controls_within_delta=60, calibrated_distance="l2", images_per_control=4)
+    before = measured(fake)["precision_curve"][-1]
+    assert (before["controls_called"], before["n_controls"]) == (60, 60)
+    forgotten = {row["sample_id"] for row in fake.rows("samples") if row["role"] == "control"}
+    forgotten -= set(sorted(forgotten)[:20])
+    rewrite(fake, "matches", lambda rows: [row for row in rows if row["sample_id"] not in forgotten])
+    rewrite(fake, "generations", lambda rows: [row | {"image": None, "reason": "the picture was removed"} for row in rows])
+    after = measured(fake, "again")["precision_curve"][-1]
+    assert (after["controls_called"], after["n_controls"]) == (20, 20)
+    assert after["expected_false"] == before["expected_false"]
+
+
 def test_without_controls_no_precision_is_claimed(tmp_path):
     rows = measured(fake_lake(tmp_path, controls=0))["precision_curve"]
     assert rows and {row["precision"] for row in rows} == {None} == {row["expected_false"] for row in rows}
