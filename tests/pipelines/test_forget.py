@@ -295,8 +295,11 @@ def test_a_control_is_forgotten_and_no_rate_moves(lake, site):
         assert old["n_controls"] - row["n_controls"] == 1 and 0 <= old["controls_called"] - row["controls_called"] <= 1
         for name in ("n_controls", "controls_called"):
             del row[name], old[name]
+    for row, old in zip(after["precision_curve"], before["precision_curve"], strict=True):
+        assert old["n_controls"] - row["n_controls"] == 1 and 0 <= old["controls_called"] - row["controls_called"] <= 1
+        assert (row["rank"], row["group_id"], row["called"]) == (old["rank"], old["group_id"], old["called"])
     # "cost" counts the pictures of a control as well.
-    same = after.keys() - {"yield", "cost"}
+    same = after.keys() - {"yield", "cost", "precision_curve"}
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     prompts = lake.read("prompts", lake.latest("generate").snapshot_id).to_pylist()
     assert [(row["text"], row["origin"]) for row in prompts if row["stratum"] == "forgotten"] == [("[forgotten]", "control")]
