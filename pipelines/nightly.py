@@ -150,6 +150,10 @@ def controls_of(lake: Lake, groups: Manifest) -> int:
     return sum(row["role"] == "control" and row["status"] == "success" for row in table.to_pylist())
 
 
+def groups_of(lake: Lake, deduplicated: Manifest) -> int:
+    return len(lake.read("duplicate_groups", deduplicated.snapshot_id, ["group_id"])["group_id"].unique())
+
+
 @dataclasses.dataclass(frozen=True)
 class Panel:
     """The panel that the nights before have tried.
@@ -272,12 +276,15 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     groups = (lake.manifest("deduplicate", panel.groups) if panel else None) or data.deduplicate
     panel_controls, controls = (controls_of(lake, one) for one in (groups, data.deduplicate))
     sizes = share(lake, options, generation, revisions, panel_controls, controls, panel.size if panel else None)
+    # No more than there are: a larger budget is then no other night, and what it can see is told of what it can try.
+    sizes = dataclasses.replace(sizes, rotating=min(sizes.rotating, groups_of(lake, data.deduplicate)))
     # Drawn anew when there is something new: else the same prompts would only be tried again.
     state = digest("rotating", same, revision, data.deduplicate.snapshot_id, sizes.rotating)
     drawn_by = [row["rotating_seed"] for row in before if row["rotating_options"] == state]
     seed = drawn_by[0] if drawn_by else int(digest("rotating", date, generation.seed)[:7], 16)
     rate = share_extracted(nights.read_night(lake, last)) if last else 0.0
-    say(told_power(nights.power(sizes.panel, sizes.rotating, rate, options.significance), sizes))
+    tried = dataclasses.replace(sizes, panel=min(sizes.panel, groups_of(lake, groups)))
+    say(told_power(nights.power(tried.panel, tried.rotating, rate, options.significance), tried))
 
     of_panel = dataclasses.replace(generation, max_prompts=sizes.panel)
     panel_matched, panel_measured = one_audit(execution, parsed, of_panel, groups)

@@ -6,6 +6,7 @@ All tests are exact and one-sided: they ask whether the later night gives back m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -96,18 +97,30 @@ def mcnemar_power(prompts: int, newly: float, no_longer: float, significance: fl
 
 def fisher_power(rate: float, worse: float, tried_before: int, tried_after: int, significance: float) -> float:
     """Probability that ``fisher`` of one stratum is at most ``significance`` where its rate rises to ``worse``."""
+    from scipy.stats import binom
+
+    likely, fewest = _fewest_significant(rate, tried_before, tried_after, significance)
+    return float(likely @ binom.sf(fewest - 1, tried_after, worse))
+
+
+@functools.lru_cache
+def _fewest_significant(rate: float, tried_before: int, tried_after: int, significance: float) -> tuple[np.ndarray, np.ndarray]:
+    """How likely each number of extractions before is, and the fewest after it that are significant, if need be one too many.
+
+    Remembered, since the smallest change is looked for among many and this is most of the work.
+    """
     from scipy.stats import binom, hypergeom
 
     before = np.arange(tried_before + 1)
     likely = binom.pmf(before, tried_before, rate)
     before, likely = before[likely > 1e-12], likely[likely > 1e-12]
-    # The fewest after that are significant, by bisection for all at once; tried_after + 1 where none are.
+    # By bisection for all at once; tried_after + 1 where none are.
     low, high = np.full(len(before), -1), np.full(len(before), tried_after + 1)
     while (high - low > 1).any():
         middle = np.clip((low + high) // 2, 0, tried_after)
         small = hypergeom.sf(middle - 1, tried_before + tried_after, before + middle, tried_after) <= significance
         low, high = np.where(small, low, np.maximum(low, middle)), np.where(small, np.minimum(high, middle), high)
-    return float(likely @ binom.sf(high - 1, tried_after, worse))
+    return likely, high
 
 
 def smallest_change(power: Callable[[float], float], most: float, wanted: float = 0.8) -> float | None:
