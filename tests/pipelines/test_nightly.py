@@ -65,7 +65,7 @@ class Box:
             f"--lake={self.lake.root}", f"--date={date}", f"--metadata={self.folder}/training",
             f"--controls={self.folder}/controls", f"--clip_model={self.folder}/clip", f"--image_size={SIDE}",
             "--encode_format=png", "--allow_private_hosts", "--duplicate_threshold=0.999999", "--device=cpu", "--timeout=5",
-            "--keep=all", *(f"--{name}={value}" for name, value in options.items()),
+            "--keep=all", "--threads=4", "--pixel_band=0", *(f"--{name}={value}" for name, value in options.items()),
         ]  # fmt: skip
 
     def night(self, date, **options):
