@@ -9,8 +9,9 @@ AIRFLOW := build/airflow_venv
 audit: install
 	$(BIN)/eidetic demo --lake lake
 
+# A file of tests for each core, and in it one thread: those of several processes would wait for one another.
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

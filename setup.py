@@ -38,6 +38,7 @@ setup(
         "dataflow": ["apache-beam[gcp]>=2.77"],
         "test": [
             "pytest>=9.0",
+            "pytest-xdist>=3.8",
             "ruff",
             "mypy",
             "hypothesis>=6.155",
