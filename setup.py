@@ -47,5 +47,5 @@ setup(
             "axe-playwright-python>=0.1.8",
         ],
     },
-    entry_points={"console_scripts": ["eidetic = pipelines.cli:main"]},
+    entry_points={"console_scripts": ["eidetic = pipelines.cli:script"]},
 )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from pipelines.stage import TemplateWritten
 from transforms.errors import UserError
@@ -56,5 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_verb(module.main, words[1:])
 
 
+def leave(code: int) -> NoReturn:
+    """Ends the process with this exit code, whatever threads are left.
+
+    A native thread (Arrow's, gRPC's) that turns to Python while the interpreter ends aborts the process: its work is done, and
+    a scheduler that goes by the code hears that it wasn't.
+    """
+    atexit._run_exitfuncs()
+    # Nobody may be reading any more.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def script() -> NoReturn:
+    """The command ``eidetic``."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

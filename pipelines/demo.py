@@ -71,6 +71,6 @@ def _site(argv: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import run_verb
+    from pipelines.cli import leave, run_verb
 
-    sys.exit(run_verb(main, sys.argv[1:]))
+    leave(run_verb(main, sys.argv[1:]))

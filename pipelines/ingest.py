@@ -355,6 +355,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import run_verb
+    from pipelines.cli import leave, run_verb
 
-    sys.exit(run_verb(main, sys.argv[1:]))
+    leave(run_verb(main, sys.argv[1:]))

@@ -343,9 +343,13 @@ def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
 
 def open_parquet(path: str) -> pq.ParquetFile:
     """A Parquet file, to be read by row group. A file that is not Parquet is a UserError."""
-    source = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    # Arrow itself reads what it can reach: its threads that read by way of Python may still hold some of it when the
+    # interpreter ends, which aborts the process, and its exit code is lost.
+    source = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) if "://" in path else path
     try:
         return pq.ParquetFile(source)
+    except FileNotFoundError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path!r} is not a Parquet file ({error}); mend or remove it") from error
 

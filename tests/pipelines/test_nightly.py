@@ -355,7 +355,7 @@ def test_a_night_with_nothing_new_loads_no_model(box, monkeypatch):
     heavy = [name for name in HEAVY if name != "duckdb"]
     code = (
         "import sys; from pipelines import cli; code = cli.main(['nightly', *sys.argv[1:]]); "
-        f"print(code, [name for name in {heavy!r} if name in sys.modules])"
+        f"print(code, [name for name in {heavy!r} if name in sys.modules]); cli.leave(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
