@@ -42,9 +42,9 @@ from transforms.lake import (
     write_parquet,
 )
 from transforms.measurement import DATABASE
-from transforms.proof import TEXTS, quoted
+from transforms.proof import TEXTS, quotations
 from transforms.schema import TABLES
-from transforms.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, plain_url, sha256
+from transforms.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, plain_url, sha256, tombstone_rows
 
 NAMED = 5
 """How many unknown ids an error message names."""
@@ -137,7 +137,7 @@ class Chosen:
         self.sample_ids = set(named.sample_ids)
         self.urls = {sha256(plain_url(url)) for url in named.urls}
         self.contents: set[str] = set()
-        self.found = {row["sample_id"] for row in _tombstone_rows(lake, ("sample",))}
+        self.found = {row["sample_id"] for row in tombstone_rows(lake, ("sample",))}
         self._grow()
 
     def _grow(self) -> None:
@@ -163,7 +163,7 @@ class Chosen:
 
     def _rows(self) -> Iterator[tuple[str | None, set[str], str | None]]:
         """sample_id, and SHA-256 of url and of bytes: from tombstones, by which those are known that are gone, and samples."""
-        for row in _tombstone_rows(self.lake, ("url", "content")):
+        for row in tombstone_rows(self.lake, ("url", "content")):
             is_url = row["kind"] == "url"
             yield row["sample_id"], {row["sha256"]} if is_url else set(), None if is_url else row["sha256"]
         for path in self.lake.every_part("samples"):
@@ -171,7 +171,7 @@ class Chosen:
                 yield row["sample_id"], set(map(sha256, _forms(row["url"]))), row["sha256"]
 
     def _by_pictures(self) -> None:
-        pictures = {(row["sha256"], row["length"]) for row in _tombstone_rows(self.lake, ("picture",))
+        pictures = {(row["sha256"], row["length"]) for row in tombstone_rows(self.lake, ("picture",))
                     if row["sample_id"] in self.sample_ids}  # fmt: skip
         for row in rows_of(self.lake, "images", self.sample_ids, ["image"]):
             self.found.add(row["sample_id"])
@@ -209,12 +209,6 @@ def _forms(url: str | None) -> set[str]:
     return {url, plain_url(url)} if url else set()
 
 
-def _tombstone_rows(lake: Lake, kinds: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for path in lake.every_part("tombstones"):
-        table = read_parquet(path)
-        yield from table.filter(pc.field("kind").isin(list(kinds))).to_pylist()
-
-
 def rows_of(lake: Lake, table: str, sample_ids: set[str], columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of some samples in all snapshots of a table: ``sample_id`` and these columns."""
     for path in lake.every_part(table):
@@ -244,7 +238,7 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
         UserError: if the reason holds a url or a caption that is forgotten; nothing is written then.
     """
     now = datetime.datetime.now(datetime.UTC)
-    there = {(row["kind"], row["sample_id"], row["sha256"]) for row in _tombstone_rows(lake, KINDS)}
+    there = {(row["kind"], row["sample_id"], row["sha256"]) for row in tombstone_rows(lake, KINDS)}
     urls = list(urls)
     new: dict[tuple[str, str | None, str], dict[str, Any]] = {}
 
@@ -289,7 +283,7 @@ def bury(lake: Lake, sample_ids: set[str], urls: Iterable[str], reason: str) -> 
                             add_content(kind, None, content)
     rows = list(new.values())
     texts = [Fingerprint(row["sha256"], row["length"], row["ending"])
-             for row in [*rows, *_tombstone_rows(lake, TEXTS)] if row["kind"] in TEXTS]  # fmt: skip
+             for row in [*rows, *tombstone_rows(lake, TEXTS)] if row["kind"] in TEXTS]  # fmt: skip
     if _names(reason, texts, urls):
         raise UserError(
             "--reason holds a url or a caption of what is forgotten, and stays in the lake; say it without, by the number of a "
@@ -370,8 +364,8 @@ def remove(lake: Lake) -> dict[str, int]:
 
     # Prompts before generations and matches: from then on they say themselves that they are touched.
     captions, without_group = _lone_captions(lake, gone), _without_own_match(lake, gone)
-    texts = [text for path in lake.every_part("prompts") for text in read_parquet(path, ["text"])["text"].to_pylist()]
-    quotes = quoted(lake, tombstones, texts)
+    texts = (read_parquet(path, ["text"])["text"].to_pylist() for path in lake.every_part("prompts"))
+    quotes = quotations(lake, tombstones, texts)
 
     def prompts(table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
@@ -387,8 +381,8 @@ def remove(lake: Lake) -> dict[str, int]:
 
     changed["prompts"] = _rewrite(lake, "prompts", prompts)
 
-    pictures = {row["sha256"] for row in _tombstone_rows(lake, ("picture", "generation"))}
-    lengths = {row["length"] for row in _tombstone_rows(lake, ("picture", "generation"))}
+    pictures = {row["sha256"] for row in tombstone_rows(lake, ("picture", "generation"))}
+    lengths = {row["length"] for row in tombstone_rows(lake, ("picture", "generation"))}
 
     def generations(table: pa.Table) -> pa.Table:
         keys = zip(table["audit_id"].to_pylist(), table["prompt_id"].to_pylist(), table["image"], strict=True)
@@ -519,7 +513,7 @@ def _status(tombstones: Tombstones, **cells: Any) -> Callable[[pa.Table], pa.Tab
 
 def _lone_captions(lake: Lake, gone: set[str]) -> set[str]:
     """SHA-256 of the forgotten captions, and of the prompts that stand for forgotten samples, that no remaining one has."""
-    captions = {row["sha256"] for row in _tombstone_rows(lake, ("caption",))}
+    captions = {row["sha256"] for row in tombstone_rows(lake, ("caption",))}
     captions |= {sha256(row["text"].strip()) for row in rows_of(lake, "prompts", gone, ["text"])}
     for path in lake.every_part("samples") if captions else ():
         table = read_parquet(path, ["sample_id", "caption"])

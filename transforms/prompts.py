@@ -105,13 +105,13 @@ def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: 
         texts: the prompts.
         images: how many generations to make of a prompt.
     """
-    from transforms.proof import quoted
+    from transforms.proof import quotations
 
     groups = {row["sample_id"]: row for row in lake.read("duplicate_groups", deduplicate.snapshot_id).to_pylist()}
     largest: dict[str, dict[str, Any]] = {}
     wanted = set(texts)
     tombstones = Tombstones.read(lake)
-    quotes = quoted(lake, tombstones, texts)
+    quotes = quotations(lake, tombstones, [texts])
     forgotten = {text for text in texts if sha256(text) in tombstones.captions}
     for sample in _captions(lake, deduplicate).to_pylist():
         group = groups.get(sample["sample_id"])

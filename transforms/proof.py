@@ -24,7 +24,7 @@ from transforms import measurement, report
 from transforms.errors import UserError
 from transforms.kernels.fingerprints import Fingerprint, Needles
 from transforms.lake import Lake, open_parquet, read_bytes, read_parquet
-from transforms.tombstones import Tombstones, sha256
+from transforms.tombstones import Tombstones, sha256, tombstone_rows
 
 TEXTS = ("url", "caption")
 
@@ -271,11 +271,10 @@ def said_by_others(lake: Lake, tombstones: Tombstones, texts: set[bytes]) -> tup
     return inside, whole
 
 
-def quoted(lake: Lake, tombstones: Tombstones, texts: Iterable[str]) -> set[str]:
+def quotations(lake: Lake, tombstones: Tombstones, batches: Iterable[list[str]]) -> set[str]:
     """The forgotten urls and captions, of 16 bytes or more, that texts hold among other words and no remaining sample has."""
-    kept = (row for path in lake.every_part("tombstones") for row in read_parquet(path).to_pylist())
-    needles = Needles(Fingerprint(row["sha256"], row["length"], row["ending"]) for row in kept if row["kind"] in TEXTS)
-    there = {there for _, there in parts([text.encode() for text in texts], needles)}
+    needles = Needles(Fingerprint(row["sha256"], row["length"], row["ending"]) for row in tombstone_rows(lake, TEXTS))
+    there = {there for texts in batches for _, there in parts([text.encode() for text in texts], needles)}
     inside, _ = said_by_others(lake, tombstones, there)
     return {text.decode() for text in there - inside}
 

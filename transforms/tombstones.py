@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +34,13 @@ def plain_url(url: str) -> str:
     return url if parts is None else f"{parts[1].lower()}{parts[2] or ''}{parts[3].lower()}{url[parts.end() :]}"
 
 
+def tombstone_rows(lake: Lake, kinds: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows of ``tombstones`` that are of these kinds."""
+    wanted = pc.field("kind").isin(list(kinds))
+    for path in lake.every_part("tombstones"):
+        yield from read_parquet(path).filter(wanted).to_pylist()
+
+
 @dataclasses.dataclass(frozen=True)
 class Tombstones:
     """Those of a lake as they are now.
@@ -51,10 +60,8 @@ class Tombstones:
     @classmethod
     def read(cls, lake: Lake) -> Tombstones:
         found: dict[str, dict[str, str]] = {"sample": {}, "url": {}, "content": {}, "caption": {}}
-        for path in lake.every_part("tombstones"):
-            table = read_parquet(path, ["kind", "sample_id", "sha256", "reason"])
-            for row in table.filter(pc.field("kind").isin(list(found))).to_pylist():
-                found[row["kind"]][row["sample_id"] if row["kind"] == "sample" else row["sha256"]] = row["reason"]
+        for row in tombstone_rows(lake, found):
+            found[row["kind"]][row["sample_id"] if row["kind"] == "sample" else row["sha256"]] = row["reason"]
         return cls(*found.values())
 
     def of(self, sample_id: str, url: str | None) -> str | None:
