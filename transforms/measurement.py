@@ -219,9 +219,15 @@ def build_database(lake: Lake) -> str:
             for name, ids in snapshots.items():
                 # Snapshots may share parts.
                 parts = list(dict.fromkeys(part for snapshot in sorted(ids) for part in lake.parts(name, snapshot)))
-                if not parts:
+                if not parts and name in TABLES:
+                    # What there is none of yet (nights, tombstones) can be asked for too.
+                    none = TABLES[name].schema.empty_table().append_column("snapshot_id", pa.array([], pa.string()))
+                    connection.register("empty", none)
+                    connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM empty')
+                    connection.unregister("empty")
+                elif not parts:
                     continue
-                if is_local(lake):
+                elif is_local(lake):
                     # Tables, snapshots and parts have names without a quote.
                     inside = [part.removeprefix(lake.root).lstrip("/") for part in parts]
                     files = ", ".join(f"lake_root() || '/{part}'" for part in inside)

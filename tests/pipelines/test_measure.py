@@ -35,6 +35,14 @@ def test_it_leaves_marts_database_and_report(tmp_path):
     assert ask(fake.lake, "SELECT count(*) FROM verdicts") == [(len(fake.behaviour),)]
 
 
+def test_what_there_is_none_of_yet_can_be_asked_for(tmp_path):
+    fake = fake_lake(tmp_path)
+    run(fake)
+    for table in ("history", "night_changes", "tombstones"):
+        assert ask(fake.lake, f"SELECT * FROM {table}") == []
+    assert ask(fake.lake, "SELECT max(rate), any_value(snapshot_id) FROM history") == [(None, None)]
+
+
 def test_a_second_run_does_nothing(tmp_path):
     fake = fake_lake(tmp_path)
     first = run(fake)
