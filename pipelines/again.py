@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.device import DeviceOptions
+from pipelines.generate import generator_again
 from pipelines.options import CommonOptions, option, parse
 from pipelines.query import printable
 from transforms.errors import UserError
@@ -54,7 +55,7 @@ def run(lake: Lake, options: AgainOptions, device: str) -> str:
         raise UserError(f"--out is {options.out!r}, and there is no folder {folder!r}; make it, or name another place")
     audit = _audit(lake, options.audit)
     text, row = _generation(lake, audit, options.prompt_id, options.sample_index)
-    generator = _generator(audit, options.model, device)
+    generator = generator_again(audit, options.model, device)
     generator.load()
     (attempt,) = generator.generate(text, [row["seed"]])
     if attempt.image is None:
@@ -67,7 +68,8 @@ def run(lake: Lake, options: AgainOptions, device: str) -> str:
     return "\n".join(
         [
             f"prompt   {printable(text)}",
-            f"made     seed {row['seed']}, {generator.steps} steps, guidance scale {generator.guidance_scale:g}, on {device}",
+            f"made     seed {row['seed']}, {audit.parameters['steps']} steps, "
+            f"guidance scale {audit.parameters['guidance_scale']:g}, on {device}",
             f"picture  {options.out}",
             "l2       the audit did not keep its picture, so there is nothing to compare with"
             if row["image"] is None
@@ -115,27 +117,6 @@ def _has_a_tombstone(lake: Lake, prompt: dict[str, Any]) -> bool:
     tombstones = Tombstones.read(lake)
     nobodys = prompt["sample_id"] is None
     return prompt["sample_id"] in tombstones.samples or (nobodys and sha256(prompt["text"].strip()) in tombstones.captions)
-
-
-def _generator(audit: Manifest, model: str | None, device: str) -> DiffusersGenerator:
-    """The audit's model with the audit's parameters. UserError where it is another model by now."""
-    wanted = audit.parameters["model_revision"]
-    generator = DiffusersGenerator(
-        model=model or audit.facts["model"],
-        steps=audit.parameters["steps"],
-        guidance_scale=audit.parameters["guidance_scale"],
-        batch_size=1,
-        device=device,
-        dtype=audit.parameters["dtype"],
-        hub_revision=wanted,
-    )
-    found = generator.revision()
-    if found != wanted:
-        raise UserError(
-            f"the model {generator.model!r} has revision {found}, the audit {audit.snapshot_id} was made with {wanted}; "
-            "name that one with --model"
-        )
-    return generator
 
 
 def main(argv: Sequence[str]) -> None:

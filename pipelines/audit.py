@@ -74,12 +74,13 @@ def run(execution: Execution, parsed: Parsed) -> None:
     """Runs what is missing and prints the summary."""
     device = parsed[DeviceOptions]
     # What can be wrong with the model is found before hours of download, not after.
-    generate.generator(parsed[generate.GenerateOptions], device.resolved()).revision()
+    images = generate.generator(parsed[generate.GenerateOptions], device.resolved())
+    images.revision()
     taken = ingest.run(execution, parsed[ingest.IngestOptions])
     embedded = embed.run(execution, parsed[embed.EmbedOptions], device, taken)
     grouped = deduplicate.run(execution, parsed[deduplicate.DeduplicateOptions], embedded)
     made = generate.run(execution, parsed[generate.GenerateOptions], device, grouped)
-    matched = match.run(execution, parsed[match.MatchOptions], device, made)
+    matched = match.run(execution, parsed[match.MatchOptions], device, made, images)
     measured = measure.run(execution, parsed[measure.MeasureOptions], matched)
     print(measure.summary(execution.lake, measured))
 

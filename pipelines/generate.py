@@ -4,8 +4,9 @@ reads   duplicate_groups, samples (and embeddings, for the controls); a diffuser
 writes  prompts, generations, cliques
 
 The prompts are the captions of the groups' representatives, drawn by strata of group size, and those of all controls; or
-the user's own (--prompts). The images of one prompt are made, compared by the clique test and kept or dropped before the
-next prompt begins; a run that is killed and started again repeats none of the finished prompts.
+the user's own (--prompts). The images of one prompt are made, compared with the image whose caption it is and with one another
+(the clique test), and kept or dropped before the next prompt begins; a run that is killed and started again repeats none of the
+finished prompts. Of what is dropped a thumbnail stays, by which match finds what else it may show.
 
   eidetic generate --lake lake --model CompVis/stable-diffusion-v1-4 --device cuda --dtype float16 --max_prompts 100
 """
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from transforms.generation import Filter, GeneratorHandler
 
 
+LARGE = 100_000
+"""Images of an audit from which on one picture a prompt is stored, unless --keep says otherwise: 500 times as many fill disks."""
+
+
 @dataclasses.dataclass(frozen=True)
 class GenerateOptions:
     """Generation: prompts, the model, and the filter."""
@@ -51,10 +56,14 @@ class GenerateOptions:
     seed: int = option(0, "base seed; each image's own seed is a hash of it, its prompt and its number")
     clique_distance: float = option(0.15, "generations are joined where their tiled l2 is below this")
     clique_size: int = option(10, "flagged from this many nodes on (paper: 10 of 500)")
-    keep: str = option(
-        "flagged", "whose images are stored (the controls' always, but for none)", choices=("flagged", "all", "none")
+    keep: str | None = option(
+        None,
+        "which images are stored: all of the flagged prompts and of the controls, and of every other prompt the nearest to its "
+        "own image (flagged); that one of every prompt, and the clique's central one (nearest); all; or none "
+        f"(default: nearest from {LARGE:,} images on, else flagged)",
+        choices=("flagged", "nearest", "all", "none"),
     )
-    unflagged_fraction: float = option(0.05, "share of the unflagged prompts whose images are stored as well")
+    unflagged_fraction: float = option(0.05, "with flagged: share of the unflagged prompts of which all images are stored")
     seconds_per_image: float | None = option(None, "for --plan: expected device time of one image")
 
     def __post_init__(self) -> None:
@@ -77,9 +86,14 @@ class GenerateOptions:
         return Filter(
             clique_distance=self.clique_distance,
             clique_size=self.clique_size,
-            keep=self.keep,
+            keep=self.kept,
             unflagged_fraction=self.unflagged_fraction,
         )
+
+    @property
+    def kept(self) -> str:
+        """``keep``, or what it is by default."""
+        return self.keep or ("nearest" if self.max_prompts * self.images_per_prompt >= LARGE else "flagged")
 
     @property
     def control_images(self) -> int:
@@ -108,11 +122,38 @@ def generator(options: GenerateOptions, device: str) -> Generator:
     )
 
 
+def generator_again(audit: Manifest, model: str | None, device: str) -> Generator:
+    """What made the images of an audit, with its parameters; ``model`` is where it is now. UserError where it is another one."""
+    wanted = audit.parameters["model_revision"]
+    where = model or audit.facts["model"]
+    made: Generator
+    if audit.parameters["generator"] == FolderGenerator.kind:
+        made = FolderGenerator(where)
+    else:
+        made = DiffusersGenerator(
+            model=where,
+            steps=audit.parameters["steps"],
+            guidance_scale=audit.parameters["guidance_scale"],
+            batch_size=1,
+            device=device,
+            dtype=audit.parameters["dtype"],
+            hub_revision=wanted,
+        )
+    found = made.revision()
+    if found != wanted:
+        raise UserError(
+            f"the model {where!r} has revision {found}, the audit {audit.snapshot_id} was made with {wanted}; "
+            "name that one with --model"
+        )
+    return made
+
+
 def stage(lake: Lake, options: GenerateOptions, deduplicate: str, images: Generator) -> Stage:
     """What ``generate`` would make of the groups of snapshot ``deduplicate``."""
     shaping = parameters(options, leave_out=NO_PARAMETERS)
     if options.prompts is not None:
         shaping["prompts_digest"] = digest("prompts", prompt_rows.read_prompt_list(options.prompts))
+    shaping["keep"] = options.kept
     shaping["generator"] = images.kind
     shaping["model_revision"] = images.revision()
     done = lake.manifest("deduplicate", deduplicate)
@@ -206,6 +247,7 @@ def run(execution: Execution, options: GenerateOptions, device: DeviceOptions, d
 
     def work(planned: Stage) -> dict[str, Any]:
         from transforms.generation import GeneratorHandler, result_folder
+        from transforms.images import ImageStore
 
         audit = planned.snapshot_id
         rows, left_out = _prompts(lake, done, options, images)
@@ -217,7 +259,10 @@ def run(execution: Execution, options: GenerateOptions, device: DeviceOptions, d
                 f"{left_out:,} groups that are duplicated least; raise --max_prompts, or --budget of a night, to hear of them"
             )
         parts = write_prompts(lake, audit, rows, planned)
-        handler = GeneratorHandler(images, options.filter, options.seed)
+        embed = lake.manifest("embed", done.upstream["embed"])
+        assert embed is not None, "a complete snapshot's upstream is complete"
+        store = ImageStore(lake, embed.upstream["ingest"], embed.snapshot_id)
+        handler = GeneratorHandler(images, options.filter, options.seed, store)
         folder = result_folder(lake, audit)
         progress = Progress("generate", lambda: len(list_files(folder, ".parquet")), len(rows), "prompts")
         execution.run(lambda pipeline: build(pipeline, lake, audit, parts, handler, device.hint()), progress)

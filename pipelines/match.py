@@ -1,11 +1,13 @@
-"""Compares the kept generations with the training images, calibrates on the controls, and counts the finds' repeats.
+"""Compares generations with the training images, calibrates on the controls, and counts the finds' repeats.
 
-reads   prompts, generations, duplicate_groups, embeddings, images
-writes  matches, calibration, eidetic_counts, audits
+reads   prompts, generations, duplicate_groups, embeddings, images; the model, for generations that are made again
+writes  matches, regenerations, decoys, copy_calibration, calibration, eidetic_counts, audits
 
-Every kept generation is compared with the images whose caption made it and with the nearest ones of the whole training set
-(by CLIP); those of a control with this control and its nearest neighbours among the controls. extracted is the paper's
-verdict (l2 ≤ --delta); the calibrated threshold is the one that controls seldom pass (docs/calibration.md).
+Every stored generation is compared with the image whose caption made it and with the nearest ones of the whole training set (by
+CLIP and by thumbnail), those of controls too. Two questions are asked, and never mixed. copied: is a generation that image,
+nearer to it than held-out pictures ever come to any? seen: does the model come nearer to an image by its caption than to
+controls by theirs? extracted is the paper's verdict (l2 ≤ --delta). A generation that was not stored, and whose thumbnail lies
+near another training image, is made again first (docs/calibration.md).
 
   eidetic match --lake lake --delta 0.15 --max_false_positive_rate 0.01
 """
@@ -17,22 +19,49 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.device import DeviceOptions
 from pipelines.embed import encoder
+from pipelines.generate import generator_again
 from pipelines.options import CommonOptions, option, parameters, parse
-from pipelines.stage import Execution, Progress, Stage, machine, versions
+from pipelines.stage import Execution, Progress, Stage, machine, say, versions
 from transforms.errors import UserError
+from transforms.generators import Generator
 from transforms.identity import digest
-from transforms.lake import Lake, Manifest, count_rows, delete, part_number, write_parquet
-from transforms.tombstones import RETIRED
+from transforms.kernels.copies import Limits, limits
+from transforms.kernels.distances import COARSE
+from transforms.lake import (
+    Lake,
+    Manifest,
+    count_rows,
+    delete,
+    list_files,
+    open_parquet,
+    part_number,
+    read_parquet,
+    write_parquet,
+)
+from transforms.tombstones import RETIRED, Tombstones
+
+if TYPE_CHECKING:
+    # Beam's RunInference imports torch; a verb that has nothing to do must not wait for it.
+    from transforms.matching import Task
 
 DISTANCES = ("l2", "tiled_l2", "adaptive_l2")
+
+MOST_DECOYS = 2_000
+"""So many decoys of a kind are judged, drawn by hash: enough to see one in a thousand."""
+
+DECOYS_PER_PART = 250
+
+RECALL_SAMPLE = 200
+"""Generations on which the candidates are compared with brute force."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +70,21 @@ class MatchOptions:
 
     delta: float = option(0.15, "extracted from this l2 down (paper: 0.15)")
     eidetic_delta: float = option(0.1, "training images within this l2 of a find are counted as k (paper: 0.1)")
-    neighbours: int = option(64, "images that CLIP finds near a generation and whose pixels are compared")
+    neighbours: int = option(64, "images that CLIP finds near a generation and whose pixels are compared; thumbnails as many")
     adaptive_others: int = option(50, "the n of the adaptive distance (paper: 50)")
     adaptive_alpha: float = option(0.5, "the alpha of the adaptive distance (paper: 0.5)")
-    max_false_positive_rate: float = option(0.01, "chance, per image, that a control-like image is called extracted")
-    calibrated_distance: str = option("adaptive_l2", "the distance that extracted_calibrated goes by", choices=DISTANCES)
+    copy_ratio: float = option(0.5, "a copy lies nearer to its image than this share of the distance to any other")
+    max_false_positive_rate: float = option(
+        0.01, "chance that an image which the model never saw is called seen, and that a new picture is called a copy"
+    )
+    calibrated_distance: str = option("adaptive_l2", "the distance that seen goes by", choices=DISTANCES)
+    regenerate: bool = option(
+        True,
+        "make generations again that were not stored and may be copies of other images (--no_regenerate: the model is gone)",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("delta", "eidetic_delta", "max_false_positive_rate"):
+        for name in ("delta", "eidetic_delta", "copy_ratio", "max_false_positive_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}, expected between 0 and 1")
         for name in ("neighbours", "adaptive_others"):
@@ -56,6 +92,13 @@ class MatchOptions:
                 raise UserError(f"--{name} is {getattr(self, name)}, expected 1 or more")
         if self.adaptive_alpha <= 0:
             raise UserError(f"--adaptive_alpha is {self.adaptive_alpha}, expected over 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """The model that made the audit's generations."""
+
+    model: str | None = option(None, "where it is now: hub id or local folder (default: where it was)")
 
 
 def stage(lake: Lake, options: MatchOptions, generate: str) -> Stage:
@@ -70,8 +113,14 @@ def stage(lake: Lake, options: MatchOptions, generate: str) -> Stage:
     )
 
 
-def run(execution: Execution, options: MatchOptions, device: DeviceOptions, generate: Manifest | None = None) -> Manifest:
-    """Runs the stage on the newest generations, or on those of ``generate``."""
+def run(
+    execution: Execution,
+    options: MatchOptions,
+    device: DeviceOptions,
+    generate: Manifest | None = None,
+    images: Generator | None = None,
+) -> Manifest:
+    """Runs the stage on the newest generations, or on those of ``generate``, whose model is ``images`` (or where it was)."""
     lake = execution.lake
     done = generate or lake.latest("generate")
     planned = stage(lake, options, done.snapshot_id)
@@ -80,10 +129,12 @@ def run(execution: Execution, options: MatchOptions, device: DeviceOptions, gene
         refuse_without_pictures(lake, done.snapshot_id)
         job = Job(lake, options, done, planned)
         job.match(execution, device)
-        threshold = job.calibrate()
-        job.count(execution, threshold)
+        limits = job.calibrate_copies()
+        again = job.regenerate(execution, device, limits, images) if options.regenerate else {}
+        job.calibrate()
+        recall = job.count(execution, limits)
         job.register()
-        return {}
+        return {"candidates": recall, "regeneration": again}
 
     manifest = execution.stage(planned, work)
     delete(lake.work("match", manifest.snapshot_id))
@@ -102,7 +153,7 @@ def refuse_without_pictures(lake: Lake, audit: str) -> None:
 
 
 class Job:
-    """One run of ``match``: its four steps, each of which leaves its table whole."""
+    """One run of ``match``: its steps, each of which leaves its tables whole."""
 
     def __init__(self, lake: Lake, options: MatchOptions, generate: Manifest, planned: Stage):
         from transforms.matching import Measure, Snapshots
@@ -124,7 +175,12 @@ class Job:
             neighbours=max(options.neighbours, options.adaptive_others),
             others=options.adaptive_others,
             alpha=options.adaptive_alpha,
+            copy_ratio=options.copy_ratio,
+            sampled=min(1.0, RECALL_SAMPLE / max(1, count_kept(lake, generate.snapshot_id))),
         )
+        sizes = lake.read("generations", generate.snapshot_id, ["width"])["width"]
+        # Where the model makes pictures of several sizes, decoys have the most frequent one.
+        self.side: int = pc.mode(sizes)[0]["mode"].as_py() if len(sizes) > sizes.null_count else COARSE
         self.parameters = {manifest.stage: manifest.parameters for manifest in self.chain} | {"match": planned.parameters}
         self.audit = {
             "audit_id": generate.snapshot_id,
@@ -133,49 +189,148 @@ class Job:
         }
 
     def match(self, execution: Execution, device: DeviceOptions) -> None:
-        """Writes ``matches``."""
+        """Writes ``matches`` of the stored generations, and ``decoys``."""
+        from transforms.matching import Task
+
         parts = self.lake.parts("generations", self.snapshots.generate)
-        numbers = {part_number(path): path for path in parts}
-        rows = {number: count_rows(path) for number, path in numbers.items()}
+        rows = {part_number(path): count_rows(path) for path in parts}
 
         def durable() -> int:
-            return sum(rows[part_number(path)] for path in self.lake.parts("matches", self.snapshot))
+            return sum(rows.get(part_number(path), 0) for path in self.lake.parts("matches", self.snapshot))
 
+        tasks = [Task("generations", number) for number in rows]
+        tasks += [Task("decoys", number) for number in range(self._list_decoys())]
         progress = Progress("match", durable, sum(rows.values()), "generations")
-        execution.run(lambda pipeline: build(pipeline, self, list(numbers), device), progress)
+        execution.run(lambda pipeline: build(pipeline, self, tasks, device), progress)
 
-    def calibrate(self) -> float | None:
-        """Writes ``calibration``; returns the chosen distance's threshold, None where the controls allow none."""
+    def _list_decoys(self) -> int:
+        """Lists what is to be judged as if it were a generation, and is no copy; returns in how many parts."""
+        from transforms.matching import decoy_file
+
+        forgotten = Tombstones.read(self.lake)
+        table = self.lake.read("embeddings", self.snapshots.embed, ["sample_id", "role", "status"])
+        there = forgotten.spared(table.filter(pc.equal(table["status"], "success")))
+        controls = there.filter(pc.equal(there["role"], "control"))["sample_id"].to_pylist()
+        groups = self.lake.read("duplicate_groups", self.snapshots.deduplicate, ["sample_id", "group_id", "representative"])
+        alone = forgotten.spared(groups.filter(pc.equal(groups["sample_id"], groups["representative"])))
+        trained = list(zip(alone["sample_id"].to_pylist(), alone["group_id"].to_pylist(), strict=True))
+        rows: list[dict[str, Any]] = []
+        for kind, samples in (
+            ("held_out", [(sample, None) for sample in controls]),
+            ("left_out", trained),
+            ("blurred", trained),
+        ):
+            drawn = sorted(samples, key=lambda pair: digest("decoy", kind, pair[0]))[:MOST_DECOYS]
+            rows += [{"kind": kind, "sample_id": sample, "group_id": group} for sample, group in drawn]
+        rows = [{**row, "part": place // DECOYS_PER_PART} for place, row in enumerate(rows)]
+        if rows:
+            write_parquet(decoy_file(self.lake, self.snapshot), pa.Table.from_pylist(rows))
+        return rows[-1]["part"] + 1 if rows else 0
+
+    def calibrate_copies(self) -> Limits:
+        """Writes ``copy_calibration``; returns the limits of a copy."""
+        decoys = self.lake.read("decoys", self.snapshot, ["kind", "coarse_l2", "coarse_ratio"])
+        held_out = decoys.filter(pc.equal(decoys["kind"], "held_out"))
+        found = limits(
+            held_out["coarse_l2"].to_numpy(),
+            pc.fill_null(held_out["coarse_ratio"], np.inf).to_numpy(),
+            most_l2=self.options.delta,
+            most_ratio=self.options.copy_ratio,
+            rate=self.options.max_false_positive_rate,
+        )
+        row = {
+            **self.audit,
+            "coarse_l2_limit": found.coarse_l2,
+            "coarse_ratio_limit": found.coarse_ratio,
+            "max_false_positive_rate": self.options.max_false_positive_rate,
+            "n_held_out": held_out.num_rows,
+            "promised_rate": found.promised_rate,
+        }
+        self.lake.write("copy_calibration", self.snapshot, 0, [row])
+        return found
+
+    def regenerate(
+        self, execution: Execution, device: DeviceOptions, limits: Limits, images: Generator | None
+    ) -> dict[str, Any]:
+        """Writes ``regenerations`` and their ``matches``; returns what it came to.
+
+        Returns:
+            pointed: generations that were to be made again; success: of those, the ones that were; copies_of_others: pairs of a
+            stored generation and another image that it is a copy of; pointed_at: share of those that the thumbnails alone
+            would have found, None without any.
+        """
+        from transforms.matching import Task
+        from transforms.regeneration import pointed_folder, regenerated
+
+        if self.generate.parameters["keep"] == "none":
+            return {"pointed": 0, "success": 0, "copies_of_others": 0, "pointed_at": None}
+        numbers = [part_number(path) for path in self.lake.parts("generations", self.snapshots.generate)]
+        counts = self.lake.work("match", self.snapshot, "pointing.parquet")
+        execution.run(lambda pipeline: build_pointing(pipeline, self, numbers, limits, counts))
+        pointed = {
+            part_number(path): count_rows(path) for path in list_files(pointed_folder(self.lake, self.snapshot), ".parquet")
+        }
+        if pointed:
+            model = images or generator_again(self.generate, None, device.resolved())
+            progress = Progress(
+                "again",
+                lambda: sum(pointed[number] for number in regenerated(self.lake, self.snapshot)),
+                sum(pointed.values()),
+                "generations",
+            )
+            execution.run(lambda pipeline: build_regeneration(pipeline, self, list(pointed), model, device.hint()), progress)
+            tasks = [Task("regenerations", number) for number in pointed]
+            execution.run(lambda pipeline: build(pipeline, self, tasks, device))
+        statuses = self.lake.read("regenerations", self.snapshot, ["status"])["status"].to_pylist()
+        if lost := sum(status != "success" for status in statuses):
+            say(f"match        {lost:,} generations that may be copies could not be made again: see regenerations.reason")
+        (row,) = read_parquet(counts).to_pylist()
+        return {
+            "pointed": len(statuses),
+            "success": sum(status == "success" for status in statuses),
+            "copies_of_others": row["known"],
+            "pointed_at": row["agreeing"] / row["known"] if row["known"] else None,
+        }
+
+    def calibrate(self) -> None:
+        """Writes ``calibration``."""
         rows = calibration_rows(
             self.lake.read("matches", self.snapshot),
             self.lake.read("prompts", self.snapshots.generate),
             self.options,
         )
         self.lake.write("calibration", self.snapshot, 0, [{**self.audit, **row} for row in rows])
-        return next(row["threshold"] for row in rows if row["chosen"])
 
-    def count(self, execution: Execution, threshold: float | None) -> None:
-        """Writes ``eidetic_counts`` for every training image that either verdict calls extracted."""
-        targets = self._targets(threshold)
-        if targets.num_rows == 0:
-            self.lake.write("eidetic_counts", self.snapshot, 0, [])
-            return
+    def count(self, execution: Execution, limits: Limits) -> dict[str, Any]:
+        """Writes ``eidetic_counts`` for every training image that some verdict calls; returns the recall of the candidates."""
+        from transforms.matching import recall, sampled_folder
+
+        targets = self._targets(limits)
         path = self.lake.work("match", self.snapshot, "targets.parquet")
-        write_parquet(path, targets)
-        execution.run(lambda pipeline: build_counts(pipeline, self, path))
+        if targets.num_rows:
+            write_parquet(path, targets)
+        else:
+            self.lake.write("eidetic_counts", self.snapshot, 0, [])
+        nearest = self.lake.work("match", self.snapshot, "nearest.parquet")
+        execution.run(lambda pipeline: build_counts(pipeline, self, path if targets.num_rows else None, nearest))
+        columns = ["key", "found_by", "nearest", "next"]
+        files = list_files(sampled_folder(self.lake, self.snapshot), ".parquet")
+        sampled = [row for file in files for row in read_parquet(file, columns).to_pylist()]
+        found = {
+            row["key"]: list(zip(row["distances"], row["groups"], strict=True)) for row in read_parquet(nearest).to_pylist()
+        }
+        return recall(sampled, found)
 
-    def _targets(self, threshold: float | None) -> pa.Table:
+    def _targets(self, limits: Limits) -> pa.Table:
         """(sample_id, side, crop) of the training images to count for: the crop of each one's nearest match."""
         from transforms.images import ImageStore
         from transforms.kernels.distances import resize_shorter_side
+        from transforms.regeneration import is_copy
 
-        columns = ["sample_id", "prompt_id", "sample_index", "role", "relation", "offset", "l2", "extracted",
-                   self.options.calibrated_distance]  # fmt: skip
+        columns = ["sample_id", "prompt_id", "sample_index", "role", "offset", "l2", "extracted", "coarse_l2", "coarse_ratio"]
         nearest: dict[str, dict[str, Any]] = {}
-        for row in self.lake.read("matches", self.snapshot, list(dict.fromkeys(columns))).to_pylist():
-            distance = row[self.options.calibrated_distance]
-            called = threshold is not None and row["relation"] == "own" and distance is not None and distance < threshold
-            if row["role"] != "training" or not (row["extracted"] or called):
+        for row in self.lake.read("matches", self.snapshot, columns).to_pylist():
+            if row["role"] != "training" or not (row["extracted"] or is_copy(row, limits)):
                 continue
             best = nearest.get(row["sample_id"])
             if best is None or row["l2"] < best["l2"]:
@@ -217,8 +372,20 @@ def _upstream(lake: Lake, stage: str, manifest: Manifest) -> Manifest:
     return found
 
 
-def build(pipeline: beam.Pipeline, job: Job, numbers: list[int], device: DeviceOptions) -> None:
-    """The pipeline that writes ``matches``."""
+def count_kept(lake: Lake, generate: str) -> int:
+    """Stored pictures of an audit, from the Parquet footers alone."""
+    kept = 0
+    for path in lake.parts("generations", generate):
+        with open_parquet(path) as file:
+            column = file.schema_arrow.names.index("image")
+            for group in range(file.num_row_groups):
+                chunk = file.metadata.row_group(group).column(column)
+                kept += chunk.num_values - (chunk.statistics.null_count if chunk.is_stats_set else 0)
+    return kept
+
+
+def build(pipeline: beam.Pipeline, job: Job, tasks: list[Task], device: DeviceOptions) -> None:
+    """The pipeline that writes ``matches`` and ``decoys``."""
     from transforms.matching import MatchPart
 
     part = MatchPart(
@@ -228,17 +395,45 @@ def build(pipeline: beam.Pipeline, job: Job, numbers: list[int], device: DeviceO
         encoder(job.embed, device),
         job.measure,
         job.audit["parameters_digest"],
+        job.side,
     )
-    _ = pipeline | "Parts" >> beam.Create(numbers) | "SpreadParts" >> beam.Reshuffle() | "MatchPart" >> beam.ParDo(part)
+    _ = pipeline | "Tasks" >> beam.Create(tasks) | "SpreadTasks" >> beam.Reshuffle() | "MatchPart" >> beam.ParDo(part)
 
 
-def build_counts(pipeline: beam.Pipeline, job: Job, targets: str) -> None:
-    """The pipeline that writes ``eidetic_counts``."""
-    from transforms.matching import CountMemories
+def build_pointing(pipeline: beam.Pipeline, job: Job, numbers: list[int], limits: Limits, counts: str) -> None:
+    """The pipeline that finds what is to be made again."""
+    from transforms.regeneration import Point, write_counts
+
+    _ = (
+        pipeline
+        | "Parts" >> beam.Create(numbers)
+        | "SpreadParts" >> beam.Reshuffle()
+        | "Point" >> beam.ParDo(Point(job.lake, job.snapshots, job.snapshot, limits))
+        | "Gather" >> beam.combiners.ToList()
+        | "WriteCounts" >> beam.Map(write_counts, counts)
+    )
+
+
+def build_regeneration(
+    pipeline: beam.Pipeline, job: Job, numbers: list[int], images: Generator, accelerator: str | None
+) -> None:
+    """The pipeline that writes ``regenerations``."""
+    from transforms.regeneration import Regenerate
+
+    again = Regenerate(job.lake, job.snapshot, images, job.audit, accelerator)
+    _ = pipeline | "Parts" >> beam.Create(numbers) | "Regenerate" >> again
+
+
+def build_counts(pipeline: beam.Pipeline, job: Job, targets: str | None, nearest: str) -> None:
+    """The pipeline that writes ``eidetic_counts`` (where there are ``targets``), and the brute force's ``nearest``."""
+    from transforms.matching import CountMemories, NearestOfAll
 
     numbers = [part_number(path) for path in job.lake.parts("images", job.snapshots.ingest)]
-    count = CountMemories(job.lake, job.snapshot, job.snapshots.ingest, targets, job.options.eidetic_delta, job.audit)
-    _ = pipeline | "Parts" >> beam.Create(numbers) | "CountMemories" >> count
+    parts = pipeline | "Parts" >> beam.Create(numbers) | "SpreadParts" >> beam.Reshuffle()
+    _ = parts | "NearestOfAll" >> NearestOfAll(job.lake, job.snapshots, job.snapshot, nearest)
+    if targets is not None:
+        count = CountMemories(job.lake, job.snapshot, job.snapshots.ingest, targets, job.options.eidetic_delta, job.audit)
+        _ = parts | "CountMemories" >> count
 
 
 def calibration_rows(matches: pa.Table, prompts: pa.Table, options: MatchOptions) -> list[dict[str, Any]]:
@@ -309,9 +504,13 @@ def calibration_rows(matches: pa.Table, prompts: pa.Table, options: MatchOptions
 
 
 def main(argv: Sequence[str]) -> None:
-    parsed = parse(argv, "match", __doc__, (CommonOptions, MatchOptions, DeviceOptions))
-    common = parsed[CommonOptions]
-    run(Execution(Lake(common.lake), parsed.beam, common.verbose), parsed[MatchOptions], parsed[DeviceOptions])
+    parsed = parse(argv, "match", __doc__, (CommonOptions, MatchOptions, ModelOptions, DeviceOptions))
+    common, device = parsed[CommonOptions], parsed[DeviceOptions]
+    lake = Lake(common.lake)
+    done = lake.latest("generate")
+    named = parsed[ModelOptions].model
+    images = None if named is None else generator_again(done, named, device.resolved())
+    run(Execution(lake, parsed.beam, common.verbose), parsed[MatchOptions], device, done, images)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,8 @@ def one_audit(
             f"the model {options.model!r} changed while the night was at work, from {options.revision} to {revision}; run the "
             "night again, which is of the new one then, and replace models between nights"
         )
-    matched = match.run(execution, parsed[match.MatchOptions], device, made)
+    images = generate.generator(options, device.resolved())
+    matched = match.run(execution, parsed[match.MatchOptions], device, made, images)
     return matched, measure.run(execution, parsed[measure.MeasureOptions], matched)
 
 

@@ -1,4 +1,4 @@
-"""Generates the images of each prompt, filters them where they were made, and keeps what is needed.
+"""Generates the images of each prompt, judges and filters them where they were made, and keeps what is needed.
 
 The unit of work is one prompt: its images are made, compared and kept or dropped by one call, and its rows are durable
 (``work/generate/<id>/prompts/<prompt_id>.parquet``) before the next prompt begins. At the end the little files are
@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -21,7 +21,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 from transforms.errors import UserError
 from transforms.generators import Attempt, Generator
 from transforms.identity import seed, unit_interval
-from transforms.images import encode_png
+from transforms.images import ImageStore, encode_png, thumbnail
 from transforms.kernels.cliques import SWEEP, largest_clique
 from transforms.lake import (
     Lake,
@@ -55,7 +55,7 @@ class Filter:
     Attributes:
         clique_distance: two generations are joined where their tiled l2 is below this.
         clique_size: flagged from this many nodes on.
-        keep: flagged, all or none: whose images are stored.
+        keep: flagged, nearest, all or none: which images are stored.
         unflagged_fraction: share of the unflagged prompts (by the prompt's hash) whose images are stored all the same.
     """
 
@@ -65,9 +65,11 @@ class Filter:
     unflagged_fraction: float
 
     def decide(self, prompt: dict[str, Any], flagged: bool) -> tuple[str, float, bool]:
-        """(why, with which probability, whether) the images of a prompt are kept."""
+        """(why, with which probability, whether) all images of a prompt are kept, and not its nearest and central ones alone."""
         if self.keep == "none":
             return "dropped", 0.0, False
+        if self.keep == "nearest":
+            return "nearest", 0.0, False
         if prompt["origin"] == "control":
             return "control", 1.0, True
         if self.keep == "all":
@@ -78,24 +80,48 @@ class Filter:
         return ("slice" if drawn else "dropped"), self.unflagged_fraction, drawn
 
 
-def filter_attempts(
-    prompt: dict[str, Any], attempts: Sequence[Attempt], filter: Filter, device: str, seconds: float
-) -> tuple[dict[str, Any], set[int], bool]:
-    """The clique test over one prompt's generations.
+class Judged(NamedTuple):
+    """One prompt's generations after the clique test.
+
+    Attributes:
+        clique: a row of ``cliques``.
+        members: indices of the attempts in the clique.
+        own_l2: index → l2 to the prompt's own image; of all attempts with a picture, {} where the prompt has no image.
+        nearest: index of the smallest of those; None without any.
+        kept: indices of the attempts whose pictures are stored.
+    """
+
+    clique: dict[str, Any]
+    members: set[int]
+    own_l2: dict[int, float]
+    nearest: int | None
+    kept: set[int]
+
+
+def judge(
+    prompt: dict[str, Any],
+    attempts: Sequence[Attempt],
+    own: np.ndarray | None,
+    filter: Filter,
+    device: str,
+    seconds: float,
+) -> Judged:
+    """The clique test over one prompt's generations, and how far each lies from the image whose caption the prompt is.
+
+    That distance is taken of every attempt, before anything is dropped, and the nearest one is stored whatever the filter
+    says: so what is said of a prompt and its own image doesn't wait for the clique test's leave.
 
     Args:
         prompt: a row of ``prompts``.
         attempts: what became of each; those without an image take no part. All images have one size.
+        own: (H, W, 3) uint8, the image whose caption the prompt is; None where there is none.
         filter: thresholds.
-        device: where the distances are computed.
+        device: where the distances between generations are computed.
         seconds: what the generation took.
-
-    Returns:
-        (a row of ``cliques``, indices of the attempts in the clique, whether the images are kept).
     """
     import torch
 
-    from transforms.kernels.distances import pairwise_tiled_l2
+    from transforms.kernels.distances import aligned_l2, pairwise_tiled_l2, resize_shorter_side
 
     begun = time.perf_counter()
     images = {index: attempt.image for index, attempt in enumerate(attempts) if attempt.image is not None}
@@ -109,7 +135,16 @@ def filter_attempts(
     clique = largest_clique(distances, filter.clique_distance)
     sweep = {str(edge): len(largest_clique(distances, edge).members) for edge in SWEEP}
     flagged = len(clique.members) >= filter.clique_size
-    rule, probability, kept = filter.decide(prompt, flagged)
+    rule, probability, all_kept = filter.decide(prompt, flagged)
+    own_l2: dict[int, float] = {}
+    if own is not None and images:
+        resized = resize_shorter_side(own, next(iter(images.values())).shape[0])
+        own_l2 = {index: aligned_l2(image, resized) for index, image in images.items()}
+    nearest = min(own_l2, key=lambda index: (own_l2[index], index)) if own_l2 else None
+    kept = set(usable) if all_kept else set()
+    if filter.keep != "none" and not all_kept:
+        centre = [usable[_central(distances, clique.members)]] if flagged else []
+        kept = {index for index in (nearest, *centre) if index is not None}
     row = {
         **{name: prompt[name] for name in AUDIT_COLUMNS},
         "prompt_id": prompt["prompt_id"],
@@ -126,7 +161,13 @@ def filter_attempts(
         "sizes_by_distance": json.dumps(sweep),
         "seconds": seconds + time.perf_counter() - begun,
     }
-    return row, {usable[member] for member in clique.members}, kept
+    return Judged(row, {usable[member] for member in clique.members}, own_l2, nearest, kept)
+
+
+def _central(distances: np.ndarray, members: Sequence[int]) -> int:
+    """The clique's member that lies nearest to the others: (n, n) distances, members' rows → one of those."""
+    inside = distances[np.ix_(members, members)].sum(axis=1)
+    return members[int(np.argmin(inside))]
 
 
 class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):
@@ -136,13 +177,14 @@ class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):
         generator: what makes the images.
         filter: the clique test that follows on the same device.
         base_seed: the audit's seed.
+        store: the pictures whose captions the prompts are.
 
     An inference is ``(rows of generations, row of cliques)``.
     """
 
-    def __init__(self, generator: Generator, filter: Filter, base_seed: int):
+    def __init__(self, generator: Generator, filter: Filter, base_seed: int, store: ImageStore):
         super().__init__()
-        self.generator, self.filter, self.base_seed = generator, filter, base_seed
+        self.generator, self.filter, self.base_seed, self.store = generator, filter, base_seed, store
         self._without_image = 0
 
     def load_model(self) -> Generator:
@@ -175,7 +217,8 @@ class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):
                 "finished prompts are kept: mend the model or the options and start again"
             )
         device = generator.describe()["device"] or "cpu"
-        clique, members, kept = filter_attempts(prompt, attempts, self.filter, device, time.perf_counter() - begun)
+        own = self._own_picture(prompt)
+        judged = judge(prompt, attempts, own, self.filter, device, time.perf_counter() - begun)
         return [
             {
                 **{name: prompt[name] for name in AUDIT_COLUMNS},
@@ -184,15 +227,27 @@ class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):
                 "seed": seeds[index] if generator.kind == "diffusers" else None,
                 "status": attempt.status,
                 "reason": attempt.reason,
-                "in_clique": index in members,
-                "image": encode_png(attempt.image) if kept and attempt.image is not None else None,
+                "in_clique": index in judged.members,
+                "own_l2": judged.own_l2.get(index),
+                "nearest": index == judged.nearest,
+                "image": encode_png(attempt.image) if index in judged.kept and attempt.image is not None else None,
+                "thumbnail": None if attempt.image is None else thumbnail(attempt.image),
                 "width": None if attempt.image is None else attempt.image.shape[1],
                 "height": None if attempt.image is None else attempt.image.shape[0],
                 "seconds": attempt.seconds,
                 **generator.describe(),
             }
             for index, attempt in enumerate(attempts)
-        ], clique
+        ], judged.clique
+
+    def _own_picture(self, prompt: dict[str, Any]) -> np.ndarray | None:
+        """The image whose caption the prompt is; None for nobody's caption, or where the image can't be shown any more."""
+        if prompt["sample_id"] is None:
+            return None
+        try:
+            return self.store.get(prompt["sample_id"])
+        except ValueError:  # forgotten since the prompt was drawn, or undecodable
+            return None
 
 
 def same_size(attempts: list[Attempt]) -> list[Attempt]:

@@ -46,6 +46,9 @@ class Generator(Protocol):
     def generate(self, text: str, seeds: list[int]) -> list[Attempt]:
         """One attempt per seed, in order; an expected fault is an attempt with a status, not an exception."""
 
+    def again(self, text: str, seeds: dict[int, int | None]) -> dict[int, Attempt]:
+        """Some of a prompt's attempts once more: number of the generation → its seed, None for finished generations."""
+
     def describe(self) -> dict[str, Any]:
         """Columns of ``generations``: steps, guidance_scale, device, dtype; None where it doesn't apply."""
 
@@ -119,6 +122,10 @@ class DiffusersGenerator:
             batch = seeds[start : start + size]
             attempts += self._batch(text, batch, fill=size - len(batch))
         return attempts
+
+    def again(self, text: str, seeds: dict[int, int | None]) -> dict[int, Attempt]:
+        known = {index: seed for index, seed in seeds.items() if seed is not None}
+        return dict(zip(known, self.generate(text, list(known.values())), strict=True))
 
     def _batch(self, text: str, seeds: list[int], fill: int) -> list[Attempt]:
         import torch
@@ -279,16 +286,19 @@ class FolderGenerator:
         self._files = self._read()
 
     def generate(self, text: str, seeds: list[int]) -> list[Attempt]:
-        attempts = []
-        for name in self.files.get(text, [])[: len(seeds)]:
-            begun = time.perf_counter()
-            try:
-                picture = np.asarray(decode(read_bytes(os.path.join(self.model, name))))
-                attempt = Attempt(picture, "success", None, time.perf_counter() - begun)
-            except (OSError, ValueError) as error:
-                attempt = Attempt(None, "failed", f"{name}: {error}", time.perf_counter() - begun)
-            attempts.append(attempt)
-        return attempts
+        return [self._attempt(name) for name in self.files.get(text, [])[: len(seeds)]]
+
+    def again(self, text: str, seeds: dict[int, int | None]) -> dict[int, Attempt]:
+        names = self.files.get(text, [])
+        return {index: self._attempt(names[index]) for index in seeds if index < len(names)}
+
+    def _attempt(self, name: str) -> Attempt:
+        begun = time.perf_counter()
+        try:
+            picture = np.asarray(decode(read_bytes(os.path.join(self.model, name))))
+            return Attempt(picture, "success", None, time.perf_counter() - begun)
+        except (OSError, ValueError) as error:
+            return Attempt(None, "failed", f"{name}: {error}", time.perf_counter() - begun)
 
     def describe(self) -> dict[str, Any]:
         return {"steps": None, "guidance_scale": None, "device": None, "dtype": None}

@@ -66,8 +66,10 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def thumbnail(picture: Image.Image) -> bytes:
+def thumbnail(picture: Image.Image | np.ndarray) -> bytes:
     """A tiny picture of ``kernels.thumbnails``: 8 × 8 RGB, row by row, each pixel the mean of its share of the picture."""
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
     return picture.resize((SIDE, SIDE), Image.Resampling.BOX).tobytes()
 
 

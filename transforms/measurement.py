@@ -18,7 +18,13 @@ import pyarrow as pa
 import sql
 from transforms.errors import UserError
 from transforms.identity import digest
-from transforms.kernels.rates import blaker_interval, clopper_pearson_upper, stratified_interval, wilson_interval
+from transforms.kernels.rates import (
+    blaker_interval,
+    clopper_pearson_upper,
+    slice_interval,
+    stratified_interval,
+    wilson_interval,
+)
 from transforms.lake import Lake, Manifest, exists, open_parquet, read_parquet, snapshot_of, write_bytes, write_parquet
 from transforms.schema import TABLES
 
@@ -28,10 +34,12 @@ if TYPE_CHECKING:
 STEPS = (
     "staging/training_matches",
     "staging/control_distances",
+    "staging/decoy_verdicts",
     "marts/verdicts",
     "staging/buckets",
     "marts/extraction_rate",
     "marts/extractions",
+    "marts/agreement",
     "marts/eidetic_memorisation",
     "marts/precision_curve",
     "marts/delta_sweep",
@@ -51,7 +59,7 @@ AUDIT_COLUMNS = ("audit_id", "model_revision", "parameters_digest")
 """Every mart begins with these."""
 
 DATABASE = "audit.duckdb"
-PICTURES = {"images": "image", "generations": "image"}
+PICTURES = {"images": "image", "generations": "image", "regenerations": "image"}
 
 
 def sql_digest() -> str:
@@ -135,6 +143,9 @@ def connect() -> duckdb.DuckDBPyConnection:
     connection.create_function("clopper_pearson_upper", clopper_pearson_upper, ["BIGINT", "BIGINT"], "DOUBLE")
     connection.create_function("wilson_interval", wilson_interval_of, ["BIGINT", "BIGINT"], "DOUBLE[]")
     connection.create_function("exact_interval", exact_interval, ["BIGINT[]", "BIGINT[]", "DOUBLE[]"], "DOUBLE[]")
+    connection.create_function(
+        "slice_interval", slice_interval_of, ["BIGINT[]", "BIGINT[]", "DOUBLE[]", "BIGINT[]", "DOUBLE[]"], "DOUBLE[]"
+    )
     return connection
 
 
@@ -149,6 +160,13 @@ def exact_interval(successes: list[int], trials: list[int], weights: list[float]
     if max(each) - min(each) <= 1e-9 * max(each):
         return list(blaker_interval(sum(successes), sum(trials)))
     return list(stratified_interval(successes, trials, weights))
+
+
+def slice_interval_of(
+    surely: list[int], in_slice: list[int], slice_weights: list[float], trials: list[int], weights: list[float]
+) -> list[float]:
+    """[lower, upper] of the rate of a population, where of some prompts only a slice kept its images."""
+    return list(slice_interval(surely, in_slice, slice_weights, trials, weights))
 
 
 def bind(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str, snapshot: str) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the lake as a whole. A reader of another version refuses the lake and says what to do."""
 
 
@@ -241,7 +241,12 @@ GENERATIONS = Table(
             _column("status", TEXT, "success, safety_filtered or failed"),
             _column("reason", TEXT, "why it is not a success, or why its picture was removed since; else null", nullable=True),
             _column("in_clique", FLAG, "whether it belongs to its prompt's largest clique"),
+            _column("own_l2", DOUBLE, "to the image whose caption was the prompt; null without either", nullable=True),
+            _column("nearest", FLAG, "whether that is the smallest of its prompt's: its picture speaks for the prompt"),
             _column("image", pa.binary(), "PNG; null where not kept (see cliques.keep_rule), or removed since", nullable=True),
+            _column(
+                "thumbnail", pa.binary(), "8 x 8 RGB, row by row, the means of its blocks; null without one", nullable=True
+            ),
             _column("width", INT, "pixels", nullable=True),
             _column("height", INT, "pixels", nullable=True),
             _column("steps", INT, "denoising steps", nullable=True),
@@ -269,34 +274,107 @@ CLIQUES = Table(
             _column("clique_threshold", INT, "flagged from this size on"),
             _column("mean_distance", DOUBLE, "mean tiled l2 inside the clique; null under two nodes", nullable=True),
             _column("flagged", FLAG, "the black-box membership inference: memorised, says the clique"),
-            _column("keep_rule", TEXT, "why its images are stored or not: flagged, all, slice, control, list or dropped"),
-            _column("keep_probability", DOUBLE, "with which a prompt of this outcome keeps its images, 0 to 1"),
+            _column(
+                "keep_rule",
+                TEXT,
+                "flagged, all, slice or control: why all its images are stored; nearest or dropped: the nearest and central alone",
+            ),
+            _column("keep_probability", DOUBLE, "with which a prompt of this outcome keeps all its images, 0 to 1"),
             _column("sizes_by_distance", TEXT, "JSON: edge distance → largest clique, for the sweep"),
             _column("seconds", DOUBLE, "generation and filtering"),
         ]
     ),
 )
 
+_DISTANCES = (
+    _column("l2", DOUBLE, "over pixels in 0 to 1, divided by the root of their number (paper, section 4.2)"),
+    _column("tiled_l2", DOUBLE, "largest l2 among 16 tiles in the same position"),
+    _column("adaptive_l2", DOUBLE, "l2 over alpha times the mean l2 to the others; null without any", nullable=True),
+    _column("n_others", INT, "how many others that mean is over"),
+    _column(
+        "nearest_other_l2", DOUBLE, "to the nearest training image outside the group and its twins; null without", nullable=True
+    ),
+    _column("ratio", DOUBLE, "l2 over nearest_other_l2 (Yoon et al. 2023, Gu et al. 2023)", nullable=True),
+    _column("coarse_l2", DOUBLE, "l2 of the pictures' 32 x 32 block means"),
+    _column("coarse_ratio", DOUBLE, "coarse_l2 over the smallest of another group that is no twin", nullable=True),
+)
+
 MATCHES = Table(
     "matches",
     "match",
-    "one kept generation against one group of training images, or one control image, in one audit",
+    "one judged generation against one group of training images, or one control image, in one audit",
     pa.schema(
         [
             *_AUDIT,
             _PROMPT_ID,
             _column("sample_index", INT, "which of the prompt's generations"),
+            _column("nearest", FLAG, "whether that is the prompt's nearest to its own image: see generations"),
+            _column("regenerated", FLAG, "whether its picture was not kept, and made again: see regenerations"),
             _column("sample_id", TEXT, "the group's member, or the control, that lies nearest in l2"),
             _column("group_id", TEXT, "the member's duplicate group; a control is a group of its own"),
             _ROLE,
-            _column("relation", TEXT, "own: the image whose caption was the prompt; neighbour: near by CLIP"),
+            _column("relation", TEXT, "own: the image whose caption was the prompt; neighbour: near by CLIP or thumbnail"),
+            _column("found_by", TEXT, "clip, thumbnail or both; own where it was compared whatever they say"),
             _column("cosine", FLOAT, "between the CLIP vectors", nullable=True),
             _column("offset", INT, "of the square crop along the image's longer side, in pixels at generation size"),
-            _column("l2", DOUBLE, "over pixels in 0 to 1, divided by the root of their number (paper, section 4.2)"),
-            _column("tiled_l2", DOUBLE, "largest l2 among 16 tiles in the same position"),
-            _column("adaptive_l2", DOUBLE, "l2 over alpha times the mean l2 to the others; null without any", nullable=True),
-            _column("n_others", INT, "how many others that mean is over"),
+            *_DISTANCES,
             _column("extracted", FLAG, "the paper's verdict: l2 ≤ delta"),
+        ]
+    ),
+)
+
+DECOYS = Table(
+    "decoys",
+    "match",
+    "one picture that is no copy, against its nearest training group, as if it were a generation",
+    pa.schema(
+        [
+            *_AUDIT,
+            _column(
+                "kind",
+                TEXT,
+                "held_out: a control; left_out: a training image against the other groups; blurred: a training image of which "
+                "4 x 4 block means are left",
+            ),
+            _column("sample_id", TEXT, "of which picture it is made"),
+            _column("group_id", TEXT, "the nearest training group, by coarse_l2"),
+            *_DISTANCES,
+        ]
+    ),
+)
+
+COPY_CALIBRATION = Table(
+    "copy_calibration",
+    "match",
+    "one audit: the limits below which a generation is a copy",
+    pa.schema(
+        [
+            *_AUDIT,
+            _column("coarse_l2_limit", DOUBLE, "a copy's coarse_l2 is below this"),
+            _column("coarse_ratio_limit", DOUBLE, "and its coarse_ratio below this"),
+            _column("max_false_positive_rate", DOUBLE, "what was asked for, per picture"),
+            _column("n_held_out", INT, "held-out pictures that the limits were made from"),
+            _column(
+                "promised_rate", DOUBLE, "bound on the chance that a new picture is called; null with too few", nullable=True
+            ),
+        ]
+    ),
+)
+
+REGENERATIONS = Table(
+    "regenerations",
+    "match",
+    "one generation that was not kept, whose thumbnail lies near a training image, made again from its seed",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("sample_index", INT, "which of the prompt's generations"),
+            _column("group_id", TEXT, "the group that its thumbnail lies near"),
+            _column("bound", DOUBLE, "l2 of the thumbnails: the pictures are no nearer"),
+            _column("status", TEXT, "success; or differs, failed or safety_filtered: then nothing was judged"),
+            _column("reason", TEXT, "why it is not a success, or why its picture was removed since; else null", nullable=True),
+            _column("image", pa.binary(), "PNG; null where there is none, or removed since", nullable=True),
         ]
     ),
 )
@@ -304,14 +382,14 @@ MATCHES = Table(
 CALIBRATION = Table(
     "calibration",
     "match",
-    "one distance in one audit",
+    "one distance in one audit: how near to a control's own image the generations of its caption come",
     pa.schema(
         [
             *_AUDIT,
-            _column("distance", TEXT, "l2, tiled_l2 or adaptive_l2"),
-            _column("chosen", FLAG, "whether extracted_calibrated goes by this distance"),
+            _column("distance", TEXT, "l2, tiled_l2 or adaptive_l2, of the nearest generation"),
+            _column("chosen", FLAG, "whether seen goes by this distance"),
             _column("max_false_positive_rate", DOUBLE, "what was asked for, per image"),
-            _column("n_controls", INT, "controls with at least one generation"),
+            _column("n_controls", INT, "controls whose nearest generation has that distance"),
             _column("generations_per_prompt", INT, "of a training prompt"),
             _column("generations_per_control", INT, "of a control"),
             _column("threshold", DOUBLE, "called where the distance is below; null: too few controls", nullable=True),
@@ -455,7 +533,8 @@ TABLES = {
     table.name: table
     for table in (
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
-        GENERATIONS, CLIQUES, MATCHES, CALIBRATION, EIDETIC_COUNTS, AUDITS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
+        GENERATIONS, CLIQUES, MATCHES, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION, EIDETIC_COUNTS, AUDITS, HISTORY,
+        NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""

@@ -4,7 +4,9 @@ SELECT called.group_id
 FROM (
     SELECT group_id FROM matches WHERE extracted AND role = 'training'
     UNION
-    SELECT group_id FROM verdicts WHERE extracted_calibrated
+    SELECT group_id FROM training_matches WHERE copied
+    UNION
+    SELECT group_id FROM verdicts WHERE copied
 ) AS called
 LEFT JOIN extractions USING (group_id)
 GROUP BY called.group_id

@@ -14,17 +14,17 @@ WITH made AS (
 ),
 
 found AS (
-    SELECT count(*) AS extractions FROM extractions
+    SELECT count(*) AS images_copied FROM extractions WHERE copied
 ),
 
 final AS (
     SELECT
         made.*,
-        found.extractions,
-        made.images_made / nullif(found.extractions, 0) AS images_made_per_extraction,
-        made.images_stored / nullif(found.extractions, 0) AS images_stored_per_extraction,
-        made.network_evaluations / nullif(found.extractions, 0) AS network_evaluations_per_extraction,
-        made.device_seconds / nullif(found.extractions, 0) AS device_seconds_per_extraction
+        found.images_copied,
+        made.images_made / nullif(found.images_copied, 0) AS images_made_per_copied_image,
+        made.images_stored / nullif(found.images_copied, 0) AS images_stored_per_copied_image,
+        made.network_evaluations / nullif(found.images_copied, 0) AS network_evaluations_per_copied_image,
+        made.device_seconds / nullif(found.images_copied, 0) AS device_seconds_per_copied_image
     FROM made
     CROSS JOIN found
 )

@@ -13,6 +13,7 @@ final AS (
         ks.k,
         delta.eidetic_delta,
         count(extractions.sample_id) AS images,
+        count(extractions.sample_id) FILTER (extractions.copied) AS images_copied,
         count(extractions.sample_id) FILTER (extractions.extracted) AS images_extracted,
         count(extractions.sample_id) FILTER (extractions.extracted_calibrated) AS images_extracted_calibrated
     FROM ks

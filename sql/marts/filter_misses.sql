@@ -1,40 +1,29 @@
 -- Grain: the audit.
--- Source: verdicts. Of the prompts that the clique test did not flag, a slice drawn by hash kept its images: what is
--- extracted there, weighted by 1 / keep_probability, estimates what the filter misses. Where nothing was checked, or no
--- prompt has a calibrated verdict, there is no estimate: null, not 0. Prompts that lost pictures or matches to "eidetic
--- forget" are left out: what they gave back can't be known any more.
+-- Source: verdicts. Every prompt is judged by the generation nearest to its own image, which is stored whatever the clique
+-- test says: so what the filter misses of copies is counted. The paper's rule asks for other images too: of the prompts
+-- that the test did not flag, a slice drawn by hash kept all its images, and what is extracted there, weighted by
+-- 1 / keep_probability, estimates what the filter misses; where nothing was checked there is no estimate: null, not 0.
+-- Prompts that lost pictures or matches to "eidetic forget" are left out: what they gave back can't be known any more.
 WITH unflagged AS (
     SELECT
-        keep_rule IN ('slice', 'all') AS checked,
-        checked AND extracted AS missed,
-        checked AND extracted_calibrated AS missed_calibrated,
-        1 / keep_probability AS weight
+        copied,
+        extracted_calibrated,
+        extraction_weight,
+        keep_rule IN ('slice', 'all') AS checked
     FROM verdicts
     WHERE NOT flagged AND stratum <> 'forgotten'
 ),
 
-counted AS (
-    SELECT
-        count(*) AS prompts_unflagged,
-        count(*) FILTER (checked) AS prompts_checked,
-        count(*) FILTER (missed) AS prompts_missed,
-        coalesce(sum(weight) FILTER (missed), 0) AS estimate,
-        count(*) FILTER (missed_calibrated) AS missed_calibrated,
-        coalesce(sum(weight) FILTER (missed_calibrated), 0) AS estimate_calibrated,
-        (SELECT count(extracted_calibrated) FROM verdicts) > 0 AS has_calibrated
-    FROM unflagged
-),
-
 final AS (
     SELECT
-        prompts_unflagged,
-        prompts_checked,
-        prompts_missed,
-        CASE WHEN prompts_unflagged = 0 OR prompts_checked > 0 THEN estimate END AS prompts_missed_estimate,
-        CASE WHEN has_calibrated THEN missed_calibrated END AS prompts_missed_calibrated,
-        CASE WHEN has_calibrated AND (prompts_unflagged = 0 OR prompts_checked > 0) THEN estimate_calibrated END
-            AS prompts_missed_calibrated_estimate
-    FROM counted
+        count(*) AS prompts_unflagged,
+        CASE WHEN count(copied) > 0 THEN count(*) FILTER (copied) END AS prompts_missed,
+        CASE WHEN count(extracted_calibrated) > 0 THEN count(*) FILTER (extracted_calibrated) END AS prompts_missed_calibrated,
+        count(*) FILTER (checked) AS prompts_checked,
+        count(*) FILTER (extraction_weight > 0) AS prompts_missed_extracted,
+        CASE WHEN count(*) = 0 OR count(*) FILTER (checked) > 0 THEN coalesce(sum(extraction_weight), 0) END
+            AS prompts_missed_extracted_estimate
+    FROM unflagged
 )
 
 SELECT * FROM final

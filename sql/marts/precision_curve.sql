@@ -1,37 +1,43 @@
--- Grain: one training image (its duplicate group) that was compared with generations of its own caption.
--- Source: verdicts, calibration; control_distances (staging). In order of confidence, the nearest first, by the
--- distance that the calibrated verdict goes by. False ones are what controls say: pictures that the model never saw.
--- If as large a share of the tried images were called by chance as of the controls, expected_false would be false.
--- Where a prompt has more generations than a control, that share is multiplied by as much (no more than 1).
--- Controls are counted as they are now: calibration still has those that were forgotten, whose distances are gone.
-WITH chosen AS (
+-- Grain: one training image (its duplicate group) whose caption's nearest generation lies within the limit of a copy.
+-- Source: verdicts, calibration, copy_calibration; decoy_verdicts (staging). In order of confidence, the smallest
+-- coarse_ratio first. False ones are what held-out pictures say, each as if it were a generation: if as large a share of
+-- the tried images were called by chance as of those, expected_false would be false.
+WITH limits AS (
     SELECT
-        distance,
-        threshold,
-        images_tested,
-        ceil(generations_per_prompt / greatest(generations_per_control, 1)) AS times,
-        (SELECT CAST(count(distance) AS INTEGER) FROM control_distances) AS n_controls
-    FROM calibration
-    WHERE chosen
+        coarse_l2_limit,
+        (SELECT images_tested FROM calibration WHERE chosen) AS images_tested,
+        (SELECT CAST(count(*) AS INTEGER) FROM decoy_verdicts WHERE kind = 'held_out') AS n_held_out
+    FROM copy_calibration
 ),
 
 nearest AS (
-    SELECT group_id, min_by(prompt_id, own_distance) AS prompt_id, min(own_distance) AS distance, true AS is_training
+    SELECT
+        verdicts.group_id,
+        min_by(verdicts.prompt_id, verdicts.own_coarse_ratio) AS prompt_id,
+        min(verdicts.own_coarse_ratio) AS coarse_ratio,
+        bool_or(verdicts.copied) AS copied,
+        true AS is_training
     FROM verdicts
-    WHERE own_distance IS NOT NULL
-    GROUP BY group_id
+    CROSS JOIN limits
+    WHERE verdicts.own_coarse_ratio IS NOT NULL AND verdicts.own_coarse_l2 < limits.coarse_l2_limit
+      AND verdicts.group_id IS NOT NULL
+    GROUP BY verdicts.group_id
     UNION ALL
-    SELECT NULL, prompt_id, distance, false FROM control_distances WHERE distance IS NOT NULL
+    SELECT NULL, decoy_verdicts.sample_id, decoy_verdicts.coarse_ratio, NULL, false
+    FROM decoy_verdicts
+    CROSS JOIN limits
+    WHERE decoy_verdicts.kind = 'held_out' AND decoy_verdicts.coarse_ratio IS NOT NULL
+      AND decoy_verdicts.coarse_l2 < limits.coarse_l2_limit
 ),
 
 counted AS (
     SELECT
         *,
-        -- Controls that are as near count as nearer. A sum: a count with a filter goes through the frame for each row.
-        CAST(sum(CAST(NOT is_training AS BIGINT)) OVER ranked AS BIGINT) AS controls_called,
-        row_number() OVER ranked - controls_called AS rank
+        -- Held-out pictures that are as near count as nearer. A sum: a count with a filter goes through the frame for each row.
+        CAST(sum(CAST(NOT is_training AS BIGINT)) OVER ranked AS BIGINT) AS held_out_called,
+        row_number() OVER ranked - held_out_called AS rank
     FROM nearest
-    WINDOW ranked AS (ORDER BY distance, is_training, group_id ROWS UNBOUNDED PRECEDING)
+    WINDOW ranked AS (ORDER BY coarse_ratio, is_training, group_id ROWS UNBOUNDED PRECEDING)
 ),
 
 final AS (
@@ -39,18 +45,15 @@ final AS (
         counted.rank,
         counted.group_id,
         counted.prompt_id,
-        chosen.distance AS distance_name,
-        counted.distance,
-        coalesce(counted.distance < chosen.threshold, false) AS called,
-        counted.controls_called,
-        chosen.n_controls,
-        -- Not by least(), which passes over a null.
-        CASE WHEN chosen.n_controls > 0 THEN
-            chosen.images_tested * least(1, chosen.times * counted.controls_called / chosen.n_controls)
-        END AS expected_false,
-        CASE WHEN chosen.n_controls > 0 THEN 1 - least(1, expected_false / counted.rank) END AS precision
+        counted.coarse_ratio,
+        counted.copied,
+        counted.held_out_called,
+        limits.n_held_out,
+        CASE WHEN limits.n_held_out > 0 THEN limits.images_tested * counted.held_out_called / limits.n_held_out END
+            AS expected_false,
+        CASE WHEN limits.n_held_out > 0 THEN 1 - least(1, expected_false / counted.rank) END AS precision
     FROM counted
-    CROSS JOIN chosen
+    CROSS JOIN limits
     WHERE counted.is_training
 )
 

@@ -1,4 +1,4 @@
--- Grain: one control of which generations were compared with its own image.
+-- Grain: one control whose nearest generation was compared with its own image.
 -- Source: matches, calibration.
 WITH chosen AS (
     SELECT distance FROM calibration WHERE chosen
@@ -7,16 +7,16 @@ WITH chosen AS (
 final AS (
     SELECT
         matches.prompt_id,
-        min(matches.l2) AS l2,
-        min(CASE chosen.distance
+        matches.l2,
+        CASE chosen.distance
             WHEN 'l2' THEN matches.l2
             WHEN 'tiled_l2' THEN matches.tiled_l2
-            ELSE matches.adaptive_l2
-        END) AS distance
+            WHEN 'adaptive_l2' THEN matches.adaptive_l2
+            ELSE error(concat('no such distance: ', chosen.distance))
+        END AS distance
     FROM matches
     CROSS JOIN chosen
-    WHERE matches.role = 'control' AND matches.relation = 'own'
-    GROUP BY matches.prompt_id
+    WHERE matches.role = 'control' AND matches.relation = 'own' AND matches.nearest
 )
 
 SELECT * FROM final

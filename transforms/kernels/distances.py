@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 TILES = 4
 """Tiles along each side: 16 in all, 128 × 128 pixels each for the paper's 512 × 512."""
 
+COARSE = 32
+"""Blocks along each side of a coarse picture. What an autoencoder can't draw is finer, and says nothing of memory."""
+
 
 def _scaled(pictures: np.ndarray) -> np.ndarray:
     """float32 in [0, 1]; ValueError unless the last dimension holds three colours."""
@@ -84,6 +87,48 @@ def pairwise_tiled_l2(pictures: torch.Tensor) -> torch.Tensor:
     # Differences, not the expansion over dot products: that one loses near-zero distances to cancellation.
     distances = torch.cdist(tiles, tiles, compute_mode="donot_use_mm_for_euclid_dist")
     return distances.amax(dim=0) / (colours * tile_height * tile_width) ** 0.5
+
+
+def block_means(pictures: np.ndarray, blocks: int) -> np.ndarray:
+    """Each picture as ``blocks`` × ``blocks`` means over equal parts of it; one that is as small already, as it is.
+
+    Two pictures are never nearer to each other than their block means are: a mean of squares is no less than the square of
+    the mean.
+
+    Args:
+        pictures: (…, S, S, 3).
+        blocks: along each side; a pixel that lies in two of them counts in both, by its share.
+
+    Returns:
+        (…, min(S, blocks), min(S, blocks), 3) float32 in [0, 1].
+    """
+    scaled = _scaled(pictures)
+    side = scaled.shape[-2]
+    if scaled.shape[-3] != side:
+        raise ValueError(f"pictures of {scaled.shape[-3]} × {side} pixels, expected square ones")
+    if side <= blocks:
+        return scaled
+    if side % blocks == 0:
+        part = side // blocks
+        cut = scaled.reshape(*scaled.shape[:-3], blocks, part, blocks, part, 3)
+        return cut.mean(axis=(-4, -2), dtype=np.float32)
+    edges = np.arange(blocks + 1) * side / blocks
+    pixels = np.arange(side)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = (overlap.clip(min=0) * blocks / side).astype(np.float32)
+    return np.einsum("ip,jq,...pqc->...ijc", weights, weights, scaled, optimize=True)
+
+
+def coarse_l2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """l2 of the pictures' ``COARSE`` × ``COARSE`` block means: at most l2, and the same for pictures that are no larger.
+
+    Args:
+        a, b: (…, S, S, 3), broadcast against each other.
+
+    Returns:
+        (…) float64 in [0, 1].
+    """
+    return l2(block_means(a, COARSE), block_means(b, COARSE))
 
 
 def adaptive_l2(distance: float, others: np.ndarray, alpha: float = 0.5) -> float:
@@ -154,6 +199,11 @@ def best_crop(generation: np.ndarray, picture: np.ndarray) -> tuple[int, np.ndar
     if along_height:
         return offset, resized[offset : offset + side]
     return offset, resized[:, offset : offset + side]
+
+
+def aligned_l2(generation: np.ndarray, picture: np.ndarray) -> float:
+    """l2 between a square generation, (S, S, 3) uint8, and where it lies best in a training image, (H, W, 3) uint8."""
+    return float(l2(generation, best_crop(generation, picture)[1]))
 
 
 def _lines(picture: np.ndarray, along_height: bool) -> np.ndarray:

@@ -182,6 +182,44 @@ def stratified_interval(
     return max(0.0, lower, 1 - most), min(1.0, upper, 1 - fewest)
 
 
+def slice_interval(
+    surely: Sequence[int],
+    in_slice: Sequence[int],
+    slice_weights: Sequence[float],
+    trials: Sequence[int],
+    weights: Sequence[float],
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """An interval of the rate of a population, where of some trials only a random slice was looked at.
+
+    Fay and Feuer's, by the successes: those that would have been seen in any case weigh as their stratum's trials do, those that
+    were seen in the slice so many times as much. A slice without a success still says how much it may hide.
+
+    Not proven to cover, but measured: docs/statistics.md.
+
+    Args:
+        surely: (s,) successes of each stratum that didn't depend on the slice.
+        in_slice: (s,) successes that were seen because their trial was in the slice.
+        slice_weights: (s,) 1 / the probability to be in it; 1 or more.
+        trials: (s,) 1 or more, looked at or not.
+        weights: (s,) its part of the population, in any unit; 0 or more, not all 0.
+        confidence: over 0, under 1.
+    """
+    share = np.asarray(weights, float)
+    times = np.asarray(slice_weights, float)
+    if min(trials) < 1 or share.min() < 0 or share.sum() <= 0 or times.min() < 1:
+        raise ValueError(
+            f"trials {list(trials)}, weights {list(weights)}, slice weights {list(slice_weights)}; expected 1 or more, "
+            "0 or more and not all 0, 1 or more"
+        )
+    for some, found, tried in zip(surely, in_slice, trials, strict=True):
+        _check(some + found, tried)
+    each = share / share.sum() / np.asarray(trials)
+    counts = np.concatenate([np.asarray(surely), np.asarray(in_slice)])
+    lower, upper = _fay_feuer(counts, np.concatenate([each, each * times]), (1 - confidence) / 2)
+    return max(0.0, min(1.0, lower)), min(1.0, upper)
+
+
 def _fay_feuer(counts: np.ndarray, weighs: np.ndarray, outside: float) -> Interval:
     """The limits of Σ weighs · (what was to be expected of counts), Poisson, each missed with a probability of ``outside``."""
     from scipy.special import gammaincinv

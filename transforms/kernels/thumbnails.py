@@ -1,4 +1,9 @@
-"""CLIP's vector and a thumbnail in one vector: what a picture shows, and how it looks.
+"""Thumbnails: pictures of 8 × 8 pixels, each the mean of its block.
+
+Two pictures are never nearer to each other in l2 than their thumbnails are, so thumbnails say where a picture may have come from
+(``NearestThumbnails``), and rule out the rest.
+
+Beside CLIP's vector, as one vector (``joined``), they say what a picture shows and how it looks.
 
 A CLIP finds photographs alike that merely show the same kind of thing, most of all one that has seen few photographs; a
 thumbnail tells those apart, and is far off where a picture was cropped or mirrored, where CLIP isn't. The two as one vector
@@ -47,3 +52,72 @@ def joined(vectors: np.ndarray, thumbnails: np.ndarray, share: float) -> np.ndar
     """
     parts = np.sqrt(np.float32(1 - share)) * vectors, np.sqrt(np.float32(share)) * unit_thumbnails(thumbnails)
     return np.concatenate(parts, axis=1)
+
+
+class NearestThumbnails:
+    """The nearest of a set of pictures by their thumbnails, as seen by square queries.
+
+    A picture that isn't square is in its thumbnail squeezed to one; its square crops along the longer side are taken from
+    there, ``WINDOWS`` of them for a picture twice as long as high, so their distances are near those of the crops, not exact.
+
+    Args:
+        thumbnails: (n, 192) uint8.
+        aspects: (n,) width over height of the pictures.
+    """
+
+    def __init__(self, thumbnails: np.ndarray, aspects: np.ndarray):
+        import faiss
+
+        tiny = thumbnails.reshape(-1, SIDE, SIDE, 3).astype(np.float32) / 255
+        windows = [_square_windows(picture, aspect) for picture, aspect in zip(tiny, aspects, strict=True)]
+        self.count = len(tiny)
+        self._row_of = np.repeat(np.arange(self.count), [len(some) for some in windows])
+        self._most = max(map(len, windows), default=1)
+        self._index = faiss.IndexFlatL2(LENGTH)
+        if windows:
+            self._index.add(np.ascontiguousarray(np.concatenate(windows).reshape(-1, LENGTH)))
+
+    def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The ``k`` nearest to each query, nearest first; all of them where there are fewer.
+
+        Args:
+            queries: (m, 192) uint8, thumbnails of square pictures.
+            k: how many.
+
+        Returns:
+            for each query (k,) int64 rows of the set, and (k,) float32 l2 between the thumbnails.
+        """
+        fetched = min(len(self._row_of), k * self._most)
+        if fetched == 0 or len(queries) == 0:
+            return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+        squares, windows = self._index.search(queries.reshape(-1, LENGTH).astype(np.float32) / 255, fetched)
+        found = []
+        for square, window in zip(squares, windows, strict=True):
+            # A picture has several windows: the nearest of them comes first.
+            rows, first = np.unique(self._row_of[window], return_index=True)
+            order = np.argsort(first, kind="stable")[:k]
+            distances = np.sqrt(square[first[order]].clip(min=0) / LENGTH)
+            found.append((rows[order], distances.astype(np.float32)))
+        return found
+
+
+WINDOWS = 5
+"""Square crops that are looked at in a picture whose longer side is twice the shorter one; of others in proportion."""
+
+
+def _square_windows(tiny: np.ndarray, aspect: float) -> np.ndarray:
+    """(8, 8, 3) of a picture of this width over height → (w, 8, 8, 3): its square crops along the longer side."""
+    wide = aspect if aspect >= 1 else 1 / aspect
+    number = min(1 + round((wide - 1) * (WINDOWS - 1)), 4 * WINDOWS)
+    if number == 1:
+        return tiny[None]
+    along = tiny if aspect >= 1 else tiny.transpose(1, 0, 2)
+    share = SIDE / wide  # of the squeezed columns, under one crop
+    crops = []
+    for start in np.linspace(0, SIDE - share, number):
+        edges = start + np.arange(SIDE + 1) * share / SIDE
+        overlap = np.minimum(edges[1:, None], np.arange(SIDE) + 1) - np.maximum(edges[:-1, None], np.arange(SIDE))
+        weights = (overlap.clip(min=0) * SIDE / share).astype(np.float32)
+        crops.append(np.einsum("ij,rjc->ric", weights, along))
+    made = np.stack(crops)
+    return made if aspect >= 1 else made.transpose(0, 2, 1, 3)

@@ -1,0 +1,110 @@
+"""Is a generation a copy: nearer to one training image, absolutely and against every other, than new pictures ever are?
+
+What is compared are coarse pictures (``distances.coarse_l2``): 32 × 32 block means, in which what an autoencoder can't draw
+doesn't count. The argument, the search for this statistic, and what it is worth: ``docs/calibration.md``.
+
+Sources: the ratio to the nearest other training image is Yoon et al. 2023's and Gu et al. 2023's, who ask for 1/3 of plain l2;
+the null of held-out pictures is that of data-copying tests (Meehan et al. 2020); thresholds by rank: Vovk et al. 2005.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+GU_RATIO = 1 / 3
+"""Memorised, says the rule of Yoon and Gu, where the l2 to the nearest training image is under this share of that to the next."""
+
+MAX_TWINS = 8
+"""So many other images may stand so near to one that they are one memory with it."""
+
+BLUR = 4
+"""Blocks along each side of what is left of a picture in a decoy: its colours and layout, and a blob for its shape."""
+
+
+def ratio(distance: float, nearest_other: float | None) -> float | None:
+    """How far a picture lies from one training image, in terms of how far it lies from the nearest other one.
+
+    Returns:
+        ≥ 0; None where there is no other one; 1 where both distances are 0.
+    """
+    if nearest_other is None:
+        return None
+    if nearest_other == 0.0:
+        return 1.0 if distance == 0.0 else math.inf
+    return distance / nearest_other
+
+
+def twins(distances: Sequence[float], within: float, ratio: float) -> int:
+    """How many of an image's neighbours are its twins: a crop, another colour, the same thing again.
+
+    An image and its twins stand apart from all others: the last of them is nearer than ``ratio`` times the next neighbour.
+    A twin would make a copy's ratio 1 however exact the copy, so it doesn't count as another image. In a crowd of like
+    pictures (skies) none stands apart, and none is a twin.
+
+    Args:
+        distances: from the image to its neighbours outside its group, rising.
+        within: a twin is not farther than this.
+        ratio: of the last twin's distance to the next neighbour's.
+
+    Returns:
+        0 to ``MAX_TWINS``: so many of the first are twins. The last neighbour that is known is none.
+    """
+    for count in range(min(MAX_TWINS, len(distances) - 1), 0, -1):
+        if distances[count - 1] <= within and distances[count - 1] < ratio * distances[count]:
+            return count
+    return 0
+
+
+class Limits(NamedTuple):
+    """A picture is a copy of a training image where both lie below.
+
+    Attributes:
+        coarse_l2: of the distance.
+        coarse_ratio: of the ratio.
+        promised_rate: the bound on the chance that a new picture is called a copy; None where the held-out pictures are too
+            few for the rate that was asked for: then the limits are those that were given.
+    """
+
+    coarse_l2: float
+    coarse_ratio: float
+    promised_rate: float | None
+
+
+def limits(held_out_l2: np.ndarray, held_out_ratio: np.ndarray, *, most_l2: float, most_ratio: float, rate: float) -> Limits:
+    """The limits under which new pictures seldom come.
+
+    Args:
+        held_out_l2: (c,) of each held-out picture the coarse l2 to its nearest training image.
+        held_out_ratio: (c,) its ratio to the nearest other one; infinite where there is none.
+        most_l2, most_ratio: the largest limits, whatever the held-out pictures allow.
+        rate: per picture, in (0, 1).
+
+    Returns:
+        With k = floor(rate · (c + 1)), the k-th smallest of each, if smaller than what was given. A new picture like the
+        held-out ones lies strictly below both with a probability of at most k / (c + 1): below either one already.
+    """
+    both = np.stack([np.asarray(held_out_l2, np.float64), np.asarray(held_out_ratio, np.float64)])
+    if np.isnan(both).any():
+        raise ValueError("distances or ratios of held-out pictures hold NaN; leave out what has none, and count it out")
+    if not 0 < rate < 1:
+        raise ValueError(f"the rate is {rate}, expected between 0 and 1")
+    count = both.shape[1]
+    rank = math.floor(rate * (count + 1) + 1e-9)
+    if rank < 1:
+        return Limits(most_l2, most_ratio, None)
+    seldom = np.sort(both, axis=1)[:, min(rank, count) - 1]
+    return Limits(min(most_l2, float(seldom[0])), min(most_ratio, float(seldom[1])), rank / (count + 1))
+
+
+def blurred(picture: np.ndarray) -> np.ndarray:
+    """What a half-learned picture looks like: (S, S, 3) uint8 → the same size, from ``BLUR`` × ``BLUR`` block means alone."""
+    from PIL import Image
+
+    from transforms.kernels.distances import block_means
+
+    means = np.rint(block_means(picture, BLUR) * 255).astype(np.uint8)
+    return np.asarray(Image.fromarray(means).resize(picture.shape[1::-1], Image.Resampling.BILINEAR))
