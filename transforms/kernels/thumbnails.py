@@ -68,7 +68,7 @@ class NearestThumbnails:
     def __init__(self, thumbnails: np.ndarray, aspects: np.ndarray):
         import faiss
 
-        tiny = thumbnails.reshape(-1, SIDE, SIDE, 3).astype(np.float32) / 255
+        tiny = thumbnails.reshape(-1, SIDE, SIDE, 3).astype(np.float32) / np.float32(255)
         windows = [_square_windows(picture, aspect) for picture, aspect in zip(tiny, aspects, strict=True)]
         self.count = len(tiny)
         self._row_of = np.repeat(np.arange(self.count), [len(some) for some in windows])
@@ -90,7 +90,7 @@ class NearestThumbnails:
         fetched = min(len(self._row_of), k * self._most)
         if fetched == 0 or len(queries) == 0:
             return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
-        squares, windows = self._index.search(queries.reshape(-1, LENGTH).astype(np.float32) / 255, fetched)
+        squares, windows = self._index.search(queries.reshape(-1, LENGTH).astype(np.float32) / np.float32(255), fetched)
         found = []
         for square, window in zip(squares, windows, strict=True):
             # A picture has several windows: the nearest of them comes first.
