@@ -5,7 +5,7 @@
 WITH limits AS (
     SELECT
         coarse_l2_limit,
-        (SELECT images_tested FROM calibration WHERE chosen) AS images_tested,
+        (SELECT max(images_tested) FROM calibration WHERE chosen) AS images_tested,
         (SELECT CAST(count(*) AS INTEGER) FROM decoy_verdicts WHERE kind = 'held_out') AS n_held_out
     FROM copy_calibration
 ),
