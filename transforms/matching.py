@@ -411,7 +411,7 @@ class MatchPart(beam.DoFn):
                 if drawn and task.kind == "generations":
                     sampled += self._sampled(identity, np.asarray(picture), vector)
         if sampled:
-            path = self.lake.work("match", self.snapshot, "sampled", f"{task.number}.parquet")
+            path = self.lake.work("match", self.snapshot, "sampled", f"part-{task.number:05d}.parquet")
             write_parquet(path, pa.Table.from_pylist(sampled))
 
     def _sampled(self, identity: dict[str, Any], picture: np.ndarray, vector: np.ndarray) -> Iterator[dict[str, Any]]:

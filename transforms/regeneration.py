@@ -137,7 +137,7 @@ def pointed_folder(lake: Lake, snapshot: str) -> str:
 
 
 def pointed_file(lake: Lake, snapshot: str, number: int) -> str:
-    return lake.work("match", snapshot, "pointed", f"{number}.parquet")
+    return lake.work("match", snapshot, "pointed", f"part-{number:05d}.parquet")
 
 
 class RegenerateHandler(ModelHandler[int, PredictionResult, Generator]):
