@@ -462,11 +462,11 @@ def retire(lake: Lake, days: int, now: datetime.datetime) -> int:
     oldest = now - datetime.timedelta(days=days)
     removed = 0
 
-    def pictures(table: pa.Table) -> pa.Table:
+    def without_pictures(table: pa.Table) -> pa.Table:
         return _with(table, pc.is_valid(table["image"]), image=None, reason=f"{RETIRED} {days} days")
 
     def generations(table: pa.Table) -> pa.Table:
-        return _with(pictures(table), pa.array([True] * table.num_rows), thumbnail=None)
+        return _with(without_pictures(table), pa.array([True] * table.num_rows), thumbnail=None)
 
     old = set()
     for manifest in lake.manifests("generate"):
@@ -476,7 +476,7 @@ def retire(lake: Lake, days: int, now: datetime.datetime) -> int:
             _rewrite(lake, "generations", generations, snapshot=manifest.snapshot_id)
     for matched in lake.manifests("match"):
         if matched.upstream["generate"] in old:
-            removed += _rewrite(lake, "regenerations", pictures, snapshot=matched.snapshot_id)
+            removed += _rewrite(lake, "regenerations", without_pictures, snapshot=matched.snapshot_id)
     for file in FileSystems.match([lake.path("work", "generate", "**")])[0].metadata_list:
         if file.path.endswith(".parquet") and file.last_updated_in_seconds < oldest.timestamp():
             pictures = read_parquet(file.path, ["image"])["image"]

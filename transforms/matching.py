@@ -349,8 +349,8 @@ REGENERATED = 100_000_000
 class MatchPart(beam.DoFn):
     """A ``Task`` → the same, when its part of ``matches`` or ``decoys`` is written.
 
-    Decoys are listed in a Parquet file (``decoy_file``: part, kind, sample_id, group_id) and compared at ``side`` pixels. Some of
-    the generations, drawn by hash, are left in ``sampled_folder`` for ``NearestByBruteForce``.
+    Decoys are listed in a Parquet file (``decoy_file``: part, kind, sample_id, group_id) and compared at ``side`` pixels. Some
+    of the generations, drawn by hash, are left in ``sampled_folder`` for ``NearestByBruteForce``.
     """
 
     def __init__(
