@@ -34,7 +34,7 @@ from pipelines.stage import Execution, Progress, Stage, machine, say, versions
 from transforms.errors import UserError
 from transforms.generators import Generator
 from transforms.identity import digest
-from transforms.kernels.copies import Limits, is_copy, limits
+from transforms.kernels.copies import Distances, Limits, is_copy, limits
 from transforms.kernels.distances import COARSE
 from transforms.lake import (
     Lake,
@@ -230,12 +230,17 @@ class Job:
     def calibrate_copies(self) -> Limits:
         """Writes ``copy_calibration``; returns the limits of a copy."""
         decoys = self.lake.read("decoys", self.snapshot, ["kind", "coarse_l2", "coarse_ratio"])
-        held_out = decoys.filter(pc.equal(decoys["kind"], "held_out"))
+
+        def of(kind: str) -> Distances:
+            mine = decoys.filter(pc.equal(decoys["kind"], kind))
+            return Distances(mine["coarse_l2"].to_numpy(), pc.fill_null(mine["coarse_ratio"], np.inf).to_numpy())
+
+        held_out, left_out = of("held_out"), of("left_out")
         found = limits(
-            held_out["coarse_l2"].to_numpy(),
-            pc.fill_null(held_out["coarse_ratio"], np.inf).to_numpy(),
+            held_out,
+            left_out,
             most_l2=self.options.delta,
-            most_ratio=self.options.copy_ratio,
+            ratio=self.options.copy_ratio,
             rate=self.options.max_false_positive_rate,
         )
         row = {
@@ -243,7 +248,8 @@ class Job:
             "coarse_l2_limit": found.coarse_l2,
             "coarse_ratio_limit": found.coarse_ratio,
             "max_false_positive_rate": self.options.max_false_positive_rate,
-            "n_held_out": held_out.num_rows,
+            "n_held_out": len(held_out.coarse_l2),
+            "n_left_out": len(left_out.coarse_l2),
             "promised_rate": found.promised_rate,
         }
         self.lake.write("copy_calibration", self.snapshot, 0, [row])
