@@ -75,8 +75,8 @@ class Limits(NamedTuple):
 
 
 class Distances(NamedTuple):
-    """Of pictures that are no copies, (c,) each: the coarse l2 to the nearest training image, and its ratio to the nearest other
-    one, infinite where there is none."""
+    """Of pictures that are no copies, (c,) each: the coarse l2 to the nearest training image, and its ratio to that of the
+    nearest other one, infinite where there is none."""
 
     coarse_l2: np.ndarray
     coarse_ratio: np.ndarray
