@@ -1,8 +1,8 @@
 """Compares generations with training images (and controls' with controls), and counts how near to unique a find is.
 
 Every generation is compared with all training images, whatever was asked for: with those that CLIP or the thumbnails find near.
-The unit of work is one part of ``generations``. Every worker holds the CLIP vectors, thumbnails and groups; pictures are read by
-id when they are needed and stay cached.
+The unit of work is one part of ``generations``. Every worker holds the CLIP vectors, thumbnails and groups; pictures are read
+by id when they are needed and stay cached.
 """
 
 from __future__ import annotations
@@ -231,7 +231,9 @@ class Matcher:
     def near(self, role: str, asked: Asked) -> list[Near]:
         """The groups of a population near a picture, by CLIP or by thumbnail, the nearest by l2 first."""
         population, neighbours = self.populations[role], self.measure.neighbours
-        by_clip = {int(place) for place in population.index.search(asked.vector[None], neighbours)[0][0]}
+        # A picture of which CLIP makes nothing has no direction, and still a thumbnail.
+        known = bool(np.isfinite(asked.vector).all())
+        by_clip = {int(place) for place in population.index.search(asked.vector[None], neighbours)[0][0]} if known else set()
         tiny = np.frombuffer(thumbnail(asked.picture), np.uint8)[None]
         places, _ = population.thumbnails.search(tiny, neighbours)[0]
         by_thumbnail = {int(place) for place in population.with_thumbnail[places]}
@@ -253,7 +255,7 @@ class Matcher:
         """
         population = self.populations[role]
         rows = np.asarray(population.members[group])
-        cosines = population.vectors[rows] @ asked.vector
+        cosines = np.nan_to_num(population.vectors[rows] @ asked.vector, nan=-1.0)
         if len(rows) > MAX_MEMBERS:
             chosen = np.argsort(-cosines, kind="stable")[:MAX_MEMBERS]
             rows, cosines = rows[chosen], cosines[chosen]
@@ -279,7 +281,7 @@ class Matcher:
             "role": role,
             "relation": relation,
             "found_by": found_by,
-            "cosine": cosine,
+            "cosine": cosine if np.isfinite(asked.vector).all() else None,
             "offset": offset,
             "l2": distance,
             "tiled_l2": float(tiled_l2(asked.picture, crop)),
@@ -349,8 +351,8 @@ REGENERATED = 100_000_000
 class MatchPart(beam.DoFn):
     """A ``Task`` → the same, when its part of ``matches`` or ``decoys`` is written.
 
-    Decoys are listed in the Parquet file ``decoys`` (part, kind, sample_id, group_id) and compared at ``side`` pixels. Some of the
-    generations, drawn by hash, are left in ``sampled`` for ``NearestByBruteForce``.
+    Decoys are listed in a Parquet file (``decoy_file``: part, kind, sample_id, group_id) and compared at ``side`` pixels. Some
+    of the generations, drawn by hash, are left in ``sampled_folder`` for ``NearestByBruteForce``.
     """
 
     def __init__(
@@ -411,7 +413,7 @@ class MatchPart(beam.DoFn):
                 if drawn and task.kind == "generations":
                     sampled += self._sampled(identity, np.asarray(picture), vector)
         if sampled:
-            path = self.lake.work("match", self.snapshot, "sampled", f"{task.number}.parquet")
+            path = self.lake.work("match", self.snapshot, "sampled", f"part-{task.number:05d}.parquet")
             write_parquet(path, pa.Table.from_pylist(sampled))
 
     def _sampled(self, identity: dict[str, Any], picture: np.ndarray, vector: np.ndarray) -> Iterator[dict[str, Any]]:
