@@ -98,7 +98,8 @@ def write_report(lake: Lake, options: MeasureOptions, match: Manifest, snapshot:
 def summary(lake: Lake, measure: Manifest) -> str:
     """What the command ends with: the rates, the two numbers, where report and database are, and a query to go on with."""
     rates = measurement.read_mart(lake, "extraction_rate", measure)
-    names = ["duplicates", "tried", "flagged", "copied", "rate", "95% interval", "seen", "rate", "extracted", "rate", "95% interval"]
+    rate = ["rate", "95% interval"]
+    names = ["duplicates", "tried", "flagged", "copied", *rate, "seen", "rate", "extracted", *rate]
     rows = []
     # The whole population, then by number of duplicates; the other dimensions are in the mart.
     for row in (row for row in rates if row["dimension"] in ("all", "duplicates")):
@@ -152,8 +153,8 @@ def _two_numbers(lake: Lake, measure: Manifest, rates: list[dict[str, Any]]) -> 
         lines.append(line)
     came = report.CameBack.of(measurement.read_mart(lake, "extractions", measure))
     lines.append(
-        f"training images that came back at all: {came.copied} ({came.own} by their own caption, {came.others} by others alone, "
-        f"{came.controls} by captions of controls)"
+        f"training images that came back at all: {came.copied} ({came.own} by their own caption, {came.others} by others "
+        f"alone, {came.controls} by captions of controls)"
     )
     return lines
 

@@ -6,8 +6,8 @@ writes  what audit writes, twice: for the panel and for the rotating prompts; hi
 New metadata files are downloaded and embedded, the others stay; what failed to download on the nights before is tried again.
 Half of --budget goes to a fixed panel of prompts, drawn on the first night and tried every night, the rest to prompts that
 are drawn anew whenever model or data are. A night goes by extracted_calibrated (copied and seen) where there are controls, and
-else by copied. It is compared with the one before, and with --baseline, both by the earlier one's limits: the panel by McNemar's
-test, the rotating prompts by Fisher's, all of them together by Holm's.
+else by copied. It is compared with the one before, and with --baseline, both by the earlier one's limits: the panel by
+McNemar's test, the rotating prompts by Fisher's, all of them together by Holm's.
 Exit code 0: fine. 3: worse, significantly. 2: could not run. A date that is done is not done again, and ends as it did. What
 a night before has tried with the same model and options is not tried again: seeds would make the same images.
 
@@ -40,6 +40,9 @@ from transforms.identity import digest
 from transforms.lake import Lake, Manifest, exists, read_bytes, write_bytes
 
 WORSE, COULD_NOT_RUN = 3, 2
+RATES = [f"rate_{name}{end}" for name in ("copied", "seen") for end in ("", "_lower", "_upper")]
+"""Columns that ``history`` has from ``extraction_rate``."""
+
 MOST_NIGHTS = 100_000
 
 
@@ -331,7 +334,7 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
         "rate": overall[prefix],
         "rate_lower": overall[f"{prefix}_lower"],
         "rate_upper": overall[f"{prefix}_upper"],
-        **{f"rate_{name}{end}": overall[f"rate_{name}{end}"] for name in ("copied", "seen") for end in ("", "_lower", "_upper")},
+        **{name: overall[name] for name in RATES},
         "images_copied": overall["images_copied"],
         "smallest_change": nights.power(len(tonight.panel.rows), 1, 0.0, options.significance).panel,
     }

@@ -138,8 +138,9 @@ def compare(before: Night, after: Night) -> Comparison:
     """Is the later night worse?
 
     Both by the earlier night's limits, of seen and of a copy: each night's own ones move with its few controls and held-out
-    pictures, and all verdicts of a night with them, which would pass for a change. The panel by McNemar's test of the prompts that both tried; the rotating prompts by
-    Fisher's within their strata. Where both nights share matches it says nothing, and is not tested.
+    pictures, and all verdicts of a night with them, which would pass for a change. The panel by McNemar's test of the prompts
+    that both tried; the rotating prompts by Fisher's within their strata.
+    Where both nights share matches it says nothing, and is not tested.
     """
     verdict = CALIBRATED if before.verdict == after.verdict == CALIBRATED else COPIED
     earlier, now = (night.panel.extracted(verdict, before.panel.limits) for night in (before, after))
@@ -186,8 +187,8 @@ def power(panel_prompts: int, rotating_prompts: int, rate: float, significance: 
 
     Args:
         panel_prompts, rotating_prompts: on either night.
-        rate: share of the rotating prompts that gave back their image on the night before, 0 to 1. Taken as that of one stratum;
-            with strata that differ the test sees a little more.
+        rate: share of the rotating prompts that gave back their image on the night before, 0 to 1. Taken as that of one
+            stratum; with strata that differ the test sees a little more.
         significance: of the night as a whole.
     """
     level = significance / TESTS

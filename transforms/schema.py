@@ -480,7 +480,9 @@ HISTORY = Table(
             _column("rate_copied", DOUBLE, "likewise: prompts that return their own image as a copy"),
             _column("rate_copied_lower", DOUBLE, "lower end of the exact 95% interval"),
             _column("rate_copied_upper", DOUBLE, "its upper end"),
-            _column("rate_seen", DOUBLE, "likewise: the model was trained on their image; null without controls", nullable=True),
+            _column(
+                "rate_seen", DOUBLE, "likewise: whose image the model was trained on; null without controls", nullable=True
+            ),
             _column("rate_seen_lower", DOUBLE, "lower end of the exact 95% interval", nullable=True),
             _column("rate_seen_upper", DOUBLE, "its upper end", nullable=True),
             _column("images_copied", LONG, "training images that the rotating prompts returned as copies, theirs or others"),
