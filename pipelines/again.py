@@ -22,7 +22,6 @@ from pipelines.generate import generator_again
 from pipelines.options import CommonOptions, option, parse
 from pipelines.query import printable
 from transforms.errors import UserError
-from transforms.generators import DiffusersGenerator
 from transforms.lake import Lake, Manifest, open_parquet
 from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
 

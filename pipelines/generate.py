@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 LARGE = 100_000
-"""Images of an audit from which on one picture a prompt is stored, unless --keep says otherwise: 500 times as many fill disks."""
+"""Images of an audit from which on one picture a prompt is stored, unless --keep says otherwise: all of them fill disks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def generator(options: GenerateOptions, device: str) -> Generator:
 
 
 def generator_again(audit: Manifest, model: str | None, device: str) -> Generator:
-    """What made the images of an audit, with its parameters; ``model`` is where it is now. UserError where it is another one."""
+    """What made an audit's images, with its parameters; ``model`` is where it is now. UserError where it is another one."""
     wanted = audit.parameters["model_revision"]
     where = model or audit.facts["model"]
     made: Generator

@@ -34,7 +34,7 @@ from pipelines.stage import Execution, Progress, Stage, machine, say, versions
 from transforms.errors import UserError
 from transforms.generators import Generator
 from transforms.identity import digest
-from transforms.kernels.copies import Limits, limits
+from transforms.kernels.copies import Limits, is_copy, limits
 from transforms.kernels.distances import COARSE
 from transforms.lake import (
     Lake,
@@ -325,7 +325,6 @@ class Job:
         """(sample_id, side, crop) of the training images to count for: the crop of each one's nearest match."""
         from transforms.images import ImageStore
         from transforms.kernels.distances import resize_shorter_side
-        from transforms.regeneration import is_copy
 
         columns = ["sample_id", "prompt_id", "sample_index", "role", "offset", "l2", "extracted", "coarse_l2", "coarse_ratio"]
         nearest: dict[str, dict[str, Any]] = {}

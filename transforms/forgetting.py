@@ -27,6 +27,7 @@ from transforms.errors import UserError
 from transforms.identity import digest
 from transforms.images import decode
 from transforms.keep_list import write_keep_list
+from transforms.kernels.copies import Limits, is_copy
 from transforms.kernels.fingerprints import Fingerprint, Needles, fingerprint
 from transforms.lake import (
     Lake,
@@ -318,6 +319,8 @@ def _generation_files(lake: Lake, touched: set[tuple[str, str]]) -> Iterator[str
     """Files that may hold generations of these prompts: tables, and finished prompts of an audit that is not."""
     audits = {audit for audit, _ in touched}
     yield from (path for path in lake.every_part("generations") if snapshot_of(path) in audits)
+    # A match's snapshot doesn't name its audit: rows do.
+    yield from lake.every_part("regenerations")
     for audit in sorted(audits):
         yield from list_files(lake.work("generate", audit, "prompts"), ".parquet")
 
@@ -325,8 +328,8 @@ def _generation_files(lake: Lake, touched: set[tuple[str, str]]) -> Iterator[str
 def touched_prompts(lake: Lake, sample_ids: set[str]) -> set[tuple[str, str]]:
     """(audit_id, prompt_id) of the prompts that the samples have a part in; those of before included.
 
-    Their caption, or that of their group; one of whose generations matched one of them or their group, as own or as
-    extracted; or was compared with nothing else.
+    Their caption, or that of their group; one of whose generations matched one of them or their group, as own, as extracted or
+    as a copy; or was compared with nothing else.
     """
     groups = {row["group_id"] for row in rows_of(lake, "duplicate_groups", sample_ids, ["group_id"])}
     touched = set()
@@ -336,17 +339,28 @@ def touched_prompts(lake: Lake, sample_ids: set[str]) -> set[tuple[str, str]]:
             if row["sample_id"] in sample_ids or row["group_id"] in groups or row["stratum"] == FORGOTTEN:
                 touched.add((row["audit_id"], row["prompt_id"]))
     for path in lake.every_part("matches"):
-        columns = ["audit_id", "prompt_id", "sample_index", "sample_id", "group_id", "relation", "extracted"]
+        columns = ["audit_id", "prompt_id", "sample_index", "sample_id", "group_id", "role", "relation", "extracted",
+                   "coarse_l2", "coarse_ratio"]  # fmt: skip
+        limits = copy_limits(lake, snapshot_of(path))
         lost: set[tuple[str, str, int]] = set()
         left: set[tuple[str, str, int]] = set()
         for row in read_parquet(path, columns).to_pylist():
             prompt = row["audit_id"], row["prompt_id"]
             mine = row["sample_id"] in sample_ids
-            if (mine or row["group_id"] in groups) and (row["extracted"] or row["relation"] == "own"):
+            close = row["extracted"] or row["relation"] == "own" or (row["role"] == "training" and is_copy(row, limits))
+            if (mine or row["group_id"] in groups) and close:
                 touched.add(prompt)
             (lost if mine else left).add((*prompt, row["sample_index"]))
         touched |= {(audit, prompt) for audit, prompt, _ in lost - left}
     return touched
+
+
+def copy_limits(lake: Lake, match: str) -> Limits:
+    """The limits of a copy in a snapshot of matches; without bounds where it was killed before it had any."""
+    rows = lake.read("copy_calibration", match).to_pylist()
+    if not rows:
+        return Limits(np.inf, np.inf, None)
+    return Limits(rows[0]["coarse_l2_limit"], rows[0]["coarse_ratio_limit"], rows[0]["promised_rate"])
 
 
 # -- removal ----------------------------------------------------------------------------------------------------------
@@ -383,19 +397,29 @@ def remove(lake: Lake) -> dict[str, int]:
 
     pictures = {row["sha256"] for row in tombstone_rows(lake, ("picture", "generation"))}
     lengths = {row["length"] for row in tombstone_rows(lake, ("picture", "generation"))}
+    thumbnails = {row["sha256"] for row in tombstone_rows(lake, ("thumbnail",))}
 
-    def generations(table: pa.Table) -> pa.Table:
-        keys = zip(table["audit_id"].to_pylist(), table["prompt_id"].to_pylist(), table["image"], strict=True)
+    def without_pictures(table: pa.Table) -> pa.Table:
+        prompts = list(zip(table["audit_id"].to_pylist(), table["prompt_id"].to_pylist(), strict=True))
         hit = [
             image.is_valid
-            and ((audit, prompt) in touched or (len(image.as_buffer()) in lengths and sha256(image.as_buffer()) in pictures))
-            for audit, prompt, image in keys
+            and (prompt in touched or (len(image.as_buffer()) in lengths and sha256(image.as_buffer()) in pictures))
+            for prompt, image in zip(prompts, table["image"], strict=True)
         ]
         reason = "the picture was removed: it may give back what was forgotten"
         return _with(table, pa.array(hit, pa.bool_()), image=None, reason=reason)
 
+    def generations(table: pa.Table) -> pa.Table:
+        prompts = zip(table["audit_id"].to_pylist(), table["prompt_id"].to_pylist(), table["thumbnail"], strict=True)
+        hit = [
+            tiny.is_valid and ((audit, prompt) in touched or sha256(tiny.as_buffer()) in thumbnails)
+            for audit, prompt, tiny in prompts
+        ]
+        return _with(without_pictures(table), pa.array(hit, pa.bool_()), thumbnail=None)
+
     changed["generations"] = _rewrite(lake, "generations", generations)
-    for name in ("matches", "eidetic_counts"):
+    changed["regenerations"] = _rewrite(lake, "regenerations", without_pictures)
+    for name in ("matches", "decoys", "eidetic_counts"):
         changed[name] = _rewrite(lake, name, tombstones.spared, gone)
     changed["embeddings"] = _rewrite(lake, "embeddings", _status(tombstones, vector=None, thumbnail=None), gone)
     changed["images"] = _rewrite(lake, "images", _cells(gone, image=None), gone)
@@ -438,12 +462,21 @@ def retire(lake: Lake, days: int, now: datetime.datetime) -> int:
     oldest = now - datetime.timedelta(days=days)
     removed = 0
 
-    def generations(table: pa.Table) -> pa.Table:
+    def without_pictures(table: pa.Table) -> pa.Table:
         return _with(table, pc.is_valid(table["image"]), image=None, reason=f"{RETIRED} {days} days")
 
+    def generations(table: pa.Table) -> pa.Table:
+        return _with(without_pictures(table), pa.array([True] * table.num_rows), thumbnail=None)
+
+    old = set()
     for manifest in lake.manifests("generate"):
         if datetime.datetime.fromisoformat(manifest.finished_at) < oldest:
-            removed += _rewrite(lake, "generations", generations, snapshot=manifest.snapshot_id)
+            old.add(manifest.snapshot_id)
+            removed += _count_pictures(lake, "generations", manifest.snapshot_id)
+            _rewrite(lake, "generations", generations, snapshot=manifest.snapshot_id)
+    for matched in lake.manifests("match"):
+        if matched.upstream["generate"] in old:
+            removed += _rewrite(lake, "regenerations", without_pictures, snapshot=matched.snapshot_id)
     for file in FileSystems.match([lake.path("work", "generate", "**")])[0].metadata_list:
         if file.path.endswith(".parquet") and file.last_updated_in_seconds < oldest.timestamp():
             pictures = read_parquet(file.path, ["image"])["image"]
@@ -451,6 +484,11 @@ def retire(lake: Lake, days: int, now: datetime.datetime) -> int:
             FileSystems.delete([file.path])
     _remove_unfinished(lake, "generate")
     return removed
+
+
+def _count_pictures(lake: Lake, table: str, snapshot: str) -> int:
+    tables = [read_parquet(path, ["image"]) for path in lake.parts(table, snapshot)]
+    return sum(table.num_rows - table["image"].null_count for table in tables)
 
 
 def _rewrite(

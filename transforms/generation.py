@@ -65,7 +65,7 @@ class Filter:
     unflagged_fraction: float
 
     def decide(self, prompt: dict[str, Any], flagged: bool) -> tuple[str, float, bool]:
-        """(why, with which probability, whether) all images of a prompt are kept, and not its nearest and central ones alone."""
+        """(why, with which probability, whether) all images of a prompt are kept, not the nearest and central ones alone."""
         if self.keep == "none":
             return "dropped", 0.0, False
         if self.keep == "nearest":

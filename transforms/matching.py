@@ -1,8 +1,8 @@
 """Compares generations with training images (and controls' with controls), and counts how near to unique a find is.
 
 Every generation is compared with all training images, whatever was asked for: with those that CLIP or the thumbnails find near.
-The unit of work is one part of ``generations``. Every worker holds the CLIP vectors, thumbnails and groups; pictures are read by
-id when they are needed and stay cached.
+The unit of work is one part of ``generations``. Every worker holds the CLIP vectors, thumbnails and groups; pictures are read
+by id when they are needed and stay cached.
 """
 
 from __future__ import annotations
@@ -349,8 +349,8 @@ REGENERATED = 100_000_000
 class MatchPart(beam.DoFn):
     """A ``Task`` → the same, when its part of ``matches`` or ``decoys`` is written.
 
-    Decoys are listed in the Parquet file ``decoys`` (part, kind, sample_id, group_id) and compared at ``side`` pixels. Some of the
-    generations, drawn by hash, are left in ``sampled`` for ``NearestByBruteForce``.
+    Decoys are listed in a Parquet file (``decoy_file``: part, kind, sample_id, group_id) and compared at ``side`` pixels. Some
+    of the generations, drawn by hash, are left in ``sampled_folder`` for ``NearestByBruteForce``.
     """
 
     def __init__(
@@ -411,7 +411,7 @@ class MatchPart(beam.DoFn):
                 if drawn and task.kind == "generations":
                     sampled += self._sampled(identity, np.asarray(picture), vector)
         if sampled:
-            path = self.lake.work("match", self.snapshot, "sampled", f"{task.number}.parquet")
+            path = self.lake.work("match", self.snapshot, "sampled", f"part-{task.number:05d}.parquet")
             write_parquet(path, pa.Table.from_pylist(sampled))
 
     def _sampled(self, identity: dict[str, Any], picture: np.ndarray, vector: np.ndarray) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Makes some generations again whose pictures were not kept: those whose thumbnail lies near another training image.
 
-A generation is judged against every training image, whatever its prompt asked for, and most pictures are dropped where they are
-made. Their thumbnails say which of them may show one (``Point``); these are made again from their seeds, and matched as the kept
-ones are. One attempt of a prompt for each training image that it points at is enough.
+A generation is judged against every training image, whatever its prompt asked for, and most pictures are dropped where they
+are made. Their thumbnails say which of them may show one (``Point``); these are made again from their seeds, and matched as the
+kept ones are. One attempt of a prompt for each training image that it points at is enough.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 from transforms.embedding import SkipWritten
 from transforms.generators import Generator
 from transforms.images import encode_png, thumbnail
-from transforms.kernels.copies import Limits
+from transforms.kernels.copies import Limits, is_copy
 from transforms.kernels.thumbnails import LENGTH
 from transforms.lake import Lake, part_number, read_parquet, read_rows, write_parquet
 from transforms.matching import Population, Snapshots, read_population
@@ -117,12 +117,6 @@ class Point(beam.DoFn):
         return found
 
 
-def is_copy(row: dict[str, Any], limits: Limits) -> bool:
-    """Whether a row of ``matches`` or ``decoys`` is a copy, as ``sql/staging/training_matches.sql`` says it."""
-    near = row["coarse_ratio"] is not None and row["coarse_ratio"] < limits.coarse_ratio
-    return near and row["coarse_l2"] < limits.coarse_l2
-
-
 def _one_each(rows: Any) -> list[dict[str, Any]]:
     """One row for each generation, the nearest, in the order of prompts and generations."""
     by_generation: dict[tuple[str, int], dict[str, Any]] = {}
@@ -137,7 +131,7 @@ def pointed_folder(lake: Lake, snapshot: str) -> str:
 
 
 def pointed_file(lake: Lake, snapshot: str, number: int) -> str:
-    return lake.work("match", snapshot, "pointed", f"{number}.parquet")
+    return lake.work("match", snapshot, "pointed", f"part-{number:05d}.parquet")
 
 
 class RegenerateHandler(ModelHandler[int, PredictionResult, Generator]):

@@ -277,7 +277,7 @@ CLIQUES = Table(
             _column(
                 "keep_rule",
                 TEXT,
-                "flagged, all, slice or control: why all its images are stored; nearest or dropped: the nearest and central alone",
+                "flagged, all, slice or control: why all its images are stored; nearest, dropped: nearest and central alone",
             ),
             _column("keep_probability", DOUBLE, "with which a prompt of this outcome keeps all its images, 0 to 1"),
             _column("sizes_by_distance", TEXT, "JSON: edge distance → largest clique, for the sweep"),

@@ -10,13 +10,13 @@ the null of held-out pictures is that of data-copying tests (Meehan et al. 2020)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 GU_RATIO = 1 / 3
-"""Memorised, says the rule of Yoon and Gu, where the l2 to the nearest training image is under this share of that to the next."""
+"""The rule of Yoon and Gu: memorised where the l2 to the nearest training image is under this share of that to the next."""
 
 MAX_TWINS = 8
 """So many other images may stand so near to one that they are one memory with it."""
@@ -98,6 +98,12 @@ def limits(held_out_l2: np.ndarray, held_out_ratio: np.ndarray, *, most_l2: floa
         return Limits(most_l2, most_ratio, None)
     seldom = np.sort(both, axis=1)[:, min(rank, count) - 1]
     return Limits(min(most_l2, float(seldom[0])), min(most_ratio, float(seldom[1])), rank / (count + 1))
+
+
+def is_copy(row: Mapping[str, Any], limits: Limits) -> bool:
+    """Whether a row of ``matches`` or ``decoys`` is a copy; ``sql/staging/training_matches.sql`` says the same."""
+    near = row["coarse_ratio"] is not None and row["coarse_ratio"] < limits.coarse_ratio
+    return near and row["coarse_l2"] < limits.coarse_l2
 
 
 def blurred(picture: np.ndarray) -> np.ndarray:

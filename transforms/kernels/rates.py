@@ -192,8 +192,8 @@ def slice_interval(
 ) -> Interval:
     """An interval of the rate of a population, where of some trials only a random slice was looked at.
 
-    Fay and Feuer's, by the successes: those that would have been seen in any case weigh as their stratum's trials do, those that
-    were seen in the slice so many times as much. A slice without a success still says how much it may hide.
+    Fay and Feuer's, by the successes: those that would have been seen in any case weigh as their stratum's trials do, those
+    that were seen in the slice so many times as much. A slice without a success still says how much it may hide.
 
     Not proven to cover, but measured: docs/statistics.md.
 

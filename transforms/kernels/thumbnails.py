@@ -1,7 +1,7 @@
 """Thumbnails: pictures of 8 × 8 pixels, each the mean of its block.
 
-Two pictures are never nearer to each other in l2 than their thumbnails are, so thumbnails say where a picture may have come from
-(``NearestThumbnails``), and rule out the rest.
+Two pictures are never nearer to each other in l2 than their thumbnails are, so thumbnails say where a picture may have come
+from (``NearestThumbnails``), and rule out the rest.
 
 Beside CLIP's vector, as one vector (``joined``), they say what a picture shows and how it looks.
 
