@@ -230,24 +230,9 @@ class Job:
     def calibrate_copies(self) -> Limits:
         """Writes ``copy_calibration``; returns the limits of a copy."""
         decoys = self.lake.read("decoys", self.snapshot, ["kind", "coarse_l2", "coarse_ratio"])
-        held_out = decoys.filter(pc.equal(decoys["kind"], "held_out"))
-        found = limits(
-            held_out["coarse_l2"].to_numpy(),
-            pc.fill_null(held_out["coarse_ratio"], np.inf).to_numpy(),
-            most_l2=self.options.delta,
-            most_ratio=self.options.copy_ratio,
-            rate=self.options.max_false_positive_rate,
-        )
-        row = {
-            **self.audit,
-            "coarse_l2_limit": found.coarse_l2,
-            "coarse_ratio_limit": found.coarse_ratio,
-            "max_false_positive_rate": self.options.max_false_positive_rate,
-            "n_held_out": held_out.num_rows,
-            "promised_rate": found.promised_rate,
-        }
-        self.lake.write("copy_calibration", self.snapshot, 0, [row])
-        return found
+        row = copy_calibration_row(decoys, self.options)
+        self.lake.write("copy_calibration", self.snapshot, 0, [{**self.audit, **row}])
+        return Limits(row["coarse_l2_limit"], row["coarse_ratio_limit"], row["promised_rate"])
 
     def regenerate(
         self, execution: Execution, device: DeviceOptions, limits: Limits, images: Generator | None
@@ -435,8 +420,35 @@ def build_counts(pipeline: beam.Pipeline, job: Job, targets: str | None, nearest
         _ = parts | "CountMemories" >> count
 
 
+def copy_calibration_row(decoys: pa.Table, options: MatchOptions) -> dict[str, Any]:
+    """The row of ``copy_calibration``, without the audit's columns.
+
+    Args:
+        decoys: the audit's table ``decoys``; those that are held out say how near a new picture comes.
+        options: the largest limits, and the rate that is asked for.
+    """
+    held_out = decoys.filter(pc.equal(decoys["kind"], "held_out"))
+    found = limits(
+        held_out["coarse_l2"].to_numpy(),
+        pc.fill_null(held_out["coarse_ratio"], np.inf).to_numpy(),
+        most_l2=options.delta,
+        most_ratio=options.copy_ratio,
+        rate=options.max_false_positive_rate,
+    )
+    return {
+        "coarse_l2_limit": found.coarse_l2,
+        "coarse_ratio_limit": found.coarse_ratio,
+        "max_false_positive_rate": options.max_false_positive_rate,
+        "n_held_out": held_out.num_rows,
+        "promised_rate": found.promised_rate,
+    }
+
+
 def calibration_rows(matches: pa.Table, prompts: pa.Table, options: MatchOptions) -> list[dict[str, Any]]:
     """Rows of ``calibration``, without the audit's columns: one per distance.
+
+    Prompts and controls alike are judged by the generation that lies nearest to their own image in l2, whatever else was
+    stored, and by that generation's distance.
 
     Args:
         matches: the audit's table ``matches``.
@@ -450,19 +462,16 @@ def calibration_rows(matches: pa.Table, prompts: pa.Table, options: MatchOptions
     controls = [row for row in by_id.values() if row["origin"] == "control"]
     tried = [row for row in by_id.values() if row["origin"] != "control"]
     tested = [row for row in tried if row["group_id"] is not None]
-    own = [row for row in matches.to_pylist() if row["relation"] == "own"]
-    near = [row for row in matches.to_pylist() if row["relation"] == "neighbour" and row["role"] == "control"]
+    rows = matches.to_pylist()
+    own = {row["prompt_id"]: row for row in rows if row["relation"] == "own" and row["nearest"]}
+    near = [row for row in rows if row["relation"] == "neighbour" and row["role"] == "control"]
     per_prompt = max((row["images_requested"] for row in tried), default=1)
     per_control = min((row["images_requested"] for row in controls), default=per_prompt)
     result = []
     for distance in DISTANCES:
-        smallest: dict[str, float] = {}
-        for row in own:
-            if row[distance] is not None:
-                prompt = row["prompt_id"]
-                smallest[prompt] = min(smallest.get(prompt, np.inf), row[distance])
-        null = np.array([smallest[row["prompt_id"]] for row in controls if row["prompt_id"] in smallest])
-        found = np.array([smallest[row["prompt_id"]] for row in tested if row["prompt_id"] in smallest])
+        nearest = {prompt: row[distance] for prompt, row in own.items() if row[distance] is not None}
+        null = np.array([nearest[row["prompt_id"]] for row in controls if row["prompt_id"] in nearest])
+        found = np.array([nearest[row["prompt_id"]] for row in tested if row["prompt_id"] in nearest])
         limit = calibration.threshold(
             null,
             max_false_positive_rate=options.max_false_positive_rate,
@@ -477,7 +486,7 @@ def calibration_rows(matches: pa.Table, prompts: pa.Table, options: MatchOptions
         if limit.controls_called is not None:
             upper = clopper_pearson_upper(limit.controls_called, len(null))
         separation = calibration.separation(found, null)
-        within = {row["prompt_id"] for row in own if row["role"] == "control" and row["extracted"]}
+        within = {prompt for prompt, row in own.items() if row["role"] == "control" and row["extracted"]}
         near_another = {row["prompt_id"] for row in near if row["extracted"]}
         result.append(
             {

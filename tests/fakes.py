@@ -1,7 +1,8 @@
 """A whole lake of planted truth, made in a second: every table, complete manifests, and distances that are known.
 
 Nothing here matches pictures or runs a model. What each prompt gives back is planted by name (``BEHAVIOURS``), so that a
-test of measure, report or query knows the answer beforehand.
+test of measure, report or query knows the answer beforehand. What is drawn for a generation depends on nothing but the seed,
+its prompt and its number: the same lake with another ``keep`` holds the same generations.
 """
 
 from __future__ import annotations
@@ -11,32 +12,40 @@ import datetime
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.match import MatchOptions, calibration_rows
+from pipelines.match import MatchOptions, calibration_rows, copy_calibration_row
 from tests.planted import picture
 from transforms import prompts as prompt_rows
 from transforms.generation import Filter
 from transforms.identity import sample_id, seed
-from transforms.images import encode_png
+from transforms.images import encode_png, thumbnail
+from transforms.kernels.copies import GU_RATIO, Limits, blurred
 from transforms.lake import Lake, Manifest, snapshot_id
+from transforms.matching import REGENERATED
+from transforms.regeneration import is_copy
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 SIDE = 16
 """Of the pictures, in pixels."""
 
-BEHAVIOURS = ("copy", "none", "loose", "tight", "neighbour")
-"""What a prompt's generations do, in terms of the image whose caption it is, for 0.15 as delta:
+BEHAVIOURS = ("copy", "half_learned", "loose", "soft", "unproven", "neighbour", "none")
+"""What a prompt's nearest generation does, in terms of the image whose caption it is, for 0.15 as delta:
 
-    copy        near by every distance: both verdicts call it
-    loose       l2 within delta, but no nearer than controls are: only the paper's rule calls it
-    tight       l2 over delta, but much nearer than controls are: only the calibrated verdict calls it
-    neighbour   a copy of the next drawn group's image, and nothing like its own
-    none        nothing near
+                  extracted  adaptive l2  ratio  copied  seen
+    copy          yes        yes          yes    yes     yes    near by every distance
+    half_learned  no         yes          no     no      yes    much nearer than controls come, and yet no copy
+    loose         yes        no           no     no      no     within delta, and as near to other images
+    soft          no         yes          no     yes     yes    a copy whose fine detail is lost
+    unproven      yes        no           yes    yes     no     a copy, and no nearer than controls come
+    neighbour     no         no           no     no      no     its other generations copy the next drawn group's image
+    none          no         no           no     no      no     nothing near
 
-A name that ends in " unflagged" does the same without a clique: it is seen only if the prompt is in the kept slice.
+seen is by adaptive l2 (or tiled l2): in l2 all but "none" and "neighbour" are nearer than controls. A name that ends in
+" unflagged" does the same without a clique: but for the nearest one its generations are stored only in the kept slice. Where a
+prompt makes a single generation, "neighbour" copies nothing: that one is the nearest.
 """
 
 
@@ -66,9 +75,11 @@ def fake_lake(
     captions: Sequence[str | None] | None = None,
     urls: Sequence[str | None] | None = None,
     draw: Callable[[int], np.ndarray] = lambda number: picture(number, SIDE, SIDE),
-    behaviours: Sequence[str] = (*BEHAVIOURS, "copy unflagged", "none unflagged"),
+    behaviours: Sequence[str] = (*BEHAVIOURS, "copy unflagged", "neighbour unflagged", "none unflagged"),
     controls: int = 60,
     controls_within_delta: int = 0,
+    controls_that_copy: int = 0,
+    held_out_near: int = 0,
     listed: Sequence[str] = (),
     max_prompts: int = 1000,
     images_per_prompt: int = 4,
@@ -78,6 +89,7 @@ def fake_lake(
     delta: float = 0.15,
     calibrated_distance: str = "adaptive_l2",
     max_false_positive_rate: float = 0.1,
+    regenerate: bool = True,
     model: str = "fake/model",
     base_seed: int = 0,
 ) -> FakeLake:
@@ -92,15 +104,17 @@ def fake_lake(
         behaviours: of the drawn prompts, the most duplicated first, repeated as often as needed.
         controls: pictures that no model saw; 0 for none.
         controls_within_delta: of those, the ones that the paper's rule calls.
+        controls_that_copy: of those, the ones by whose captions the image of the last of ``sizes`` comes back, by another
+            generation than the nearest.
+        held_out_near: of those, the ones that are, as pictures, as near to a training image as a copy.
         listed: the user's prompts, beside the drawn ones; they give nothing back.
         max_prompts, images_per_prompt, images_per_control, unflagged_fraction, keep: as in ``eidetic generate``.
-        delta, calibrated_distance, max_false_positive_rate: as in ``eidetic match``.
+        delta, calibrated_distance, max_false_positive_rate, regenerate: as in ``eidetic match``.
         model: name and revision.
         base_seed: of the draw and of the distances.
     """
     lake = Lake(str(root))
     lake.create()
-    random = np.random.default_rng(base_seed)
     texts = list(captions) if captions is not None else [f"group {number}" for number in range(len(sizes))]
     places = list(urls) if urls is not None else [f"https://train.example/{number}.png" for number in range(len(sizes))]
     samples, groups = _training(sizes, texts, places)
@@ -124,17 +138,13 @@ def fake_lake(
     identity = {"audit_id": audit, "model_revision": model, "parameters_digest": "generated so"}
     lake.write("prompts", audit, 0, [{**identity, **prompt} for prompt in prompts])
     plan = Filter(clique_distance=0.15, clique_size=3, keep=keep, unflagged_fraction=unflagged_fraction)
-    pictures = {row["group_id"]: row["picture"] for row in groups}
-    generations, cliques = [], []
-    for place, prompt in enumerate(prompts):
-        planted = behaviour.get(prompt["prompt_id"], "none unflagged")
-        target = prompt["group_id"]
-        if planted.startswith("neighbour"):
-            target = _next_group(prompts, drawn, place)
-        copies = planted.split()[0] != "none" and target in pictures
-        made, clique = _generate(prompt, planted, plan, pictures[target] if copies else None, random, base_seed, draw)
-        generations += [{**identity, **row} for row in made]
+    plans = _plans(prompts, behaviour, drawn, groups, controls_within_delta, controls_that_copy)
+    made, cliques = [], []
+    for prompt, planned in zip(prompts, plans, strict=True):
+        some, clique = _generate(prompt, planned, plan, base_seed, draw)
+        made += some
         cliques.append({**identity, **clique})
+    generations = [{**identity, **attempt.row} for attempt in made]
     half = len(generations) // 2
     lake.write("generations", audit, 0, generations[:half])
     lake.write("generations", audit, 1000, generations[half:])
@@ -142,11 +152,10 @@ def fake_lake(
     generate = lake.complete("generate", audit, parameters, upstream, {"model": model, "seconds": 1.0})
 
     options = MatchOptions(
-        delta=delta, calibrated_distance=calibrated_distance, max_false_positive_rate=max_false_positive_rate
-    )
-    match = _write_matches(
-        lake, generate, options, prompts, generations, groups, behaviour, drawn, controls_within_delta, random, ingest, embed
-    )
+        delta=delta, calibrated_distance=calibrated_distance, max_false_positive_rate=max_false_positive_rate,
+        regenerate=regenerate,
+    )  # fmt: skip
+    match = _write_matches(lake, generate, options, made, groups, samples, held_out_near, base_seed, ingest, embed)
     return FakeLake(lake, ingest, embed, deduplicate, generate, match, behaviour)
 
 
@@ -266,76 +275,197 @@ def _write_sweep(lake: Lake, snapshot: str, groups: list[dict[str, Any]]) -> Non
 # -- generations ------------------------------------------------------------------------------------------------------
 
 
-def _next_group(prompts: list[dict[str, Any]], drawn: list[str], place: int) -> str:
-    """The group of the drawn prompt after this one: what a "neighbour" copies."""
-    return prompts[(place + 1) % len(drawn)]["group_id"]
+class Kind(NamedTuple):
+    """How near a generation lies to an image: the ranges that it is drawn from.
+
+    Attributes:
+        l2: distance over all pixels.
+        coarse: coarse_l2 as a share of that.
+        relative: adaptive l2, and twice the tiled one.
+        near: whether its ratio is one that Gu's rule calls.
+        copied: whether its coarse ratio is that of a copy.
+    """
+
+    l2: tuple[float, float]
+    coarse: tuple[float, float]
+    relative: tuple[float, float]
+    near: bool
+    copied: bool
+
+
+# Ranges don't overlap where a rule decides between them: no verdict is left to chance.
+FINE, FAR, SEEN, UNSEEN = (0.6, 0.9), (0.35, 0.5), (0.1, 0.5), (1.6, 2.0)
+TRAINED = {
+    "copy": Kind((0.02, 0.12), FINE, SEEN, True, True),
+    "half_learned": Kind((0.18, 0.2), (0.9, 1.0), SEEN, False, False),
+    "loose": Kind((0.02, 0.12), FINE, UNSEEN, False, False),
+    "soft": Kind((0.16, 0.18), (0.5, 0.7), SEEN, False, True),
+    "unproven": Kind((0.02, 0.12), FINE, UNSEEN, True, True),
+    "none": Kind(FAR, FINE, UNSEEN, False, False),
+}
+CONTROL = {
+    "loose": Kind((0.02, 0.12), FINE, (1.0, 1.5), False, False),
+    "none": Kind((0.25, 0.3), (0.9, 1.0), (1.0, 1.5), False, False),
+}
+"""A control's generations against controls: nearer than what no training prompt gives back, farther than what is seen."""
+
+
+def _distances(kind: Kind, random: np.random.Generator) -> dict[str, Any]:
+    """The distances of one comparison, in the columns of ``matches`` and ``decoys``."""
+    absolute, relative = random.uniform(*kind.l2), random.uniform(*kind.relative)
+    ratio = GU_RATIO * random.uniform(*((0.2, 0.9) if kind.near else (1.5, 2.7)))
+    limit = MatchOptions().copy_ratio
+    return {
+        # tiled l2 goes with the relative one, so that every distance can be chosen for the calibration.
+        "l2": absolute, "tiled_l2": relative / 2, "adaptive_l2": relative, "n_others": 5,
+        "nearest_other_l2": absolute / ratio, "ratio": ratio, "coarse_l2": absolute * random.uniform(*kind.coarse),
+        "coarse_ratio": limit * random.uniform(*((0.1, 0.6) if kind.copied else (1.4, 1.9))),
+    }  # fmt: skip
+
+
+class Planned(NamedTuple):
+    """What one prompt's generations are.
+
+    Attributes:
+        own: the group or control whose caption it is; None for nobody's.
+        kind: how near the nearest generation is to that.
+        others: (group, role) of the neighbours that they are compared with.
+        copied: of those, the one that all but the nearest generation copy; None without.
+        shown: (number of the picture, behaviour) of the nearest generation; of the others.
+        flagged: whether the clique test flags it.
+    """
+
+    own: str | None
+    kind: Kind
+    others: list[tuple[str, str]]
+    copied: str | None
+    shown: tuple[tuple[int | None, str], tuple[int | None, str]]
+    flagged: bool
+
+
+def _plans(
+    prompts: list[dict[str, Any]],
+    behaviour: dict[str, str],
+    drawn: list[str],
+    groups: list[dict[str, Any]],
+    controls_within_delta: int,
+    controls_that_copy: int,
+) -> list[Planned]:
+    pictures = {row["group_id"]: row["picture"] for row in groups}
+    control_ids = [prompt["sample_id"] for prompt in prompts if prompt["origin"] == "control"]
+    plans = []
+    for place, prompt in enumerate(prompts):
+        planted = behaviour.get(prompt["prompt_id"], "none unflagged")
+        what = planted.split()[0]
+        if prompt["origin"] == "control":
+            own, number = prompt["sample_id"], control_ids.index(prompt["sample_id"])
+            kind = CONTROL["loose" if number < controls_within_delta else "none"]
+            last = groups[-1]["group_id"] if groups else None
+            copied = last if number < controls_that_copy else None
+            others = [(one, role) for one, role in ((control_ids[number - 1], "control"), (last, "training")) if one]
+            shown: tuple[int | None, str] = None, "none"
+        else:
+            own = prompt["group_id"]
+            kind = TRAINED["none" if what == "neighbour" else what]
+            listed = prompt["prompt_id"] not in drawn
+            other = groups[0]["group_id"] if listed else prompts[(place + 1) % len(drawn)]["group_id"]
+            copied, others = (other if what == "neighbour" else None), [(other, "training")]
+            shown = (pictures.get(own), what) if what not in ("neighbour", "none") else (None, "none")
+        others = [one for one in others if one[0] != own]
+        rest = shown if copied is None else (pictures[copied], "copy")
+        flagged = prompt["origin"] == "duplicates" and not planted.endswith("unflagged")
+        plans.append(Planned(own, kind, others, copied, (shown, rest), flagged))
+    return plans
+
+
+class Made(NamedTuple):
+    """One attempt.
+
+    Attributes:
+        row: of ``generations``, without the audit's columns.
+        image: its picture, whether it is stored or not; None where it failed.
+        matches: rows of ``matches`` that it has if it is judged: role, relation, group and distances.
+        copied: the group of the neighbour that it copies; None without.
+    """
+
+    row: dict[str, Any]
+    image: np.ndarray | None
+    matches: list[dict[str, Any]]
+    copied: str | None
 
 
 def _generate(
-    prompt: dict[str, Any],
-    planted: str,
-    plan: Filter,
-    target: int | None,
-    random: np.random.Generator,
-    base_seed: int,
-    draw: Callable[[int], np.ndarray],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of ``generations`` and a row of ``cliques``. A prompt with two attempts or more loses its last one."""
+    prompt: dict[str, Any], planned: Planned, plan: Filter, base_seed: int, draw: Callable[[int], np.ndarray]
+) -> tuple[list[Made], dict[str, Any]]:
+    """Its attempts and a row of ``cliques``. A prompt with more than two attempts loses its last one."""
     requested = prompt["images_requested"]
     failed = 1 if requested > 2 else 0
-    flagged = prompt["origin"] == "duplicates" and not planted.endswith("unflagged")
-    rule, probability, kept = plan.decide(prompt, flagged)
+    usable = range(requested - failed)
+    rule, probability, all_kept = plan.decide(prompt, planned.flagged)
+    seeds = [seed(base_seed, prompt["prompt_id"], index) for index in range(requested)]
+    randoms = [np.random.default_rng(one) for one in seeds]
+    own = [None if planned.own is None else _distances(planned.kind, randoms[index]) for index in usable]
+    nearest = None if planned.own is None or not own else min(usable, key=lambda index: own[index]["l2"])  # type: ignore[index]
+    kept = set(usable) if all_kept else set()
+    if plan.keep != "none" and not all_kept:
+        # The clique's middle is the last of them.
+        kept = {index for index in (nearest, usable[-1] if planned.flagged and own else None) if index is not None}
     made = []
     for index in range(requested):
+        image, matches, copied = None, [], None
         success = index < requested - failed
-        image = None
-        if kept and success:
-            number = int(random.integers(20_000, 30_000)) if target is None else target
-            drawn = draw(number)
-            noise = random.integers(-4, 5, drawn.shape)
-            image = encode_png((drawn + noise).clip(0, 255).astype(np.uint8))
-        made.append({
-            "prompt_id": prompt["prompt_id"], "sample_index": index,
-            "seed": seed(base_seed, prompt["prompt_id"], index), "status": "success" if success else "failed",
-            "reason": None if success else "out of memory", "in_clique": flagged and success, "image": image,
+        if success:
+            random = randoms[index]
+            copied = planned.copied if index != nearest else None
+            image = _picture(*planned.shown[index != nearest], draw, random)
+            if (distances := own[index]) is not None:
+                matches.append({"group_id": planned.own, "role": "control" if prompt["origin"] == "control" else "training",
+                                "relation": "own", "found_by": "own", **distances})  # fmt: skip
+            for other, role in planned.others:
+                kind = CONTROL["none"] if role == "control" else TRAINED["copy" if other == copied else "none"]
+                matches.append({"group_id": other, "role": role, "relation": "neighbour", "found_by": "both",
+                                **_distances(kind, random)})  # fmt: skip
+        row = {
+            "prompt_id": prompt["prompt_id"], "sample_index": index, "seed": seeds[index],
+            "status": "success" if success else "failed", "reason": None if success else "out of memory",
+            "in_clique": planned.flagged and success, "nearest": index == nearest,
+            "own_l2": matches[0]["l2"] if matches and planned.own is not None else None,
+            "image": encode_png(image) if image is not None and index in kept else None,
+            "thumbnail": None if image is None else thumbnail(image),
             "width": SIDE if success else None, "height": SIDE if success else None, "steps": 8, "guidance_scale": 3.0,
             "seconds": 0.1, "device": "cpu", "dtype": "float32",
-        })  # fmt: skip
+        }  # fmt: skip
+        made.append(Made(row, image, matches, copied))
     clique = {
         "prompt_id": prompt["prompt_id"], "n_generated": requested - failed, "n_failed": failed, "edge_distance": 0.15,
-        "clique_size": requested - failed if flagged else 1, "clique_exact": True, "clique_threshold": 3,
-        "mean_distance": 0.05 if flagged else None, "flagged": flagged, "keep_rule": rule,
+        "clique_size": requested - failed if planned.flagged else 1, "clique_exact": True, "clique_threshold": 3,
+        "mean_distance": 0.05 if planned.flagged else None, "flagged": planned.flagged, "keep_rule": rule,
         "keep_probability": probability, "sizes_by_distance": "{}", "seconds": 0.4,
     }  # fmt: skip
     return made, clique
 
 
+def _picture(number: int | None, what: str, draw: Callable[[int], np.ndarray], random: np.random.Generator) -> np.ndarray:
+    """A training picture with a little noise, or a blur of it where it is but half learned; a new one without a number."""
+    drawn = draw(int(random.integers(20_000, 30_000)) if number is None else number)
+    if what == "half_learned":
+        drawn = blurred(drawn)
+    noise = random.integers(-4, 5, drawn.shape)
+    return (drawn + noise).clip(0, 255).astype(np.uint8)
+
+
 # -- matches ----------------------------------------------------------------------------------------------------------
-
-
-def _distances(kind: str, control: bool, random: np.random.Generator) -> dict[str, float]:
-    """l2, tiled l2 and adaptive l2 of one comparison, drawn from ranges that don't overlap: no verdict is left to chance."""
-    absolute = random.uniform(0.02, 0.12)
-    if kind not in ("copy", "loose"):
-        absolute = random.uniform(0.2, 0.3) if control else random.uniform(0.35, 0.5)
-    relative = random.uniform(0.1, 0.5)
-    if kind not in ("copy", "tight"):
-        relative = random.uniform(1.0, 1.5) if control else random.uniform(1.6, 2.0)
-    # tiled l2 goes with the relative one, so that every distance can be chosen for the calibration.
-    return {"l2": absolute, "tiled_l2": relative / 2, "adaptive_l2": relative}
 
 
 def _write_matches(
     lake: Lake,
     generate: Manifest,
     options: MatchOptions,
-    prompts: list[dict[str, Any]],
-    generations: list[dict[str, Any]],
+    made: list[Made],
     groups: list[dict[str, Any]],
-    behaviour: dict[str, str],
-    drawn: list[str],
-    controls_within_delta: int,
-    random: np.random.Generator,
+    samples: list[dict[str, Any]],
+    held_out_near: int,
+    base_seed: int,
     ingest: Manifest,
     embed: Manifest,
 ) -> Manifest:
@@ -349,49 +479,36 @@ def _write_matches(
     members: dict[str, list[str]] = {}
     for row in groups:
         members.setdefault(row["group_id"], []).append(row["sample_id"])
-    control_ids = [prompt["sample_id"] for prompt in prompts if prompt["origin"] == "control"]
-    by_id = {prompt["prompt_id"]: (place, prompt) for place, prompt in enumerate(prompts)}
-    rows = []
-    for generation in generations:
-        if generation["image"] is None:
-            continue
-        place, prompt = by_id[generation["prompt_id"]]
-        planted = behaviour.get(prompt["prompt_id"], "none").split()[0]
-        control = prompt["origin"] == "control"
-        own = prompt["sample_id"] if control else prompt["group_id"]
-        if control:
-            planted = "loose" if control_ids.index(own) < controls_within_delta else "none"
-            other = control_ids[control_ids.index(own) - 1]
-        elif prompt["prompt_id"] in drawn:
-            other = _next_group(prompts, drawn, place)
-        else:
-            other = groups[0]["group_id"]
-        kinds = [("neighbour", other, "copy" if planted == "neighbour" else "none")]
-        if own is not None:
-            kinds.insert(0, ("own", own, "none" if planted == "neighbour" else planted))
-        for relation, group, kind in kinds:
-            if group == own and relation == "neighbour":
-                continue
-            distances = _distances(kind, control, random)
-            candidates = [group] if control else members[group]
-            rows.append({
-                **identity, "prompt_id": prompt["prompt_id"], "sample_index": generation["sample_index"],
-                "sample_id": candidates[int(random.integers(len(candidates)))], "group_id": group,
-                "role": "control" if control else "training", "relation": relation, "cosine": 0.9, "offset": 0,
-                **distances, "n_others": 5, "extracted": distances["l2"] <= options.delta,
-            })  # fmt: skip
+
+    def matched(attempt: Made, regenerated: bool) -> list[dict[str, Any]]:
+        names = ("prompt_id", "sample_index", "nearest")
+        return [
+            {**identity, **{name: attempt.row[name] for name in names}, "regenerated": regenerated, "cosine": 0.9, "offset": 0,
+             "sample_id": _any(members.get(row["group_id"], [row["group_id"]]), attempt.row["seed"]),
+             "extracted": row["l2"] <= options.delta, **row}
+            for row in attempt.matches
+        ]  # fmt: skip
+
+    again = _made_again(made) if options.regenerate and generate.parameters["keep"] != "none" else []
+    rows = [row for attempt in made if attempt.row["image"] is not None for row in matched(attempt, False)]
+    more = [row for attempt in again for row in matched(attempt, True)]
     lake.write("matches", snapshot, 0, rows)
+    if again:
+        lake.write("matches", snapshot, REGENERATED, more)
+        lake.write("regenerations", snapshot, 0, [
+            {**identity, **{name: attempt.row[name] for name in ("prompt_id", "sample_index")}, "group_id": attempt.copied,
+             "bound": 0.01, "status": "success", "reason": None, "image": encode_png(attempt.image)}
+            for attempt in again if attempt.image is not None
+        ])  # fmt: skip
+    decoys = _decoys(groups, [row["sample_id"] for row in samples if row["role"] == "control"], held_out_near, base_seed)
+    lake.write("decoys", snapshot, 0, [{**identity, **row} for row in decoys])
+    copies = copy_calibration_row(lake.read("decoys", snapshot), options)
+    lake.write("copy_calibration", snapshot, 0, [{**identity, **copies}])
+    limits = Limits(copies["coarse_l2_limit"], copies["coarse_ratio_limit"], copies["promised_rate"])
     calibration = calibration_rows(lake.read("matches", snapshot), lake.read("prompts", generate.snapshot_id), options)
     lake.write("calibration", snapshot, 0, [{**identity, **row} for row in calibration])
-    threshold = next(row["threshold"] for row in calibration if row["chosen"])
     found = {
-        row["sample_id"]
-        for row in rows
-        if row["role"] == "training"
-        and (
-            row["extracted"]
-            or (threshold is not None and row["relation"] == "own" and row[options.calibrated_distance] < threshold)
-        )
+        row["sample_id"] for row in [*rows, *more] if row["role"] == "training" and (row["extracted"] or is_copy(row, limits))
     }
     size = {row["sample_id"]: row["size"] for row in groups}
     lake.write("eidetic_counts", snapshot, 0, [
@@ -404,4 +521,42 @@ def _write_matches(
         "parameters": json.dumps({"generate": generate.parameters, "match": parameters}), "versions": "{}",
         "machine": "fake", "finished_at": MOMENT,
     }])  # fmt: skip
-    return lake.complete("match", snapshot, parameters, upstream)
+    facts = {
+        "candidates": {"sampled": 20, "nearest": 1.0, "next": 0.95, "by_clip": 0.9, "by_thumbnail": 0.95},
+        "regeneration": {"pointed": len(again), "success": len(again), "copies_of_others": 0, "pointed_at": None}
+        if options.regenerate else {},
+    }  # fmt: skip
+    return lake.complete("match", snapshot, parameters, upstream, facts)
+
+
+def _any(members: list[str], seed: int) -> str:
+    """One of a group's members, by a generation's seed."""
+    return members[seed % len(members)]
+
+
+def _made_again(made: list[Made]) -> list[Made]:
+    """Of each prompt that copies another image and stores no picture of it the first attempt that does."""
+    stored = {attempt.row["prompt_id"] for attempt in made if attempt.copied and attempt.row["image"] is not None}
+    first: dict[str, Made] = {}
+    for attempt in made:
+        if attempt.copied and attempt.row["prompt_id"] not in stored:
+            first.setdefault(attempt.row["prompt_id"], attempt)
+    return list(first.values())
+
+
+def _decoys(groups: list[dict[str, Any]], controls: list[str], near: int, base_seed: int) -> list[dict[str, Any]]:
+    """Rows of ``decoys``: the first ``near`` of the held-out ones are as near as copies, and blurs as near as what is half
+    learned; without groups there is nothing that they could be near to."""
+    if not groups:
+        return []
+    alone = [row for row in groups if row["sample_id"] == row["representative"]]
+    nearest, random = groups[0]["group_id"], np.random.default_rng([base_seed, 1])
+    rows = [("held_out", sample, nearest, "copy" if n < near else "none") for n, sample in enumerate(controls)]
+    next_group = {row["group_id"]: alone[(place + 1) % len(alone)]["group_id"] for place, row in enumerate(alone)}
+    if len(alone) > 1:
+        rows += [("left_out", row["sample_id"], next_group[row["group_id"]], "none") for row in alone]
+    rows += [("blurred", row["sample_id"], row["group_id"], "half_learned") for row in alone]
+    return [
+        {"kind": kind, "sample_id": sample, "group_id": group, **_distances(TRAINED[planted], random)}
+        for kind, sample, group, planted in rows
+    ]  # fmt: skip

@@ -50,6 +50,15 @@ judged AS (
         ON per_prompt.own_distance >= controls.distance
 ),
 
+-- Of a prompt that made pictures and of which none was judged (--keep none), nobody knows whether it copied.
+known AS (
+    SELECT prompts.prompt_id
+    FROM prompts
+    JOIN cliques USING (prompt_id)
+    LEFT JOIN judged USING (prompt_id)
+    WHERE prompts.group_id IS NOT NULL AND (judged.own_l2 IS NOT NULL OR cliques.n_generated = 0)
+),
+
 final AS (
     SELECT
         prompts.prompt_id,
@@ -82,15 +91,15 @@ final AS (
         CASE WHEN prompts.group_id IS NOT NULL AND judged.own_distance IS NOT NULL AND chosen.n_controls > 0
             THEN judged.p_value
         END AS seen_p_value,
-        CASE WHEN prompts.group_id IS NOT NULL THEN coalesce(judged.copied, false) END AS copied,
+        CASE WHEN known.prompt_id IS NOT NULL THEN coalesce(judged.copied, false) END AS copied,
         coalesce(judged.copied_any, false) AS copied_any,
         CASE
-            WHEN chosen.threshold IS NULL OR prompts.group_id IS NULL THEN NULL
-            ELSE coalesce(judged.own_distance < chosen.threshold, false)
+            WHEN known.prompt_id IS NOT NULL AND chosen.threshold IS NOT NULL
+                THEN coalesce(judged.own_distance < chosen.threshold, false)
         END AS seen,
         CASE
-            WHEN chosen.threshold IS NULL OR prompts.group_id IS NULL THEN NULL
-            ELSE coalesce(judged.copied AND judged.own_distance < chosen.threshold, false)
+            WHEN known.prompt_id IS NOT NULL AND chosen.threshold IS NOT NULL
+                THEN coalesce(judged.copied AND judged.own_distance < chosen.threshold, false)
         END AS extracted_calibrated,
         coalesce(judged.extracted, false) AS extracted,
         coalesce(judged.extracted_own, false) AS extracted_own,
@@ -106,6 +115,7 @@ final AS (
     CROSS JOIN (SELECT CAST(parameters ->> '$.match.delta' AS DOUBLE) AS delta FROM audits) AS audits
     LEFT JOIN samples ON samples.sample_id = prompts.sample_id
     LEFT JOIN judged USING (prompt_id)
+    LEFT JOIN known ON known.prompt_id = prompts.prompt_id
     WHERE prompts.origin <> 'control'
 )
 

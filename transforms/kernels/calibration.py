@@ -39,13 +39,14 @@ def threshold(
 ) -> Threshold:
     """The largest threshold that keeps the false-positive rate per image.
 
-    Where a control gets m generations and a prompt n > m, the smallest of n is smaller than the smallest of m. The n
-    generations are at most ceil(n / m) blocks of m or fewer, and each block's smallest is distributed as a control's
-    (or lies higher), so by the union bound the chance is at most ceil(n / m) times that of a control. No independence is
-    assumed.
+    What is compared is the distance of the nearest generation, nearest in l2. Where a control gets m generations and a prompt
+    n > m, the nearest of n is nearer than the nearest of m. ceil(n / m) blocks of m cover the n generations (they may overlap),
+    the nearest of all is the nearest of its block, and each block's is distributed as a control's; so by the union bound the
+    chance is at most ceil(n / m) times that of a control. No independence is assumed. Where n < m, a control's lies nearer than
+    a prompt's.
 
     Args:
-        control_distances: (c,) for each control the smallest distance of its m generations to the control itself.
+        control_distances: (c,) for each control the distance of the nearest of its m generations to the control itself.
         max_false_positive_rate: per image, in (0, 1).
         generations_per_prompt: n ≥ 1.
         generations_per_control: m ≥ 1.
@@ -88,7 +89,7 @@ def separation(training: np.ndarray, controls: np.ndarray) -> float:
     """Area under the ROC curve: the chance that a tried image lies nearer than a control (ties count half).
 
     Args:
-        training: (t,) smallest distances of tried training images.
+        training: (t,) distances of tried training images, each of its nearest generation.
         controls: (c,) those of the controls.
 
     Returns:
