@@ -34,7 +34,7 @@ from pipelines.stage import Execution, Progress, Stage, machine, say, versions
 from transforms.errors import UserError
 from transforms.generators import Generator
 from transforms.identity import digest
-from transforms.kernels.copies import Limits, is_copy, limits
+from transforms.kernels.copies import Distances, Limits, is_copy, limits
 from transforms.kernels.distances import COARSE
 from transforms.lake import (
     Lake,
@@ -424,22 +424,28 @@ def copy_calibration_row(decoys: pa.Table, options: MatchOptions) -> dict[str, A
     """The row of ``copy_calibration``, without the audit's columns.
 
     Args:
-        decoys: the audit's table ``decoys``; those that are held out say how near a new picture comes.
+        decoys: the audit's table ``decoys``; those that are held out or left out say how near a new picture comes.
         options: the largest limits, and the rate that is asked for.
     """
-    held_out = decoys.filter(pc.equal(decoys["kind"], "held_out"))
+
+    def of(kind: str) -> Distances:
+        mine = decoys.filter(pc.equal(decoys["kind"], kind))
+        return Distances(mine["coarse_l2"].to_numpy(), pc.fill_null(mine["coarse_ratio"], np.inf).to_numpy())
+
+    held_out, left_out = of("held_out"), of("left_out")
     found = limits(
-        held_out["coarse_l2"].to_numpy(),
-        pc.fill_null(held_out["coarse_ratio"], np.inf).to_numpy(),
+        held_out,
+        left_out,
         most_l2=options.delta,
-        most_ratio=options.copy_ratio,
+        ratio=options.copy_ratio,
         rate=options.max_false_positive_rate,
     )
     return {
         "coarse_l2_limit": found.coarse_l2,
         "coarse_ratio_limit": found.coarse_ratio,
         "max_false_positive_rate": options.max_false_positive_rate,
-        "n_held_out": held_out.num_rows,
+        "n_held_out": len(held_out.coarse_l2),
+        "n_left_out": len(left_out.coarse_l2),
         "promised_rate": found.promised_rate,
     }
 

@@ -231,7 +231,9 @@ class Matcher:
     def near(self, role: str, asked: Asked) -> list[Near]:
         """The groups of a population near a picture, by CLIP or by thumbnail, the nearest by l2 first."""
         population, neighbours = self.populations[role], self.measure.neighbours
-        by_clip = {int(place) for place in population.index.search(asked.vector[None], neighbours)[0][0]}
+        # A picture of which CLIP makes nothing has no direction, and still a thumbnail.
+        known = bool(np.isfinite(asked.vector).all())
+        by_clip = {int(place) for place in population.index.search(asked.vector[None], neighbours)[0][0]} if known else set()
         tiny = np.frombuffer(thumbnail(asked.picture), np.uint8)[None]
         places, _ = population.thumbnails.search(tiny, neighbours)[0]
         by_thumbnail = {int(place) for place in population.with_thumbnail[places]}
@@ -253,7 +255,7 @@ class Matcher:
         """
         population = self.populations[role]
         rows = np.asarray(population.members[group])
-        cosines = population.vectors[rows] @ asked.vector
+        cosines = np.nan_to_num(population.vectors[rows] @ asked.vector, nan=-1.0)
         if len(rows) > MAX_MEMBERS:
             chosen = np.argsort(-cosines, kind="stable")[:MAX_MEMBERS]
             rows, cosines = rows[chosen], cosines[chosen]
@@ -279,7 +281,7 @@ class Matcher:
             "role": role,
             "relation": relation,
             "found_by": found_by,
-            "cosine": cosine,
+            "cosine": cosine if np.isfinite(asked.vector).all() else None,
             "offset": offset,
             "l2": distance,
             "tiled_l2": float(tiled_l2(asked.picture, crop)),

@@ -354,6 +354,7 @@ COPY_CALIBRATION = Table(
             _column("coarse_ratio_limit", DOUBLE, "and its coarse_ratio below this"),
             _column("max_false_positive_rate", DOUBLE, "what was asked for, per picture"),
             _column("n_held_out", INT, "held-out pictures that the limits were made from"),
+            _column("n_left_out", INT, "training images, each against the others, that they were made from as well"),
             _column(
                 "promised_rate", DOUBLE, "bound on the chance that a new picture is called; null with too few", nullable=True
             ),

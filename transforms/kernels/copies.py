@@ -66,7 +66,7 @@ class Limits(NamedTuple):
         coarse_l2: of the distance.
         coarse_ratio: of the ratio.
         promised_rate: the bound on the chance that a new picture is called a copy; None where the held-out pictures are too
-            few for the rate that was asked for: then the limits are those that were given.
+            few for the rate that was asked for.
     """
 
     coarse_l2: float
@@ -74,30 +74,52 @@ class Limits(NamedTuple):
     promised_rate: float | None
 
 
-def limits(held_out_l2: np.ndarray, held_out_ratio: np.ndarray, *, most_l2: float, most_ratio: float, rate: float) -> Limits:
-    """The limits under which new pictures seldom come.
+class Distances(NamedTuple):
+    """Of pictures that are no copies, (c,) each: the coarse l2 to the nearest training image, and its ratio to that of the
+    nearest other one, infinite where there is none."""
+
+    coarse_l2: np.ndarray
+    coarse_ratio: np.ndarray
+
+
+def limits(held_out: Distances, left_out: Distances, *, most_l2: float, ratio: float, rate: float) -> Limits:
+    """How near a copy must lie.
+
+    The ratio's limit is given: it has a meaning of its own. The distance's is the smallest of three:
+
+    - ``most_l2``;
+    - what new pictures seldom come below: the k-th smallest distance, k = floor(rate · (c + 1)), of held-out pictures and of
+      training images against all the others. Those under the ratio are left aside: they have a twin, and are as near to it
+      as only twins are;
+    - what the promise asks: the k-th smallest distance of the held-out pictures under the ratio, those over it counting as
+      infinitely far. A new picture like the held-out ones is called with a probability of at most k / (c + 1), twins and all.
 
     Args:
-        held_out_l2: (c,) of each held-out picture the coarse l2 to its nearest training image.
-        held_out_ratio: (c,) its ratio to the nearest other one; infinite where there is none.
-        most_l2, most_ratio: the largest limits, whatever the held-out pictures allow.
+        held_out: of pictures that no model saw.
+        left_out: of training images, each as if it were not one.
+        most_l2: the largest limit.
+        ratio: a copy's ratio is below this.
         rate: per picture, in (0, 1).
-
-    Returns:
-        With k = floor(rate · (c + 1)), the k-th smallest of each, if smaller than what was given. A new picture like the
-        held-out ones lies strictly below both with a probability of at most k / (c + 1): below either one already.
     """
-    both = np.stack([np.asarray(held_out_l2, np.float64), np.asarray(held_out_ratio, np.float64)])
-    if np.isnan(both).any():
-        raise ValueError("distances or ratios of held-out pictures hold NaN; leave out what has none, and count it out")
     if not 0 < rate < 1:
         raise ValueError(f"the rate is {rate}, expected between 0 and 1")
-    count = both.shape[1]
-    rank = math.floor(rate * (count + 1) + 1e-9)
+    for some in (*held_out, *left_out):
+        if np.isnan(some).any():
+            raise ValueError("distances or ratios hold NaN; leave out what has none, and count it out")
+    new = np.concatenate([some.coarse_l2[some.coarse_ratio >= ratio] for some in (held_out, left_out)])
+    seldom, _ = _kth_smallest(new, rate)
+    like_copies = np.where(held_out.coarse_ratio < ratio, held_out.coarse_l2, np.inf)
+    promised, rank = _kth_smallest(like_copies, rate)
+    return Limits(min(most_l2, seldom, promised), ratio, rank / (len(like_copies) + 1) if rank else None)
+
+
+def _kth_smallest(values: np.ndarray, rate: float) -> tuple[float, int]:
+    """(the k-th smallest, k) with k = floor(rate · (c + 1)); (infinity, 0) where there are too few."""
+    # The small term forgives rounding where rate · (c + 1) is a whole number.
+    rank = math.floor(rate * (len(values) + 1) + 1e-9)
     if rank < 1:
-        return Limits(most_l2, most_ratio, None)
-    seldom = np.sort(both, axis=1)[:, min(rank, count) - 1]
-    return Limits(min(most_l2, float(seldom[0])), min(most_ratio, float(seldom[1])), rank / (count + 1))
+        return math.inf, 0
+    return float(np.sort(values)[min(rank, len(values)) - 1]), rank
 
 
 def is_copy(row: Mapping[str, Any], limits: Limits) -> bool:
