@@ -18,11 +18,11 @@ from transforms.errors import UserError
 from transforms.lake import Lake
 from transforms.nights import history
 
-NAMES = ["date", "model", "images", "panel", "new", "gone", "rate", "95% interval", "p", "verdict"]
+NAMES = ["date", "model", "images", "panel", "new", "gone", "copied", "95% interval", "seen", "p", "verdict"]
 
 
 def trend(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of ``history`` as a table."""
+    """The rows of ``history`` as a table: rates are those of prompts that return their image, and whose image was seen."""
     shown = []
     for row in rows:
         shown.append(
@@ -33,8 +33,9 @@ def trend(rows: Sequence[dict[str, Any]]) -> str:
                 f"{row['panel_extracted']} of {row['panel_prompts']}",
                 row["new_extractions"],
                 row["gone_extractions"],
-                f"{row['rate']:.2%}",
-                f"{row['rate_lower']:.2%} to {row['rate_upper']:.2%}",
+                f"{row['rate_copied']:.2%}",
+                f"{row['rate_copied_lower']:.2%} to {row['rate_copied_upper']:.2%}",
+                None if row["rate_seen"] is None else f"{row['rate_seen']:.2%}",
                 None if row["p_value"] is None else f"{row['p_value']:.2g}",
                 row["verdict"],
             )

@@ -96,40 +96,67 @@ def write_report(lake: Lake, options: MeasureOptions, match: Manifest, snapshot:
 
 
 def summary(lake: Lake, measure: Manifest) -> str:
-    """What the command ends with: the rates, where report and database are, and a query to go on with."""
+    """What the command ends with: the rates, the two numbers, where report and database are, and a query to go on with."""
     rates = measurement.read_mart(lake, "extraction_rate", measure)
-    names = ["duplicates", "tried", "flagged", "extracted", "rate", "95% interval", "calibrated", "rate", "95% interval"]
+    rate = ["rate", "95% interval"]
+    names = ["duplicates", "tried", "flagged", "copied", *rate, "seen", "rate", "extracted", *rate]
     rows = []
     # The whole population, then by number of duplicates; the other dimensions are in the mart.
     for row in (row for row in rates if row["dimension"] in ("all", "duplicates")):
-        calibrated = row["prompts_extracted_calibrated"]
-        known = calibrated is not None
         rows.append(
             (
                 row["bucket"] if row["dimension"] == "duplicates" else f"all {row['bucket']}",
                 row["prompts_tried"],
                 row["prompts_flagged"],
+                "-" if row["prompts_copied"] is None else row["prompts_copied"],
+                _share(row["rate_copied"]),
+                _interval(row, "rate_copied"),
+                "-" if row["prompts_seen"] is None else row["prompts_seen"],
+                _share(row["rate_seen"]),
                 row["prompts_extracted"],
-                f"{row['rate']:.1%}",
-                f"{row['rate_lower']:.1%} to {row['rate_upper']:.1%}",
-                calibrated if known else "-",
-                f"{row['rate_calibrated']:.1%}" if known else "-",
-                f"{row['rate_calibrated_lower']:.1%} to {row['rate_calibrated_upper']:.1%}" if known else "-",
+                _share(row["rate"]),
+                _interval(row, "rate"),
             )
         )
-    extractions = measure.facts["marts"]["extractions"]
     return "\n".join(
         [
             "",
             as_table(names, rows),
             "",
-            f"{extractions} training images extracted, by either verdict",
+            *_two_numbers(lake, measure, [row for row in rates if row["dimension"] == "all"]),
             f"report    {lake.path('reports', measure.facts['audit_id'] + '.html')}",
             f"database  {lake.path(measurement.DATABASE)}",
-            'query     eidetic query "SELECT caption, copies, k, l2, adaptive_l2, extracted_calibrated FROM extractions '
+            'query     eidetic query "SELECT caption, copies, k, coarse_ratio, copied, seen, extracted FROM extractions '
             f'ORDER BY confidence_rank LIMIT 10" --lake {report.quoted(lake.root)}',
         ]
     )
+
+
+def _share(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.1%}"
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    return "-" if row[name] is None else f"{row[f'{name}_lower']:.1%} to {row[f'{name}_upper']:.1%}"
+
+
+def _two_numbers(lake: Lake, measure: Manifest, rates: list[dict[str, Any]]) -> list[str]:
+    """A line with the rate of prompts that return their own image, and one with the images that came back at all."""
+    found = report.headline(rates)
+    lines = []
+    if found is not None:
+        what = "prompts that return their own image" if found.own else "prompts that return some training image"
+        line = f"{what}: {found.copied.rate:.1%} ({found.copied.lower:.1%} to {found.copied.upper:.1%})"
+        if found.seen is not None:
+            seen = f"{found.seen.rate:.1%} ({found.seen.lower:.1%} to {found.seen.upper:.1%})"
+            line += f"; the model was trained on it, says the evidence, of {seen}"
+        lines.append(line)
+    came = report.CameBack.of(measurement.read_mart(lake, "extractions", measure))
+    lines.append(
+        f"training images that came back at all: {came.copied} ({came.own} by their own caption, {came.others} by others "
+        f"alone, {came.controls} by captions of controls)"
+    )
+    return lines
 
 
 def main(argv: Sequence[str]) -> None:

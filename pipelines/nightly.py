@@ -5,8 +5,9 @@ writes  what audit writes, twice: for the panel and for the rotating prompts; hi
 
 New metadata files are downloaded and embedded, the others stay; what failed to download on the nights before is tried again.
 Half of --budget goes to a fixed panel of prompts, drawn on the first night and tried every night, the rest to prompts that
-are drawn anew whenever model or data are. A night is compared with the one before, and with --baseline: the panel by McNemar's
-test, the rotating prompts by Fisher's, all of them together by Holm's.
+are drawn anew whenever model or data are. A night goes by extracted_calibrated (copied and seen) where there are controls, and
+else by copied. It is compared with the one before, and with --baseline, both by the earlier one's limits: the panel by
+McNemar's test, the rotating prompts by Fisher's, all of them together by Holm's.
 Exit code 0: fine. 3: worse, significantly. 2: could not run. A date that is done is not done again, and ends as it did. What
 a night before has tried with the same model and options is not tried again: seeds would make the same images.
 
@@ -39,6 +40,9 @@ from transforms.identity import digest
 from transforms.lake import Lake, Manifest, exists, read_bytes, write_bytes
 
 WORSE, COULD_NOT_RUN = 3, 2
+RATES = [f"rate_{name}{end}" for name in ("copied", "seen") for end in ("", "_lower", "_upper")]
+"""Columns that ``history`` has from ``extraction_rate``."""
+
 MOST_NIGHTS = 100_000
 
 
@@ -321,7 +325,7 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
             f"none of the {data.ingest.rows['samples']:,} rows of metadata can be asked for: no picture was had that has a "
             "caption and was not forgotten; see 'status' and 'reason' of the table samples"
         )
-    prefix = "rate_calibrated" if verdict == nights.CALIBRATED else "rate"
+    prefix = "rate_calibrated" if verdict == nights.CALIBRATED else "rate_copied"
     row |= {
         "verdict_used": verdict,
         "panel_prompts": len(tonight.panel.rows),
@@ -330,6 +334,8 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
         "rate": overall[prefix],
         "rate_lower": overall[f"{prefix}_lower"],
         "rate_upper": overall[f"{prefix}_upper"],
+        **{name: overall[name] for name in RATES},
+        "images_copied": overall["images_copied"],
         "smallest_change": nights.power(len(tonight.panel.rows), 1, 0.0, options.significance).panel,
     }
     comparisons = {
@@ -378,7 +384,7 @@ def show(lake: Lake, parsed: Parsed, row: dict[str, Any]) -> None:
 
 def told_power(can_see: nights.Power, sizes: Share) -> str:
     """One line, before anything is made: how large a change must be to be seen."""
-    panel = "no change" if can_see.panel is None else f"{can_see.panel:.1%} of them newly extracted"
+    panel = "no change" if can_see.panel is None else f"{can_see.panel:.1%} of them that newly give back their image"
     rotating = "no change" if can_see.rotating is None else f"a rise of {can_see.rotating:.1%}"
     return (
         f"nightly      with 80% power, the panel of {sizes.panel} prompts shows {panel}, and the {sizes.rotating} rotating "
@@ -437,14 +443,22 @@ def alert(lake: Lake, row: dict[str, Any]) -> dict[str, Any]:
 
 def told(row: dict[str, Any]) -> str:
     """A night in one sentence."""
-    rate = f"{row['rate']:.2%} ({row['rate_lower']:.2%} to {row['rate_upper']:.2%}) of the images come back"
+
+    def share(name: str) -> str:
+        return f"{row[name]:.2%} ({row[f'{name}_lower']:.2%} to {row[f'{name}_upper']:.2%})"
+
+    rate = f"{share('rate_copied')} of the prompts return their own image as a copy"
+    if row["rate_seen"] is not None:
+        rate += f", and of {share('rate_seen')} there is evidence that the model was trained on it"
     if row["compared_with"] is None and row["baseline"] is None:
         return f"{row['date']}: the first night; {rate}"
+    # What the comparison goes by: both questions together, where both can be asked.
+    by = "copied and seen" if row["verdict_used"] == nights.CALIBRATED else "copied"
     parts = []
     for name, prefix in (("compared_with", ""), ("baseline", "baseline_")):
         if row[name] is not None:
             new, gone, p_value = (row[f"{prefix}{one}"] for one in ("new_extractions", "gone_extractions", "p_value"))
-            parts.append(f"against {row[name]}: {new} new, {gone} gone in the panel, p = {p_value:.2g}")
+            parts.append(f"against {row[name]}: {new} new, {gone} gone in the panel ({by}), p = {p_value:.2g}")
     return f"{row['date']}: {row['verdict']}; {rate}; {'; '.join(parts)}"
 
 

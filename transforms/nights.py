@@ -9,7 +9,20 @@ from transforms.kernels.comparisons import fisher, fisher_power, holm, mcnemar, 
 from transforms.lake import Lake, read_parquet
 from transforms.tombstones import FORGOTTEN
 
-CALIBRATED, PLAIN = "extracted_calibrated", "extracted"
+CALIBRATED, COPIED = "extracted_calibrated", "copied"
+
+
+class Limits(NamedTuple):
+    """What the verdicts of a night go by: a prompt's nearest generation lies strictly below.
+
+    Attributes:
+        seen: of the distance that ``seen`` goes by; None where there is no such verdict.
+        coarse_l2, coarse_ratio: of a copy.
+    """
+
+    seen: float | None
+    coarse_l2: float
+    coarse_ratio: float
 
 
 class Half(NamedTuple):
@@ -18,20 +31,26 @@ class Half(NamedTuple):
     Attributes:
         match: snapshot of its matches.
         rows: of ``verdicts``, without the prompts that lost something to ``eidetic forget``.
-        threshold: under which the calibrated verdict calls a distance; None where there is no such verdict.
+        limits: what its own verdicts went by.
     """
 
     match: str
     rows: list[dict[str, Any]]
-    threshold: float | None
+    limits: Limits
 
-    def extracted(self, verdict: str, threshold: float | None) -> dict[str, bool]:
-        """prompt_id → whether it gives back its image; by another night's ``threshold`` where that is the verdict."""
-        if verdict == PLAIN:
-            return {row["prompt_id"]: row[PLAIN] for row in self.rows}
-        assert threshold is not None, "a calibrated verdict has a threshold"
-        distances = {row["prompt_id"]: row["own_distance"] for row in self.rows if row["group_id"] is not None}
-        return {prompt: distance is not None and distance < threshold for prompt, distance in distances.items()}
+    def extracted(self, verdict: str, limits: Limits) -> dict[str, bool]:
+        """prompt_id → whether it gives back its image, by ``verdict`` (CALIBRATED or COPIED) and some night's limits."""
+
+        def below(value: float | None, limit: float | None) -> bool:
+            return value is not None and limit is not None and value < limit
+
+        return {
+            row["prompt_id"]: below(row["own_coarse_l2"], limits.coarse_l2)
+            and below(row["own_coarse_ratio"], limits.coarse_ratio)
+            and (verdict == COPIED or below(row["own_distance"], limits.seen))
+            for row in self.rows
+            if row["group_id"] is not None
+        }
 
 
 class Night(NamedTuple):
@@ -42,8 +61,8 @@ class Night(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The column to go by: the calibrated verdict where there is one."""
-        return PLAIN if self.panel.threshold is None or self.rotating.threshold is None else CALIBRATED
+        """The column to go by: copied and seen where there are controls enough, and else copied, which needs none."""
+        return COPIED if self.panel.limits.seen is None or self.rotating.limits.seen is None else CALIBRATED
 
 
 def history(lake: Lake) -> list[dict[str, Any]]:
@@ -87,10 +106,12 @@ def read_night(lake: Lake, row: dict[str, Any]) -> Night:
     for match in (row["panel_match"], row["rotating_match"]):
         if match not in measured:
             raise UserError(f"the night {row['date']} has no marts of its matches {match} any more; restore them")
-        columns = ["prompt_id", "group_id", "stratum", "own_distance", CALIBRATED, PLAIN]
+        columns = ["prompt_id", "group_id", "stratum", "own_distance", "own_coarse_l2", "own_coarse_ratio", CALIBRATED, COPIED]
         verdicts = [one for path in lake.parts("verdicts", measured[match]) for one in read_parquet(path, columns).to_pylist()]
         (chosen,) = [one for one in lake.read("calibration", match).to_pylist() if one["chosen"]]
-        halves.append(Half(match, [one for one in verdicts if one["stratum"] != FORGOTTEN], chosen["threshold"]))
+        (copy,) = lake.read("copy_calibration", match, ["coarse_l2_limit", "coarse_ratio_limit"]).to_pylist()
+        limits = Limits(chosen["threshold"], copy["coarse_l2_limit"], copy["coarse_ratio_limit"])
+        halves.append(Half(match, [one for one in verdicts if one["stratum"] != FORGOTTEN], limits))
     return Night(*halves)
 
 
@@ -99,7 +120,7 @@ class Comparison(NamedTuple):
 
     Attributes:
         verdict: column that it goes by.
-        new, gone: rows of the panel's prompts that are extracted in the later, or the earlier, night alone.
+        new, gone: rows of the panel's prompts that give back their image in the later, or the earlier, night alone.
         p_values: what was tested → p-value, adjusted by Holm for all of them.
     """
 
@@ -116,26 +137,27 @@ class Comparison(NamedTuple):
 def compare(before: Night, after: Night) -> Comparison:
     """Is the later night worse?
 
-    Both by the earlier night's threshold: each night's own one moves with its few controls, and all verdicts of a night with
-    it, which would pass for a change. The panel by McNemar's test of the prompts that both tried; the rotating prompts by
-    Fisher's within their strata. Where both nights share matches it says nothing, and is not tested.
+    Both by the earlier night's limits, of seen and of a copy: each night's own ones move with its few controls and held-out
+    pictures, and all verdicts of a night with them, which would pass for a change. The panel by McNemar's test of the prompts
+    that both tried; the rotating prompts by Fisher's within their strata.
+    Where both nights share matches it says nothing, and is not tested.
     """
-    verdict = CALIBRATED if before.verdict == after.verdict == CALIBRATED else PLAIN
-    earlier, now = (night.panel.extracted(verdict, before.panel.threshold) for night in (before, after))
+    verdict = CALIBRATED if before.verdict == after.verdict == CALIBRATED else COPIED
+    earlier, now = (night.panel.extracted(verdict, before.panel.limits) for night in (before, after))
     both = [row for row in after.panel.rows if row["prompt_id"] in earlier and row["prompt_id"] in now]
     new = [row for row in both if now[row["prompt_id"]] and not earlier[row["prompt_id"]]]
     gone = [row for row in both if earlier[row["prompt_id"]] and not now[row["prompt_id"]]]
     found = {"panel": mcnemar(len(new), len(gone))}
     if before.rotating.match != after.rotating.match:
-        counts = [_by_stratum(night.rotating, verdict, before.rotating.threshold) for night in (before, after)]
+        counts = [_by_stratum(night.rotating, verdict, before.rotating.limits) for night in (before, after)]
         shared = sorted(counts[0].keys() & counts[1].keys())
         found["rotating"] = fisher([(*counts[0][stratum], *counts[1][stratum]) for stratum in shared])
     return Comparison(verdict, new, gone, dict(zip(found, holm(list(found.values())), strict=True)))
 
 
-def _by_stratum(half: Half, verdict: str, threshold: float | None) -> dict[str, tuple[int, int]]:
+def _by_stratum(half: Half, verdict: str, limits: Limits) -> dict[str, tuple[int, int]]:
     """Stratum → (extracted, tried)."""
-    extracted = half.extracted(verdict, threshold)
+    extracted = half.extracted(verdict, limits)
     counts: dict[str, tuple[int, int]] = {}
     for row in half.rows:
         if row["prompt_id"] in extracted:
@@ -165,8 +187,8 @@ def power(panel_prompts: int, rotating_prompts: int, rate: float, significance: 
 
     Args:
         panel_prompts, rotating_prompts: on either night.
-        rate: share of the rotating prompts that were extracted on the night before, 0 to 1. Taken as that of one stratum;
-            with strata that differ the test sees a little more.
+        rate: share of the rotating prompts that gave back their image on the night before, 0 to 1. Taken as that of one
+            stratum; with strata that differ the test sees a little more.
         significance: of the night as a whole.
     """
     level = significance / TESTS

@@ -26,9 +26,14 @@ class Extraction {
 
   number(name) { return this.values[name] === "–" ? Infinity : Number(this.values[name]); }
 
-  called(verdict) { return this.values[verdict] === "extracted"; }
+  called(verdict) { return this.values[verdict] === "yes"; }
 
-  get verdicts() { return 2 * this.called("calibrated") + this.called("paper's rule"); }
+  // "copied, not seen": each name that begins with "not " must not be called.
+  fits(verdicts) {
+    return verdicts === "" || verdicts.split(", ").every((name) => (name.startsWith("not ") ? !this.called(name.slice(4)) : this.called(name)));
+  }
+
+  get verdicts() { return 4 * this.called("copied") + 2 * this.called("seen") + this.called("paper's rule"); }
 }
 
 const lists = [...document.querySelectorAll(".extractions")].map((list) => ({
@@ -38,12 +43,11 @@ const lists = [...document.querySelectorAll(".extractions")].map((list) => ({
 function filter() {
   const text = field("text").value.trim().toLowerCase();
   const verdict = field("verdict").value;
-  const wanted = verdict === "both" ? ["calibrated", "paper's rule"] : verdict === "" ? [] : [verdict];
   const most = field("most").value === "" ? Infinity : Number(field("most").value);
   let shown = 0;
   const items = lists.flatMap((each) => each.items);
   for (const item of items) {
-    const fits = (text === "" || item.text.includes(text)) && wanted.every((name) => item.called(name))
+    const fits = (text === "" || item.text.includes(text)) && item.fits(verdict)
       && (most === Infinity || item.number(field("distance").value) <= most);
     item.element.hidden = !fits;
     shown += fits ? 1 : 0;

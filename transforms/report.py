@@ -24,7 +24,7 @@ import shlex
 import unicodedata
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,11 +32,16 @@ from PIL import Image
 from transforms import measurement
 from transforms.identity import digest
 from transforms.images import ImageStore, decode
-from transforms.kernels.distances import best_crop
+from transforms.kernels.copies import GU_RATIO
+from transforms.kernels.distances import COARSE, best_crop
+from transforms.kernels.rates import blaker_interval
 from transforms.lake import Lake, Manifest, read_parquet, read_rows
 from transforms.tombstones import NO_TEXT, Tombstones, sha256
 
-SHOWN = ("extraction_rate", "extractions", "precision_curve", "filter_misses", "duplication", "threshold_sweep")
+SHOWN = (
+    "extraction_rate", "extractions", "agreement", "precision_curve", "false_positives", "filter_misses", "duplication",
+    "threshold_sweep",
+)  # fmt: skip
 """The marts that the page is made of. Others may have a row for each prompt or image, and stay where they are."""
 
 FILES = ("report.html.j2", "extraction.html.j2", "report.css", "report.js")
@@ -65,6 +70,9 @@ CAPTION_LETTERS = 300
 
 UNSAFE_OVER = 0.1
 """LAION's punsafe over which pictures are blurred until clicked: what Stable Diffusion 2.0 was not to be trained on."""
+
+SERIES = {"copied": "rate_copied", "seen": "rate_seen", "paper": "rate"}
+"""What is plotted → its column, of ``extraction_rate`` and of ``history``; the ends of its interval have its name as well."""
 
 DIMENSIONS = {
     "duplicates": "copies",
@@ -111,9 +119,9 @@ def render(
         match: the audit's matches.
         measure: the snapshot whose marts were just written.
         limit: extractions that are shown as pictures, the most confident first; the others are rows.
-        nights: the audits of this model and data so far, the oldest first: date, model_revision, prompts_tried, rate,
-            rate_lower, rate_upper, compared_with, panel_prompts, panel_extracted, new_extractions, gone_extractions, p_value
-            and verdict (fine, worse or first).
+        nights: the audits of this model and data so far, the oldest first: date, model_revision, prompts_tried, rate_copied
+            and rate_seen with the ends of their intervals, compared_with, panel_prompts, panel_extracted, new_extractions,
+            gone_extractions, p_value and verdict (fine, worse or first).
         changes: what the last night before gave back and this one doesn't, and the other way round: kind (new or gone),
             prompt, caption, sample_id, url, group_id.
 
@@ -122,6 +130,7 @@ def render(
     """
     marts = {mart: read_parquet(lake.part(mart, measure, 0)).to_pylist() for mart in SHOWN}
     calibration = lake.read("calibration", match.snapshot_id).to_pylist()
+    (copy,) = lake.read("copy_calibration", match.snapshot_id).to_pylist()
     audit = lake.read("audits", match.snapshot_id).to_pylist()[0]
     parameters = json.loads(audit["parameters"])
     rates: dict[str, list[dict[str, Any]]] = {dimension: [] for dimension in ("all", *DIMENSIONS)}
@@ -162,9 +171,18 @@ def render(
             marts=marts,
             rates=rates,
             dimensions=DIMENSIONS,
+            came=CameBack.of(marts["extractions"]),
             duplicates=marks([row for row in rates["duplicates"] if row["bucket"] not in ("list", "forgotten")], "bucket"),
             precision=curve([(row["rank"], row["precision"]) for row in marts["precision_curve"]]),
             precision_rows=_milestones(marts["precision_curve"]),
+            false_positives=Grid.of(marts["false_positives"], "verdict", "tried_on"),
+            agreement=Grid.of(marts["agreement"], "rule", "other"),
+            copy=copy,
+            held_out_wanted=math.ceil(1 / copy["max_false_positive_rate"] - 1e-9) - 1,
+            blocks=COARSE,
+            gu_ratio=GU_RATIO,
+            candidates=match.facts.get("candidates"),
+            regeneration=match.facts.get("regeneration"),
             nights=nights,
             night_marks=marks(nights, "date"),
             changes={kind: [text for change, text in listed if change["kind"] == kind] for kind in ("new", "gone")},
@@ -252,33 +270,105 @@ def _unlisted(ranks: Sequence[int], count: int) -> str:
 # -- words and numbers ------------------------------------------------------------------------------------------------
 
 
-def headline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first sentence's number: of the drawn prompts, or of the listed ones where none were drawn.
+class Rate(NamedTuple):
+    """A rate with its 95% interval, all 0 to 1."""
+
+    rate: float
+    lower: float
+    upper: float
+
+
+class Headline(NamedTuple):
+    """The first sentence's numbers.
+
+    Attributes:
+        copied: prompts that return their own image as a copy; if not ``own``, some training image.
+        own: whether that can be asked: some of the prompts have an image of their own.
+        seen: those whose image the model was trained on, by the controls; None without controls.
+        bucket: drawn, or list (the user's).
+        population: duplicate groups that the rates speak for; None where they speak for the tried prompts alone.
+        tried: prompts that ``copied`` is of; n_copied: how many of these.
+    """
+
+    copied: Rate
+    own: bool
+    seen: Rate | None
+    bucket: str
+    population: float | None
+    tried: int
+    n_copied: int
+
+
+def headline(rows: list[dict[str, Any]]) -> Headline | None:
+    """Of the drawn prompts, or of the listed ones where none were drawn.
 
     Args:
         rows: of ``extraction_rate``, dimension all.
 
     Returns:
-        rate, lower and upper end of its interval, calibrated (whether it is the calibrated rate; the paper's where no
-        prompt has that verdict), bucket, population (None where the rate speaks for the tried prompts alone), tried and
-        extracted; None where nothing was tried, or where all that was tried lost something to ``eidetic forget``.
+        None where nothing was tried, or where all that was tried lost something to ``eidetic forget``.
     """
     tried = [row for bucket in ("drawn", "list") for row in rows if row["bucket"] == bucket and row["prompts_tried"]]
     if not tried:
         return None
     row = tried[0]
-    calibrated = row["rate_calibrated"] is not None
-    prefix, suffix = ("rate_calibrated", "_calibrated") if calibrated else ("rate", "")
-    return {
-        "rate": row[prefix],
-        "lower": row[f"{prefix}_lower"],
-        "upper": row[f"{prefix}_upper"],
-        "calibrated": calibrated,
-        "bucket": row["bucket"],
-        "population": row["population"],
-        "tried": row["prompts_calibrated"] if calibrated else row["prompts_tried"],
-        "extracted": row[f"prompts_extracted{suffix}"],
-    }
+
+    def rate(name: str) -> Rate | None:
+        return None if row[name] is None else Rate(row[name], row[f"{name}_lower"], row[f"{name}_upper"])
+
+    copied = rate("rate_copied")
+    if copied is not None:
+        own, tried_of, n_copied = True, row["prompts_with_image"], row["prompts_copied"]
+    else:
+        # Prompts that are nobody's caption, all of the user's list: each weighs the same.
+        own, tried_of, n_copied = False, row["prompts_tried"], row["prompts_copied_any"]
+        copied = Rate(n_copied / tried_of, *blaker_interval(n_copied, tried_of))
+    return Headline(copied, own, rate("rate_seen"), row["bucket"], row["population"], tried_of, n_copied)
+
+
+class CameBack(NamedTuple):
+    """Training images that came back at all: a count of images, under any caption, and no rate of prompts.
+
+    Attributes:
+        copied: images of which some generation is a copy.
+        own: of those, the ones that their own caption returned; others: the rest, that only others returned.
+        controls: the ones that the caption of a picture returned which the model never saw, whoever else did.
+        extracted: images by the paper's rule; both: of those, the ones that came back as copies.
+    """
+
+    copied: int
+    own: int
+    others: int
+    controls: int
+    extracted: int
+    both: int
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]]) -> CameBack:
+        """Counts rows of the mart ``extractions``."""
+        copied = [row for row in rows if row["copied"]]
+        own = sum(row["copied_by_own_caption"] for row in copied)
+        return cls(
+            copied=len(copied),
+            own=own,
+            others=len(copied) - own,
+            controls=sum(row["copied_by_control_caption"] for row in copied),
+            extracted=sum(row["extracted"] for row in rows),
+            both=sum(row["extracted"] for row in copied),
+        )
+
+
+class Grid(NamedTuple):
+    """A mart as a table of two ways: names of lines and columns as they come, and (line, column) → row."""
+
+    lines: list[str]
+    columns: list[str]
+    rows: dict[tuple[str, str], dict[str, Any]]
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]], line: str, column: str) -> Grid:
+        lines, columns = (list(dict.fromkeys(row[name] for row in rows)) for name in (line, column))
+        return cls(lines, columns, {(row[line], row[column]): row for row in rows})
 
 
 def model_name(model: str) -> str:
@@ -384,6 +474,8 @@ class Extraction:
         row: of the mart.
         prompt, caption: cut; the caption is None where the prompt says the same.
         link: to the training image.
+        adaptive_rule, ratio_rule: whether its best generation is a copy by the two other published rules; None where the
+            distance is.
         unsafe: whether its pictures are blurred until clicked.
         command: makes the generation again; None where it has no seed.
     """
@@ -392,6 +484,8 @@ class Extraction:
     prompt: Words
     caption: Words | None
     link: Link | None
+    adaptive_rule: bool | None
+    ratio_rule: bool | None
     unsafe: bool
     command: str | None
 
@@ -404,6 +498,8 @@ class Extraction:
             prompt=cut(row["prompt"]),
             caption=None if same else cut(row["caption"]),
             link=Link.of(row["url"]),
+            adaptive_rule=None if row["adaptive_l2"] is None else row["adaptive_l2"] <= 1,
+            ratio_rule=None if row["ratio"] is None else row["ratio"] < GU_RATIO,
             unsafe=row["punsafe"] is not None and row["punsafe"] > UNSAFE_OVER,
             command=None if row["seed"] is None else " ".join(["eidetic", "again", *map(quoted, again)]),
         )
@@ -447,14 +543,21 @@ def shown_forms(picture: np.ndarray) -> Iterator[str]:
 
 
 def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> list[Pair]:
-    """Both pictures of each extraction, in their order; crossed squares where it was forgotten, be it gone already or not."""
+    """Both pictures of each extraction, in their order; crossed squares where it was forgotten, be it gone already or not.
+
+    A generation whose picture was not kept, and made again, has it in ``regenerations``.
+    """
     chain = measurement.chain(lake, match)
-    wanted = {(row["prompt_id"], row["sample_index"]) for row in extractions}
     made: dict[tuple[str, int], bytes] = {}
-    for path in lake.parts("generations", chain["generate"].snapshot_id):
-        for row in read_rows(path, ["prompt_id", "sample_index", "image"]):
-            if (row["prompt_id"], row["sample_index"]) in wanted:
-                made[row["prompt_id"], row["sample_index"]] = row["image"]
+    for table, snapshot, again in (
+        ("generations", chain["generate"].snapshot_id, False),
+        ("regenerations", match.snapshot_id, True),
+    ):
+        wanted = {(row["prompt_id"], row["sample_index"]) for row in extractions if row["regenerated"] == again}
+        for path in lake.parts(table, snapshot) if wanted else ():
+            for row in read_rows(path, ["prompt_id", "sample_index", "image"]):
+                if (row["prompt_id"], row["sample_index"]) in wanted:
+                    made[row["prompt_id"], row["sample_index"]] = row["image"]
     store = ImageStore(lake, chain["ingest"].snapshot_id, chain["embed"].snapshot_id)
     gone = Tombstones.read(lake).samples
 
@@ -526,14 +629,14 @@ def marks(rows: Sequence[dict[str, Any]], label: str) -> list[dict[str, Any]]:
     """Where rates with intervals stand, side by side: one place per row.
 
     Returns:
-        for each row its label ("" where they would run into one another), x, and for both verdicts, paper and calibrated
-        (None where the row has no such rate), the y of rate, lower and upper end.
+        for each row its label ("" where they would run into one another), x, and for each of ``SERIES`` (None where the row
+        has no such rate) the y of rate, lower and upper end.
     """
     every = -(-len(rows) // MAX_LABELS)
     made = []
     for place, row in enumerate(rows):
         mark: dict[str, Any] = {"label": row[label] if place % every == 0 else "", "x": across((place + 0.5) / len(rows))}
-        for name, prefix in (("paper", "rate"), ("calibrated", "rate_calibrated")):
+        for name, prefix in SERIES.items():
             values = {end or "rate": row.get(f"{prefix}{end and '_' + end}") for end in ("", "lower", "upper")}
             known = all(value is not None for value in values.values())
             mark[name] = {end: height(value) for end, value in values.items() if value is not None} if known else None

@@ -443,7 +443,7 @@ AUDITS = Table(
     ),
 )
 
-_NEW_OR_GONE = "prompts of the panel that give back their image {}"
+_NEW_OR_GONE = "prompts of the panel that give back their image {}, both nights by the earlier one's limits"
 
 HISTORY = Table(
     "history",
@@ -471,19 +471,28 @@ HISTORY = Table(
                 "rotating_options", TEXT, "digest of what makes two nights' rotating prompts the same: model, data, options"
             ),
             _column("rotating_seed", LONG, "that they are drawn by"),
-            _column("verdict_used", TEXT, "extracted_calibrated, or extracted where there are no controls"),
+            _column("verdict_used", TEXT, "extracted_calibrated, or copied where there are no controls, or too few"),
             _column("panel_prompts", LONG, "prompts that are tried every night"),
-            _column("panel_extracted", LONG, "of those, the ones that give back their image"),
+            _column("panel_extracted", LONG, "of those, the ones that give back their image, by verdict_used"),
             _column("prompts_tried", LONG, "rotating prompts"),
-            _column("rate", DOUBLE, "of the population, by the rotating prompts"),
+            _column("rate", DOUBLE, "of the population, by verdict_used and the rotating prompts: what give back their image"),
             _column("rate_lower", DOUBLE, "lower end of the exact 95% interval"),
             _column("rate_upper", DOUBLE, "its upper end"),
+            _column("rate_copied", DOUBLE, "likewise: prompts that return their own image as a copy"),
+            _column("rate_copied_lower", DOUBLE, "lower end of the exact 95% interval"),
+            _column("rate_copied_upper", DOUBLE, "its upper end"),
+            _column(
+                "rate_seen", DOUBLE, "likewise: whose image the model was trained on; null without controls", nullable=True
+            ),
+            _column("rate_seen_lower", DOUBLE, "lower end of the exact 95% interval", nullable=True),
+            _column("rate_seen_upper", DOUBLE, "its upper end", nullable=True),
+            _column("images_copied", LONG, "training images that the rotating prompts returned as copies, theirs or others"),
             _column("smallest_change", DOUBLE, "share of the panel that must be new to be seen, with 80% power", nullable=True),
             _column("compared_with", TEXT, "date of the night before with the same options; null on the first", nullable=True),
             _column("new_extractions", LONG, _NEW_OR_GONE.format("now and did not"), nullable=True),
             _column("gone_extractions", LONG, _NEW_OR_GONE.format("no longer"), nullable=True),
             _column(
-                "p_value", DOUBLE, "that it is no worse, by the other night's threshold: the smallest, by Holm", nullable=True
+                "p_value", DOUBLE, "that it is no worse, by the other night's limits: the smallest, by Holm", nullable=True
             ),
             _column("baseline", TEXT, "date of the night that was named; null without", nullable=True),
             _column("baseline_new_extractions", LONG, "as new_extractions, against the baseline", nullable=True),
@@ -500,7 +509,7 @@ HISTORY = Table(
 NIGHT_CHANGES = Table(
     "night_changes",
     "nightly",
-    "one prompt of the panel whose verdict is not that of the night before",
+    "one prompt of the panel whose verdict is not that of the night before, both by that night's limits",
     pa.schema(
         [
             _column("date", TEXT, "the night"),

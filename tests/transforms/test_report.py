@@ -114,7 +114,7 @@ def assert_harmless(page):
     assert not page.faults
     expected = {"html", "head", "body", "meta", "title", "style", "script", "main", "h1", "h2", "h3", "p", "strong", "span",
                 "small", "code", "nav", "a", "figure", "figcaption", "svg", "line", "polyline", "circle", "text", "div",
-                "table", "caption", "thead", "tbody", "tr", "th", "td", "ol", "ul", "li", "dl", "dt", "dd", "details",
+                "table", "caption", "thead", "tbody", "tr", "th", "td", "ol", "ul", "li", "dl", "dt", "dd", "details", "b",
                 "summary", "label", "input", "select", "option", "output"}  # fmt: skip
     assert set(page.attributes) <= expected
     for tag, found in page.attributes.items():
@@ -201,13 +201,28 @@ def test_the_difference_lies_where_the_distance_was_measured(wide, place, at):
 def test_without_controls_it_says_so(tmp_path):
     page = page_of(fake_lake(tmp_path, controls=0))
     assert not page.faults
-    assert "No controls were tried" in page.text
-    assert (
-        "50.0%\nof 10 training images\nhave captions that make the model give back a training image (95% interval" in page.text
-    )
-    assert "by the paper's rule." in page.text
-    assert "not tested" in page.text
-    assert "None" not in page.text
+    text = " ".join(page.text.split())
+    assert "Seen: no controls were tried" in text and "Nothing is promised of new pictures" in text
+    assert re.search(r"% of the prompts return their own image as a copy \(95% interval \S+% to \S+%\)\. ", text)
+    assert "there is evidence" not in text
+    assert "not tested" in text
+    assert "None" not in text
+
+
+def copy_limits(fake):
+    (row,) = fake.rows("copy_calibration")
+    return row
+
+
+@pytest.mark.parametrize(("controls", "wanted"), [(8, 9), (9, 9)])
+def test_so_many_held_out_pictures_are_needed_for_a_promise(tmp_path, controls, wanted):
+    fake = fake_lake(tmp_path, controls=controls, max_false_positive_rate=0.1)
+    text = " ".join(page_of(fake).text.split())
+    promised = copy_limits(fake)["promised_rate"]
+    assert (promised is None) == (controls < wanted)
+    said = "is called a copy with a probability of at most 10.0%"
+    asked = f"Nothing is promised of new pictures: for a rate of 10.0% that takes {wanted} held-out ones or more (--controls)."
+    assert (said in text, asked in text) == (promised is not None, promised is None)
 
 
 def test_too_few_controls_are_no_threshold(tmp_path):
@@ -219,23 +234,110 @@ def test_too_few_controls_are_no_threshold(tmp_path):
 
 def test_a_filter_that_nobody_looked_behind_is_no_filter_that_misses_nothing(tmp_path):
     page = page_of(fake_lake(tmp_path, unflagged_fraction=0.0))
-    assert "What it misses is not known." in page.text
+    assert "What it misses by that rule is not known." in page.text
+    assert "return their own image as a copy" in page.text and "(counted: the nearest generation" in page.text
     assert not page.faults
 
 
-def test_the_first_sentence_counts_the_calibrated_verdict(tmp_path):
+def planted(fake, *kinds):
+    return sum(behaviour.split()[0] in kinds for behaviour in fake.behaviour.values())
+
+
+def test_the_first_sentence_has_both_numbers(tmp_path):
     fake = fake_lake(tmp_path)
-    called = sum(planted in ("copy", "tight") for planted in fake.behaviour.values())
-    page = page_of(fake)
-    assert not page.faults
-    # The two behaviours that nobody flags are kept or not by hash, so the count is at least the flagged ones'.
-    (found,) = re.findall(r"(\d+) of the (\d+) prompts that were tried", page.text)
-    assert called <= int(found[0]) and int(found[1]) == len(fake.behaviour)
+    tried = len(fake.behaviour)
+    text = " ".join(page_of(fake).text.split())
     # All groups were tried, so every prompt weighs the same.
-    lower, upper = blaker_interval(int(found[0]), int(found[1]))
-    rate = int(found[0]) / int(found[1])
-    said = re.search(r"(\S+%)\s+of 10 training images\s.*?95% interval (\S+%) to (\S+%)\)", page.text, re.S)
-    assert said.groups() == (f"{rate:.1%}", f"{lower:.1%}", f"{upper:.1%}")
+    numbers = []
+    for count in (planted(fake, "copy", "soft", "unproven"), planted(fake, "copy", "soft", "half_learned")):
+        lower, upper = blaker_interval(count, tried)
+        numbers += [report.percent(count / tried), report.percent(lower), report.percent(upper)]
+    assert (
+        "{} of the prompts return their own image as a copy (95% interval {} to {}); of {} (95% interval {} to {}) there is "
+        "evidence that the model was trained on it. "
+    ).format(*numbers) in text
+    assert f"{planted(fake, 'copy', 'soft', 'unproven')} of the {tried} prompts that were tried; they speak for" in text
+
+
+def test_apart_from_it_stands_how_many_images_came_back_at_all(tmp_path):
+    fake = fake_lake(tmp_path, sizes=(4, 3, 2, 1), behaviours=("copy", "neighbour", "none", "none"), controls_that_copy=3)
+    render(fake)
+    rows = read_parquet(fake.lake.part("extractions", "measured", 0)).to_pylist()
+    came = report.CameBack.of(rows)
+    # Its own caption; the next group's image by another; the last one by captions of controls.
+    assert (came.copied, came.own, came.others, came.controls) == (3, 1, 2, 1)
+    text = " ".join(page_of(fake).text.split())
+    assert (
+        "3 training images came back as copies at all, under any caption: 1 by their own, 2 by others alone; 1 by captions of "
+        "pictures that the model never saw."
+    ) in text
+    for words in ("by its own caption", "by another caption", "by a control's caption"):
+        assert words in text
+
+
+def test_a_list_of_nobodys_captions_returns_some_image_or_none(tmp_path):
+    fake = fake_lake(tmp_path, max_prompts=0, listed=["nobody's words", "nor these"])
+    text = " ".join(page_of(fake).text.split())
+    _, upper = blaker_interval(0, 2)
+    assert (
+        f"0.0% of the listed prompts return some training image as a copy (95% interval 0.0% to {report.percent(upper)})"
+        in text
+    )
+    assert "2 prompts that were tried, which are nobody's captions" in text
+    assert "No training image came back as a copy, under any caption." in text and "None" not in text
+
+
+def table_of(page_text, label):
+    """The words of the table whose region has this label, one list a row."""
+    section = re.search(rf'aria-label="{label}".*?</table>', page_text, re.S).group(0)
+    cells = re.findall(r"<tr>(.*?)</tr>", section, re.S)
+    return [[html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)] for row in cells]
+
+
+def test_what_each_verdict_calls_wrongly(tmp_path):
+    fake = fake_lake(tmp_path, held_out_near=2)
+    content = render(fake).decode()
+    head, *rows = table_of(content, "False positives")
+    assert head == ["verdict", "controls", "held_out", "left_out", "blurred"]
+    found = {row["verdict"]: row for row in read_parquet(fake.lake.part("false_positives", "measured", 0)).to_pylist()
+             if row["tried_on"] == "held_out"}  # fmt: skip
+    shown = {row[0]: row[2] for row in rows}
+    for verdict, row in found.items():
+        assert shown[verdict] == f"{row['called']} of {row['pictures']} (≤ {report.percent(row['upper_bound'])})"
+    assert shown["seen"] == "–" and shown["extracted"].startswith("2 of 60 ")
+
+
+def test_where_the_rules_agree(tmp_path):
+    fake = fake_lake(tmp_path)
+    head, *rows = table_of(render(fake).decode(), "Agreement")
+    assert head[1:] == [row[0] for row in rows] == ["l2", "adaptive_l2", "ratio", "copied", "seen", "extracted_calibrated"]
+    both = {(row[0], other): int(value) for row in rows for other, value in zip(head[1:], row[1:], strict=True)}
+    assert all(both[one, other] == both[other, one] <= both[one, one] for one, other in both)
+    assert both["copied", "copied"] == planted(fake, "copy", "soft", "unproven")
+    assert both["copied", "seen"] == planted(fake, "copy", "soft") == both["extracted_calibrated", "extracted_calibrated"]
+
+
+def test_what_was_looked_at(tmp_path):
+    fake = fake_lake(tmp_path, unflagged_fraction=0.0)
+    text = " ".join(page_of(fake).text.split())
+    found, again = fake.match.facts["candidates"], fake.match.facts["regeneration"]
+    assert f"Of {found['sampled']} stored generations" in text
+    assert f"for {report.percent(found['nearest'])}, and the next one" in text
+    assert f"{again['pointed']} generations that were not kept have a thumbnail" in text and again["pointed"] > 0
+    assert "so nothing says how many such copies thumbnails find" in text
+    without = " ".join(page_of(fake_lake(tmp_path / "b", regenerate=False)).text.split())
+    assert "Generations that were not kept were not made again" in without
+
+
+def test_a_picture_that_was_made_again_is_shown(tmp_path):
+    fake = fake_lake(tmp_path, sizes=(2, 1), behaviours=("neighbour unflagged", "none"), unflagged_fraction=0.0)
+    content = render(fake)
+    (row,) = [row for row in read_parquet(fake.lake.part("extractions", "measured", 0)).to_pylist() if row["copied"]]
+    assert row["regenerated"]
+    (again,) = fake.rows("regenerations")
+    (pair,) = report.pairs(fake.lake, fake.match, [row])
+    assert np.array_equal(np.asarray(pair.generated), np.asarray(Image.open(io.BytesIO(again["image"])).convert("RGB")))
+    assert "Its picture was not kept, and was made again." in content.decode()
 
 
 def test_an_audit_of_nothing_is_a_page_too(tmp_path):
@@ -350,11 +452,13 @@ def test_what_laion_calls_unsafe_is_behind_a_checkbox(tmp_path):
 
 # -- the other sections ---------------------------------------------------------------------------------------------------
 
-NIGHT = {"date": "2026-01-01", "compared_with": None, "model_revision": "<b>r1", "prompts_tried": 100, "rate": 0.25,
-         "rate_lower": 0.2, "rate_upper": 0.3, "panel_prompts": None, "panel_extracted": None, "new_extractions": None,
-         "gone_extractions": None, "p_value": None, "verdict": "first"}  # fmt: skip
-SECOND = {**NIGHT, "date": "2026-01-02", "compared_with": "2026-01-01", "rate": 0.5, "rate_lower": 0.4, "rate_upper": 0.6,
-          "panel_prompts": 20, "panel_extracted": 9, "new_extractions": 3, "gone_extractions": 1, "p_value": 0.0123,
+NIGHT = {"date": "2026-01-01", "compared_with": None, "model_revision": "<b>r1", "prompts_tried": 100, "rate_copied": 0.25,
+         "rate_copied_lower": 0.2, "rate_copied_upper": 0.3, "rate_seen": None, "rate_seen_lower": None,
+         "rate_seen_upper": None, "panel_prompts": None, "panel_extracted": None, "new_extractions": None, "gone_extractions": None, "p_value": None,
+         "verdict": "first"}  # fmt: skip
+SECOND = {**NIGHT, "date": "2026-01-02", "compared_with": "2026-01-01", "rate_copied": 0.5, "rate_copied_lower": 0.4,
+          "rate_copied_upper": 0.6, "rate_seen": 0.7, "rate_seen_lower": 0.6, "rate_seen_upper": 0.8, "panel_prompts": 20,
+          "panel_extracted": 9, "new_extractions": 3, "gone_extractions": 1, "p_value": 0.0123,
           "verdict": "worse"}  # fmt: skip
 
 
@@ -368,13 +472,16 @@ def test_the_nights_and_what_changed(tmp_path):
     page = Page(render(copies(tmp_path, ["a"]), nights=[NIGHT, SECOND], changes=changes).decode())
     assert_harmless(page)
     text = page.text
-    assert "2026-01-02<b>r110050.0%40.0% – 60.0%9 of 20310.0123worse" in text.replace("\n", "")
+    assert "2026-01-01<b>r110025.0%20.0% – 30.0%–––" in text.replace("\n", "")
+    assert "2026-01-02<b>r110050.0%40.0% – 60.0%70.0%60.0% – 80.0%9 of 20310.0123worse" in text.replace("\n", "")
     assert text.index("New\n") < text.index(CAPTIONS[0]) < text.index("Gone\n") < text.index("x" * 300)
     assert "no night" not in text and "None" not in text
     assert "did not on 2026-01-01, or the other way round" in text
     # The bars stand where the rates are.
-    bars = [attributes for attributes in page.attributes["circle"] if attributes["cx"] in ("193.0", "483.0")]
-    assert [float(bar["cy"]) for bar in bars][-2:] == [report.height(0.25), report.height(0.5)]
+    bars = [(bar["class"], float(bar["cy"])) for bar in page.attributes["circle"]]
+    assert bars[-3:] == [
+        ("copied", report.height(0.25)), ("copied", report.height(0.5)), ("seen", report.height(0.7)),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -415,8 +522,9 @@ def test_the_precision_curve_falls_as_it_was_measured(tmp_path, monkeypatch):
     fake = copies(tmp_path, ["a"])
     render(fake)
     precisions = [1.0, 1.0, 0.5, 0.75]
-    table = pa.table({"rank": [1, 2, 3, 4], "group_id": list("abcd"), "distance": [0.1, 0.2, 0.3, 0.4],
-                      "controls_called": [0, 0, 3, 2], "n_controls": [60] * 4, "expected_false": [0.0, 0.0, 1.5, 1.0],
+    table = pa.table({"rank": [1, 2, 3, 4], "group_id": list("abcd"), "coarse_ratio": [0.1, 0.2, 0.3, 0.4],
+                      "copied": [True, True, True, False], "held_out_called": [0, 0, 3, 2], "n_held_out": [60] * 4,
+                      "expected_false": [0.0, 0.0, 1.5, 1.0],
                       "precision": precisions})  # fmt: skip
     write_parquet(fake.lake.part("precision_curve", "measured", 0), table)
     monkeypatch.setattr(measurement, "MARTS", tuple(dict.fromkeys([*measurement.MARTS, "precision_curve"])))
@@ -425,7 +533,7 @@ def test_the_precision_curve_falls_as_it_was_measured(tmp_path, monkeypatch):
     lines = [attributes["points"].split() for attributes in page.attributes["polyline"]]
     (line,) = [line for line in lines if len(line) == 4]
     assert [float(point.split(",")[1]) for point in line] == [report.height(precision) for precision in precisions]
-    assert "40.4002 of 601.075.0%" in page.text.replace("\n", "")
+    assert "40.400no2 of 601.075.0%" in page.text.replace("\n", "")
 
 
 def test_a_line_of_very_many_points_is_drawn_with_as_many_as_can_be_seen():
@@ -440,19 +548,24 @@ def test_rates_by_dimension(tmp_path):
     """A rate that stands for more than was tried is the one that the page opens with."""
     fake = copies(tmp_path, ["a"])
     render(fake)
-    row = {"prompts_tried": 10, "prompts_flagged": 2, "prompts_extracted": 3, "prompts_calibrated": 8,
-           "prompts_extracted_calibrated": 2, "images_extracted": 3, "inclusion_probability": 0.5, "population": 1234.0,
-           **{f"rate{verdict}{end}": value for verdict, shift in (("", 0.0), ("_calibrated", 0.1))
-              for end, value in (("", 0.3 + shift), ("_lower", 0.2 + shift), ("_upper", 0.4 + shift),
-                                 ("_wilson_lower", 0.0), ("_wilson_upper", 1.0))}}  # fmt: skip
+    row = {"prompts_tried": 10, "prompts_flagged": 2, "prompts_extracted": 3, "prompts_calibrated": 8, "prompts_with_image": 9,
+           "prompts_copied": 4, "prompts_copied_any": 5, "prompts_seen": 6, "prompts_extracted_calibrated": 2,
+           "images_copied": 3, "images_extracted": 3, "inclusion_probability": 0.5, "population": 1234.0,
+           **{f"rate{verdict}{end}": value + shift
+              for verdict, shift in (("", 0.0), ("_calibrated", 0.1), ("_copied", 0.2), ("_seen", 0.3))
+              for end, value in (("", 0.3), ("_lower", 0.2), ("_upper", 0.4))}}  # fmt: skip
     rows = [{**row, "dimension": dimension, "bucket": bucket, "bucket_order": order} for dimension, bucket, order in
             [("all", "drawn", 0), ("all", "list", -1), ("duplicates", "1", 0), ("duplicates", "list", -1),
              ("domain", "<script>.example", 0), ("aspect", "square", 0), ("prompt_length", "1-5 words", 0)]]  # fmt: skip
     write_parquet(fake.lake.part("extraction_rate", "measured", 0), pa.Table.from_pylist(rows))
     page = Page(report.render(fake.lake, fake.match, "measured", 1000).decode())
     assert_harmless(page)
-    opening = " ".join(page.text[: page.text.index("by a threshold")].split())
-    assert "40.0% of 1,234 training images come back" in opening and "(95% interval 30.0% to 50.0%)" in opening
+    opening = " ".join(page.text.split())
+    assert "50.0% of the prompts return their own image as a copy (95% interval 40.0% to 60.0%); of 60.0% (95%" in opening
+    assert "4 of the 9 prompts that were tried; they speak for 1,234 training images." in opening
+    # copied, seen, both, and the paper's rule.
+    cells = "10 50.0% 2 4 50.0% 40.0% – 60.0% 6 60.0% 50.0% – 70.0% 2 40.0% 30.0% – 50.0% 3 30.0% 20.0% – 40.0%"
+    assert cells.replace(" ", "") in opening.replace(" ", "")
     for words in ("by domain", "<script>.example", "by aspect of the image", "by length of the prompt", "1-5 words"):
         assert words in page.text
 
