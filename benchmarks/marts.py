@@ -158,7 +158,8 @@ MADE = {
     """,
     "copy_calibration": f"""
         SELECT {IDENTITY}, {COARSE_L2} AS coarse_l2_limit, {COARSE_RATIO} AS coarse_ratio_limit,
-            0.01 AS max_false_positive_rate, CAST($controls AS INTEGER) AS n_held_out, CAST($controls AS INTEGER) AS n_left_out, 0.01 AS promised_rate
+            0.01 AS max_false_positive_rate, CAST($controls AS INTEGER) AS n_held_out,
+            CAST($controls AS INTEGER) AS n_left_out, 0.01 AS promised_rate
     """,
     "calibration": f"""
         SELECT {IDENTITY}, name AS distance, name = 'adaptive_l2' AS chosen, 0.01 AS max_false_positive_rate,
