@@ -37,7 +37,9 @@ class NightlyOperator(BeamRunPythonPipelineOperator):
         except AirflowException as error:
             # The hook tells the exit code in its message alone.
             if str(error).endswith("return code 3"):
-                raise AirflowFailException("significantly more prompts return their image: a verdict, no fault to retry") from error
+                raise AirflowFailException(
+                    "significantly more prompts return their image: a verdict, no fault to retry"
+                ) from error
             raise
 
 

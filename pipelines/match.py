@@ -425,7 +425,7 @@ def copy_calibration_row(decoys: pa.Table, options: MatchOptions) -> dict[str, A
 
     Args:
         decoys: the audit's table ``decoys``; those that are held out or left out say how near a new picture comes.
-        options: the largest limits, and the rate that is asked for.
+        options: the largest distance, the ratio, and the rate that is asked for.
     """
 
     def of(kind: str) -> Distances:
@@ -433,13 +433,7 @@ def copy_calibration_row(decoys: pa.Table, options: MatchOptions) -> dict[str, A
         return Distances(mine["coarse_l2"].to_numpy(), pc.fill_null(mine["coarse_ratio"], np.inf).to_numpy())
 
     held_out, left_out = of("held_out"), of("left_out")
-    found = limits(
-        held_out,
-        left_out,
-        most_l2=options.delta,
-        ratio=options.copy_ratio,
-        rate=options.max_false_positive_rate,
-    )
+    found = limits(held_out, left_out, most_l2=options.delta, ratio=options.copy_ratio, rate=options.max_false_positive_rate)
     return {
         "coarse_l2_limit": found.coarse_l2,
         "coarse_ratio_limit": found.coarse_ratio,

@@ -22,10 +22,9 @@ from transforms import prompts as prompt_rows
 from transforms.generation import Filter
 from transforms.identity import sample_id, seed
 from transforms.images import encode_png, thumbnail
-from transforms.kernels.copies import GU_RATIO, Limits, blurred
+from transforms.kernels.copies import GU_RATIO, Limits, blurred, is_copy
 from transforms.lake import Lake, Manifest, snapshot_id
 from transforms.matching import REGENERATED
-from transforms.regeneration import is_copy
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 SIDE = 16

@@ -151,16 +151,18 @@ class Asked(NamedTuple):
     Attributes:
         picture: (S, S, 3) uint8.
         vector: (d,) float32, its CLIP embedding.
-        coarse: its block means: what ``coarse_l2`` compares.
+        scaled: the picture as float32 in [0, 1].
+        coarse: its block means, likewise: what ``coarse_l2`` compares.
     """
 
     picture: np.ndarray
     vector: np.ndarray
+    scaled: np.ndarray
     coarse: np.ndarray
 
     @classmethod
     def of(cls, picture: np.ndarray, vector: np.ndarray) -> Asked:
-        return cls(picture, vector, block_means(picture, COARSE))
+        return cls(picture, vector, picture.astype(np.float32) / np.float32(255), block_means(picture, COARSE))
 
 
 class Near(NamedTuple):
@@ -184,6 +186,7 @@ class Matcher:
     def __init__(self, populations: dict[str, Population], store: ImageStore, measure: Measure):
         self.populations, self.store, self.measure = populations, store, measure
         self._resized: collections.OrderedDict[tuple[str, int], np.ndarray] = collections.OrderedDict()
+        self._coarse: dict[tuple[str, int], np.ndarray] = {}
         self._twins: dict[tuple[str, int], frozenset[str]] = {}
 
     def match(self, prompt: dict[str, Any], picture: np.ndarray, vector: np.ndarray) -> list[dict[str, Any]]:
@@ -241,10 +244,21 @@ class Matcher:
         found = []
         for place in by_clip | by_thumbnail:
             group = groups[place]
-            _, crop = self._crop(population.ids[population.members[group][0]], asked.picture)
+            distance, coarse = self._distances(population.ids[population.members[group][0]], asked)
             source = "both" if place in by_clip and place in by_thumbnail else "clip" if place in by_clip else "thumbnail"
-            found.append(Near(group, float(l2(asked.picture, crop)), float(coarse_l2(asked.coarse, crop)), source))
+            found.append(Near(group, distance, coarse, source))
         return sorted(found, key=lambda near: (near.l2, near.group))
+
+    def _distances(self, sample: str, asked: Asked) -> tuple[float, float]:
+        """(l2, coarse l2) to a picture: in float32, since most of a generation's time goes here."""
+        _, crop = self._crop(sample, asked.picture)
+        key = sample, asked.picture.shape[0]
+        coarse = self._coarse.get(key) if crop is self._resized[key] else block_means(crop, COARSE)
+        if coarse is None:
+            coarse = self._coarse[key] = block_means(crop, COARSE)
+        apart = (asked.scaled - crop.astype(np.float32) / np.float32(255)).ravel()
+        coarsely = (asked.coarse - coarse).ravel()
+        return float(np.sqrt(apart @ apart / len(apart))), float(np.sqrt(coarsely @ coarsely / len(coarsely)))
 
     def row(
         self, role: str, group: str, relation: str, asked: Asked, training: Sequence[Near], found_by: str = "own"
@@ -314,7 +328,8 @@ class Matcher:
             resized = resize_shorter_side(self.store.get(sample), picture.shape[0])
             self._resized[key] = resized
             if len(self._resized) > 4096:
-                self._resized.popitem(last=False)
+                oldest, _ = self._resized.popitem(last=False)
+                self._coarse.pop(oldest, None)
         else:
             self._resized.move_to_end(key)
         return best_crop(picture, resized)

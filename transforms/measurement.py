@@ -239,7 +239,8 @@ def build_database(lake: Lake) -> str:
                 parts = list(dict.fromkeys(part for snapshot in sorted(ids) for part in lake.parts(name, snapshot)))
                 if not parts and name in TABLES:
                     # What there is none of yet (nights, tombstones) can be asked for too.
-                    none = TABLES[name].schema.empty_table().append_column("snapshot_id", pa.array([], pa.string()))
+                    none = TABLES[name].schema.empty_table() if is_local(lake) else _without_pictures(name, [])
+                    none = none.append_column("snapshot_id", pa.array([], pa.string()))
                     connection.register("empty", none)
                     connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM empty')
                     connection.unregister("empty")

@@ -1,5 +1,5 @@
--- A match of a generation that does not exist, or whose image was neither kept nor made again (one that was removed since has
--- a reason).
+-- A match of a generation that does not exist, or whose image was neither kept nor made again (one that was removed
+-- since has a reason).
 SELECT matches.prompt_id, matches.sample_index
 FROM matches
 LEFT JOIN generations USING (prompt_id, sample_index)

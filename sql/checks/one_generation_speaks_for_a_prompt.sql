@@ -1,4 +1,5 @@
--- A prompt with two nearest generations: its verdicts would mix them. Or a stored one of a prompt with an image and none.
+-- A prompt with two nearest generations: its verdicts would mix them. Or a stored one of a prompt with an image and
+-- none.
 SELECT generations.prompt_id
 FROM generations
 JOIN prompts USING (prompt_id)

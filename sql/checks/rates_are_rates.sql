@@ -7,4 +7,6 @@ CROSS JOIN LATERAL (VALUES
     ('seen', rate_seen, rate_seen_lower, rate_seen_upper),
     ('calibrated', rate_calibrated, rate_calibrated_lower, rate_calibrated_upper)
 ) AS kinds (kind, rate, lower, upper)
-WHERE NOT (0 <= kinds.lower AND kinds.lower <= kinds.rate + 1e-12 AND kinds.rate <= kinds.upper + 1e-12 AND kinds.upper <= 1)
+WHERE NOT (
+    0 <= kinds.lower AND kinds.lower <= kinds.rate + 1e-12 AND kinds.rate <= kinds.upper + 1e-12 AND kinds.upper <= 1
+)

@@ -1,7 +1,7 @@
 -- Grain: one pair of rules (a rule and itself too), over the prompts that have an image of their own.
--- Source: verdicts; training_matches (staging). Each rule is asked about the prompt's nearest generation and its own image:
--- l2 (l2 <= delta), adaptive_l2 (<= 1), ratio (< 1/3), copied, seen, extracted_calibrated. Without controls the last two
--- say nothing, and have no rows.
+-- Source: verdicts; training_matches (staging). Each rule is asked about the prompt's nearest generation and its own
+-- image: l2 (l2 <= delta), adaptive_l2 (<= 1), ratio (< 1/3), copied, seen, extracted_calibrated. Without controls the
+-- last two say nothing, and have no rows.
 WITH asked AS (
     SELECT
         verdicts.prompt_id,

@@ -1,8 +1,8 @@
 -- Grain: one delta: the l2 up to which the paper's rule takes a generation for a training image.
 -- Source: verdicts, audits; buckets, training_matches, control_distances (staging). From 0.01 to 0.3, and the audit's.
 -- Rates, intervals and images as in extraction_rate, of the drawn prompts (of the user's where none were drawn);
--- images_copied are those of the images that are copies as well. Over the audit's delta prompts and images are at least so
--- many: matches hold a generation's own and its nearest other image, and further ones up to that delta alone.
+-- images_copied are those of the images that are copies as well. Over the audit's delta prompts and images are at
+-- least so many: matches hold a generation's own and its nearest other image, and further ones up to that delta alone.
 WITH deltas AS (
     SELECT range / 100 AS delta, false AS used FROM range(1, 31)
     UNION ALL
@@ -30,7 +30,10 @@ cells AS (
         count(*) FILTER (drawn.nearest_l2 <= thresholds.delta) AS extracted,
         count(*) FILTER (
             drawn.nearest_l2 <= thresholds.delta
-            AND (drawn.keep_rule <> 'slice' OR drawn.keep_probability = 1 OR drawn.nearest_generation_l2 <= thresholds.delta)
+            AND (
+                drawn.keep_rule <> 'slice' OR drawn.keep_probability = 1
+                OR drawn.nearest_generation_l2 <= thresholds.delta
+            )
         ) AS extracted_surely,
         coalesce(max(1 / drawn.keep_probability) FILTER (
             drawn.keep_rule IN ('slice', 'dropped') AND drawn.keep_probability > 0

@@ -1,14 +1,13 @@
 -- Grain: one bucket of one dimension: all, duplicates, prompt_length, aspect or domain.
--- Source: verdicts, training_matches, buckets (staging). Denominators: prompts_tried; of what is asked about a prompt's own
--- image prompts_with_image, and where controls are needed prompts_calibrated, since a prompt that the user brought and that
--- is nobody's caption has no image of its own. A training image is counted once, however often it is repeated: its
--- duplicate group.
--- Rates are those of the population that the prompts were drawn from: a prompt weighs 1 / inclusion_probability. The
--- paper's rule asks for other images too, of which the filter drops most: what was found in the slice that it kept
--- weighs 1 / keep_probability besides, so the rate doesn't depend on how large that slice is.
--- Intervals, 95%: exact_interval is Blaker's where all prompts weigh the same (one stratum, or all tried in full), and
--- by strata where they don't; slice_interval where some prompts stand for dropped ones; Wilson's, of the prompts as they
--- are, stands beside them to compare with.
+-- Source: verdicts, training_matches, buckets (staging). Denominators: prompts_tried; of what is asked about a
+-- prompt's own image prompts_with_image, and where controls are needed prompts_calibrated, since a prompt that the
+-- user brought and that is nobody's caption has no image of its own. A training image is counted once, however often
+-- it is repeated: its duplicate group. Rates are those of the population that the prompts were drawn from: a prompt
+-- weighs 1 / inclusion_probability. The paper's rule asks for other images too, of which the filter drops most: what
+-- was found in the slice that it kept weighs 1 / keep_probability besides, so the rate doesn't depend on how large
+-- that slice is. Intervals, 95%: exact_interval is Blaker's where all prompts weigh the same (one stratum, or all
+-- tried in full), and by strata where they don't; slice_interval where some prompts stand for dropped ones; Wilson's,
+-- of the prompts as they are, stands beside them to compare with.
 WITH cells AS (
     SELECT
         buckets.dimension,

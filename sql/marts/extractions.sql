@@ -1,11 +1,11 @@
--- Grain: one training image (its duplicate group) that came back: some generation is a copy of it, whatever was asked for,
--- or lies within the paper's delta of it; with its best generation.
+-- Grain: one training image (its duplicate group) that came back: some generation is a copy of it, whatever was asked
+-- for, or lies within the paper's delta of it; with its best generation.
 -- Source: verdicts, prompts, generations, cliques, samples, duplicate_groups, eidetic_counts; training_matches
--- (staging).
--- sample_id is the member of the group that the best generation is nearest to. Best: a copy before what is none, then the
--- smallest coarse_ratio, or l2 where there is no other image to compare with; most confident likewise.
--- punsafe is the largest of the group's: its members are one picture, which metadata may call unsafe at some urls only.
--- Eidetic memorisation with k (paper, definition 2): at most k training images are that near to the extracted one.
+-- (staging). sample_id is the member of the group that the best generation is nearest to. Best: a copy before what is
+-- none, then the smallest coarse_ratio, or l2 where there is no other image to compare with; most confident likewise.
+-- punsafe is the largest of the group's: its members are one picture, which metadata may call unsafe at some urls
+-- only. Eidetic memorisation with k (paper, definition 2): at most k training images are that near to the extracted
+-- one.
 WITH candidates AS (
     SELECT training_matches.*, prompts.origin, coalesce(coarse_ratio, l2) AS confidence_distance
     FROM training_matches
@@ -51,7 +51,8 @@ unsafe AS (
 
 final AS (
     SELECT
-        row_number() OVER (ORDER BY best.copied DESC, best.confidence_distance, best.l2, best.sample_id) AS confidence_rank,
+        row_number() OVER (ORDER BY best.copied DESC, best.confidence_distance, best.l2, best.sample_id)
+            AS confidence_rank,
         best.sample_id,
         samples.url,
         samples.caption,

@@ -1,8 +1,8 @@
 -- Grain: one verdict, tried on one kind of picture that it should not call.
--- Source: calibration; decoy_verdicts (staging). Controls are pictures that the model never saw: a verdict about their own
--- captions' generations is a false one. Decoys are no copies, judged as if they were generations: held-out pictures
--- themselves, training images against all other groups, and training images of which a blur is left.
--- The paper's rule goes by l2, which every control that was compared has; one without others to adapt to has no adaptive
+-- Source: calibration; decoy_verdicts (staging). Controls are pictures that the model never saw: a verdict about their
+-- own captions' generations is a false one. Decoys are no copies, judged as if they were generations: held-out
+-- pictures themselves, training images against all other groups, and training images of which a blur is left. The
+-- paper's rule goes by l2, which every control that was compared has; one without others to adapt to has no adaptive
 -- l2, so the denominators can differ.
 WITH chosen AS (
     SELECT * FROM calibration WHERE chosen

@@ -1,11 +1,11 @@
 -- Grain: one training image (its duplicate group) whose caption's nearest generation lies within the limit of a copy.
 -- Source: verdicts, calibration, copy_calibration; decoy_verdicts (staging). In order of confidence, the smallest
--- coarse_ratio first. False ones are what held-out pictures say, each as if it were a generation: if as large a share of
--- the tried images were called by chance as of those, expected_false would be false.
+-- coarse_ratio first. False ones are what held-out pictures say, each as if it were a generation: if as large a share
+-- of the tried images were called by chance as of those, expected_false would be false.
 WITH limits AS (
     SELECT
         coarse_l2_limit,
-        (SELECT images_tested FROM calibration WHERE chosen) AS images_tested,
+        (SELECT max(images_tested) FROM calibration WHERE chosen) AS images_tested,
         (SELECT CAST(count(*) AS INTEGER) FROM decoy_verdicts WHERE kind = 'held_out') AS n_held_out
     FROM copy_calibration
 ),
@@ -33,7 +33,8 @@ nearest AS (
 counted AS (
     SELECT
         *,
-        -- Held-out pictures that are as near count as nearer. A sum: a count with a filter goes through the frame for each row.
+        -- Held-out pictures that are as near count as nearer. A sum: a count with a filter goes through the frame for
+        -- each row.
         CAST(sum(CAST(NOT is_training AS BIGINT)) OVER ranked AS BIGINT) AS held_out_called,
         row_number() OVER ranked - held_out_called AS rank
     FROM nearest

@@ -1,7 +1,8 @@
--- Grain: one training image to take out of the training set, one prompt to block, or one image that the model was trained on.
--- Source: extractions, duplicate_groups, samples, verdicts, training_matches (staging), prompts. What came back as a copy goes
--- with all its duplicates, since any of them would teach it again; what was only seen is listed apart, as kind "seen". So do samples of the same url that were not had here, which are in no group: who trains
--- on them may have them. A prompt whose text was forgotten can't be blocked by it, and is not named.
+-- Grain: one training image to take out of the training set, one prompt to block, or one image that was learned.
+-- Source: extractions, duplicate_groups, samples, verdicts, training_matches (staging), prompts. What came back as a
+-- copy goes with all its duplicates, since any of them would teach it again. So do samples of the same url that were
+-- not had here, which are in no group: who trains on them may have them. What was only seen is listed apart, as kind
+-- "seen". A prompt whose text was forgotten can't be blocked by it, and is not named.
 WITH images AS (
     SELECT
         'image' AS kind,

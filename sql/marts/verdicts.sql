@@ -1,12 +1,11 @@
 -- Grain: one prompt that was tried (no controls).
--- Source: prompts, cliques, samples, calibration; training_matches, control_distances (staging).
--- Two questions, never mixed. copied: the prompt's nearest generation is a copy of its own image (training_matches says
--- what a copy is). seen: that generation comes nearer to the image than controls' come to theirs (calibration.threshold,
--- strictly below): the model was trained on it. extracted_calibrated is both. Every prompt is judged by its nearest
--- generation, which is stored whatever the filter says; so neither depends on what else was kept.
--- extracted is the paper's rule, l2 <= delta (section 4.2), of any image; what it found in a slice of the prompts that
--- the filter dropped counts extraction_weight times.
--- aspect: wide from 5:4 on, upright from 4:5 on.
+-- Source: prompts, cliques, samples, calibration; training_matches, control_distances (staging). Two questions, never
+-- mixed. copied: the prompt's nearest generation is a copy of its own image (training_matches says what a copy is).
+-- seen: that generation comes nearer to the image than controls' come to theirs (calibration.threshold, strictly
+-- below): the model was trained on it. extracted_calibrated is both. Every prompt is judged by its nearest generation,
+-- which is stored whatever the filter says; so neither depends on what else was kept. extracted is the paper's rule,
+-- l2 <= delta (section 4.2), of any image; what it found in a slice of the prompts that the filter dropped counts
+-- extraction_weight times. aspect: wide from 5:4 on, upright from 4:5 on.
 WITH chosen AS (
     SELECT
         threshold,

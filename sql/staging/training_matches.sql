@@ -1,7 +1,8 @@
 -- Grain: one judged generation against one group of training images.
--- Source: matches, calibration, copy_calibration. distance is the one that "seen" goes by. Four rules side by side: the
--- paper's (extracted: l2 <= delta), its adaptive one (adaptive_l2 <= 1, section 5.1), that of Yoon and Gu (ratio < 1/3),
--- and copied: nearer than new pictures come, absolutely and against every other image (docs/calibration.md).
+-- Source: matches, calibration, copy_calibration. distance is the one that "seen" goes by. Four rules side by side:
+-- the paper's (extracted: l2 <= delta), its adaptive one (adaptive_l2 <= 1, section 5.1), that of Yoon and Gu
+-- (ratio < 1/3), and copied: nearer than new pictures come, absolutely and against every other image
+-- (docs/calibration.md).
 WITH chosen AS (
     SELECT distance, threshold FROM calibration WHERE chosen
 ),

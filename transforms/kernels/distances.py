@@ -185,13 +185,13 @@ def best_crop(generation: np.ndarray, picture: np.ndarray) -> tuple[int, np.ndar
     if generation.shape[:2] != (side, side):
         raise ValueError(f"a generation has shape {generation.shape}, expected a square one")
     resized = resize_shorter_side(picture, side)
+    if resized.shape[0] == resized.shape[1]:
+        return 0, resized
     along_height = resized.shape[0] > resized.shape[1]
     # Laid so that the longer side is the last axis: (side · 3, length).
     image = _lines(resized, along_height)
     model = _lines(generation, along_height)
     length = image.shape[1]
-    if length == side:
-        return 0, resized
     spectrum = np.fft.rfft(image, 2 * length) * np.conj(np.fft.rfft(model, 2 * length))
     correlation = np.fft.irfft(spectrum.sum(axis=0), 2 * length)[: length - side + 1]
     energy = np.concatenate([[0.0], np.cumsum((image**2).sum(axis=0))])
