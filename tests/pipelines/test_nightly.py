@@ -209,12 +209,14 @@ def test_a_picture_comes_back_on_the_night_on_which_there_is_more_metadata(box):
     assert second["images"] == 27
 
 
-def test_a_night_without_controls_goes_by_the_papers_rule(box):
+def test_a_night_without_controls_goes_by_its_copies(box):
     box.remember(range(20))
     words = [word for word in box.words("2026-01-01") if not word.startswith("--controls")]
     assert run_verb(nightly.main, words) == 0
     (first,) = nights.history(box.lake)
-    assert first["verdict_used"] == "extracted" and first["panel_extracted"] == first["panel_prompts"] == 12
+    assert first["rate_copied"] == first["rate"] == 1 and first["rate_seen"] is None
+    assert "100.00% (" in box.alert()["message"] and "evidence" not in box.alert()["message"]
+    assert first["verdict_used"] == "copied" and first["panel_extracted"] == first["panel_prompts"] == 12
 
 
 def test_other_options_are_no_change_of_the_model(box):
