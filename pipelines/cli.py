@@ -18,7 +18,7 @@ VERBS = {
     "embed": "images → embeddings",
     "deduplicate": "embeddings → duplicate_pairs, duplicate_groups",
     "generate": "groups → prompts, generations, cliques",
-    "match": "generations → matches, calibration, eidetic_counts, audits",
+    "match": "generations → matches, decoys, regenerations, calibration, copy_calibration, eidetic_counts, audits",
     "measure": "all tables → marts, audit.duckdb, report",
     "audit": "all of the above, in order",
     "nightly": "the audit of one night: only what is new, compared with the night before",

@@ -108,10 +108,10 @@ def summary(lake: Lake, measure: Manifest) -> str:
                 row["bucket"] if row["dimension"] == "duplicates" else f"all {row['bucket']}",
                 row["prompts_tried"],
                 row["prompts_flagged"],
-                "-" if row["prompts_copied"] is None else row["prompts_copied"],
+                row["prompts_copied"],
                 _share(row["rate_copied"]),
                 _interval(row, "rate_copied"),
-                "-" if row["prompts_seen"] is None else row["prompts_seen"],
+                row["prompts_seen"],
                 _share(row["rate_seen"]),
                 row["prompts_extracted"],
                 _share(row["rate"]),
@@ -148,8 +148,7 @@ def _two_numbers(lake: Lake, measure: Manifest, rates: list[dict[str, Any]]) -> 
         what = "prompts that return their own image" if found.own else "prompts that return some training image"
         line = f"{what}: {found.copied.rate:.1%} ({found.copied.lower:.1%} to {found.copied.upper:.1%})"
         if found.seen is not None:
-            seen = f"{found.seen.rate:.1%} ({found.seen.lower:.1%} to {found.seen.upper:.1%})"
-            line += f"; the model was trained on it, says the evidence, of {seen}"
+            line += f"; trained on, by the evidence: {found.seen.rate:.1%} ({found.seen.lower:.1%} to {found.seen.upper:.1%})"
         lines.append(line)
     came = report.CameBack.of(measurement.read_mart(lake, "extractions", measure))
     lines.append(

@@ -3,7 +3,7 @@
 reads   audit.duckdb: a view for each table of the lake (samples, matches, …) and each mart (extraction_rate, …)
 writes  the answer to stdout
 
-  eidetic query "SELECT bucket, prompts_tried, prompts_extracted, rate FROM extraction_rate" --lake lake
+  eidetic query "SELECT bucket, prompts_tried, prompts_copied, rate_copied FROM extraction_rate" --lake lake
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 const controls = document.getElementById("controls");
 const field = (name) => controls.querySelector(`[name=${name}]`);
 
+const DISTANCES = [...field("distance").options].map((option) => option.value);
+
 // An extraction says its values by name: a card in its list of terms, a row in its cells below the table's heads.
 class Extraction {
   constructor(element) { this.element = element; }
@@ -13,7 +15,9 @@ class Extraction {
     const named = element.cells
       ? [...element.closest("table").tHead.rows[0].cells].map((head, place) => [head, element.cells[place]])
       : [...element.querySelectorAll("dt")].map((term) => [term, term.nextElementSibling]);
-    const values = Object.fromEntries(named.map(([name, value]) => [name.textContent, value.dataset.exact ?? value.textContent]));
+    const values = Object.fromEntries(named.map(([name, value]) => [name.textContent, value.textContent]));
+    // As they were measured; what can be read is rounded.
+    element.dataset.exact.split(" ").forEach((value, place) => { values[DISTANCES[place]] = value; });
     Object.defineProperty(this, "values", { value: values });
     return values;
   }

@@ -50,13 +50,13 @@ FILES = ("report.html.j2", "extraction.html.j2", "report.css", "report.js")
 PAGE_BYTES = 5_000_000
 """The page is smaller than this: what one can still send by mail, and what opens at once."""
 
-MARKUP_BYTES = 4_000_000
+MARKUP_BYTES = 4_200_000
 """Of those, what changes and extractions may take without pictures; what doesn't fit is counted, and left to a query."""
 
 CHANGES_BYTES = 1_000_000
 """Of those, what the changes may take."""
 
-WHOLE_TEXT_BYTES = 500_000
+WHOLE_TEXT_BYTES = 400_000
 """Of those, what texts may take beyond the letters that are always shown; the most confident extractions come first."""
 
 LARGE_BYTES = 20_000
@@ -70,6 +70,11 @@ CAPTION_LETTERS = 300
 
 UNSAFE_OVER = 0.1
 """LAION's punsafe over which pictures are blurred until clicked: what Stable Diffusion 2.0 was not to be trained on."""
+
+DISTANCES = {
+    "coarse ratio": "coarse_ratio", "l2": "l2", "tiled l2": "tiled_l2", "adaptive l2": "adaptive_l2", "ratio": "ratio",
+}  # fmt: skip
+"""What extractions can be filtered and sorted by → column of the mart."""
 
 SERIES = {"copied": "rate_copied", "seen": "rate_seen", "paper": "rate"}
 """What is plotted → its column, of ``extraction_rate`` and of ``history``; the ends of its interval have its name as well."""
@@ -171,6 +176,7 @@ def render(
             marts=marts,
             rates=rates,
             dimensions=DIMENSIONS,
+            distances=DISTANCES,
             came=CameBack.of(marts["extractions"]),
             duplicates=marks([row for row in rates["duplicates"] if row["bucket"] not in ("list", "forgotten")], "bucket"),
             precision=curve([(row["rank"], row["precision"]) for row in marts["precision_curve"]]),
@@ -476,6 +482,7 @@ class Extraction:
         link: to the training image.
         adaptive_rule, ratio_rule: whether its best generation is a copy by the two other published rules; None where the
             distance is.
+        exact: its ``DISTANCES`` as they were measured, for the script to compare: rounded, 0.1504 would pass for at most 0.15.
         unsafe: whether its pictures are blurred until clicked.
         command: makes the generation again; None where it has no seed.
     """
@@ -486,6 +493,7 @@ class Extraction:
     link: Link | None
     adaptive_rule: bool | None
     ratio_rule: bool | None
+    exact: str
     unsafe: bool
     command: str | None
 
@@ -500,6 +508,7 @@ class Extraction:
             link=Link.of(row["url"]),
             adaptive_rule=None if row["adaptive_l2"] is None else row["adaptive_l2"] <= 1,
             ratio_rule=None if row["ratio"] is None else row["ratio"] < GU_RATIO,
+            exact=" ".join("–" if row[name] is None else f"{row[name]:.5g}".removeprefix("0") for name in DISTANCES.values()),
             unsafe=row["punsafe"] is not None and row["punsafe"] > UNSAFE_OVER,
             command=None if row["seed"] is None else " ".join(["eidetic", "again", *map(quoted, again)]),
         )

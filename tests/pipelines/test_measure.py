@@ -118,7 +118,7 @@ def test_what_a_killed_run_or_a_move_left_behind_is_mended(tmp_path):
 def test_the_summary_ends_with_a_query_that_can_be_pasted(tmp_path):
     fake = fake_lake(tmp_path / "it's a lake")
     said = measure.summary(fake.lake, run(fake)).splitlines()
-    assert said[1].split()[:5] == ["duplicates", "tried", "flagged", "extracted", "rate"]
+    assert said[1].split()[:5] == ["duplicates", "tried", "flagged", "copied", "rate"]
     assert said[3].startswith("all drawn ")
     assert [line.split()[0] for line in said[4:9]] == ["1", "2", "3-4", "5-8", "9-16"]
     words = shlex.split(said[-1])
@@ -130,8 +130,32 @@ def test_the_summary_ends_with_a_query_that_can_be_pasted(tmp_path):
 
 
 def test_the_summary_without_controls(tmp_path):
-    fake = fake_lake(tmp_path, controls=0)
-    assert " -  -" in measure.summary(fake.lake, run(fake)).splitlines()[3].replace("         ", "")
+    said = measure.summary(*summed(fake_lake(tmp_path, controls=0))).splitlines()
+    # Copies need no controls; what was seen is left open.
+    assert said[3].split()[4:10] == ["4", "40.0%", "15.0%", "to", "71.7%", "-"]
+    assert "prompts that return their own image: 40.0% (15.0% to 71.7%)" in said
+
+
+def summed(fake):
+    return fake.lake, run(fake)
+
+
+def test_the_summary_has_both_numbers_by_their_names(tmp_path):
+    said = measure.summary(*summed(fake_lake(tmp_path, controls_that_copy=2))).splitlines()
+    assert [line for line in said if ": " in line] == [
+        "prompts that return their own image: 40.0% (15.0% to 71.7%); trained on, by the evidence: 40.0% (15.0% to 71.7%)",
+        "training images that came back at all: 6 (4 by their own caption, 2 by others alone, 1 by captions of controls)",
+    ]
+    assert all(len(line) <= 120 for line in said if not line.startswith(("report ", "database ", "query ")))
+
+
+def test_the_summary_of_a_list_that_is_nobodys_captions(tmp_path):
+    said = measure.summary(*summed(fake_lake(tmp_path, max_prompts=0, listed=["nobody's words"]))).splitlines()
+    assert "prompts that return some training image: 0.0% (0.0% to 95.0%)" in said
+    assert (
+        "training images that came back at all: 0 (0 by their own caption, 0 by others alone, 0 by captions of controls)"
+        in said
+    )
 
 
 def test_a_failed_check_completes_nothing(tmp_path):

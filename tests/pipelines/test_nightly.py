@@ -209,19 +209,22 @@ def test_a_picture_comes_back_on_the_night_on_which_there_is_more_metadata(box):
     assert second["images"] == 27
 
 
-def test_a_night_without_controls_goes_by_the_papers_rule(box):
+def test_a_night_without_controls_goes_by_its_copies(box):
     box.remember(range(20))
     words = [word for word in box.words("2026-01-01") if not word.startswith("--controls")]
     assert run_verb(nightly.main, words) == 0
     (first,) = nights.history(box.lake)
-    assert first["verdict_used"] == "extracted" and first["panel_extracted"] == first["panel_prompts"] == 12
+    assert first["rate_copied"] == first["rate"] == 1 and first["rate_seen"] is None
+    assert "100.00% (" in box.alert()["message"] and "evidence" not in box.alert()["message"]
+    assert first["verdict_used"] == "copied" and first["panel_extracted"] == first["panel_prompts"] == 12
 
 
 def test_other_options_are_no_change_of_the_model(box):
-    """Under another delta everything comes back: that is no worse model, and says nothing about a later night either."""
+    """Under wider limits more is a copy: that is no worse model, and says nothing about a later night either."""
     box.remember([0, 1])
+    wide = {"delta": 0.9, "copy_ratio": 0.99}
     first = box.night("2026-01-01", delta=0.05)[1]
-    code, second = box.night("2026-01-02", delta=0.9)
+    code, second = box.night("2026-01-02", **wide)
     assert (code, second["verdict"], second["compared_with"]) == (0, "first", None)
     assert "other options than 2026-01-01" in "".join(box.said)
     assert second["panel_extracted"] > first["panel_extracted"]
@@ -229,7 +232,12 @@ def test_other_options_are_no_change_of_the_model(box):
     assert (code, third["verdict"], third["compared_with"]) == (0, "fine", "2026-01-01")
     assert third["panel_extracted"] == first["panel_extracted"] and third["panel_match"] == first["panel_match"]
     # Somebody looks at the panel with other eyes between two nights.
-    assert run_verb(match.main, [f"--lake={box.lake.root}", "--delta=0.9", "--device=cpu"]) == 0
+    assert (
+        run_verb(
+            match.main, [f"--lake={box.lake.root}", *(f"--{name}={value}" for name, value in wide.items()), "--device=cpu"]
+        )
+        == 0
+    )
     assert run_verb(measure.main, [f"--lake={box.lake.root}"]) == 0
     assert box.night("2026-01-04", delta=0.05)[1]["panel_extracted"] == first["panel_extracted"]
     assert box.night("2026-01-05", delta=0.05, baseline="2026-01-02") == (2, None)

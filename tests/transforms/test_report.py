@@ -271,8 +271,8 @@ def test_apart_from_it_stands_how_many_images_came_back_at_all(tmp_path):
         "3 training images came back as copies at all, under any caption: 1 by their own, 2 by others alone; 1 by captions of "
         "pictures that the model never saw."
     ) in text
-    for words in ("by its own caption", "by another caption", "by a control's caption"):
-        assert words in text
+    for words in ("own", "another", "a control's"):
+        assert f"caption{words} clique" in text
 
 
 def test_a_list_of_nobodys_captions_returns_some_image_or_none(tmp_path):
@@ -454,7 +454,8 @@ def test_what_laion_calls_unsafe_is_behind_a_checkbox(tmp_path):
 
 NIGHT = {"date": "2026-01-01", "compared_with": None, "model_revision": "<b>r1", "prompts_tried": 100, "rate_copied": 0.25,
          "rate_copied_lower": 0.2, "rate_copied_upper": 0.3, "rate_seen": None, "rate_seen_lower": None,
-         "rate_seen_upper": None, "panel_prompts": None, "panel_extracted": None, "new_extractions": None, "gone_extractions": None, "p_value": None,
+         "rate_seen_upper": None, "panel_prompts": None, "panel_extracted": None, "new_extractions": None,
+         "gone_extractions": None, "p_value": None,
          "verdict": "first"}  # fmt: skip
 SECOND = {**NIGHT, "date": "2026-01-02", "compared_with": "2026-01-01", "rate_copied": 0.5, "rate_copied_lower": 0.4,
           "rate_copied_upper": 0.6, "rate_seen": 0.7, "rate_seen_lower": 0.6, "rate_seen_upper": 0.8, "panel_prompts": 20,

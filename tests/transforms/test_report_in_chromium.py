@@ -34,7 +34,7 @@ def hostile(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory):
-    """A page with everything on it: nights, changes, both verdicts, unsafe pictures, and extractions without pictures."""
+    """A page with everything on it: nights, changes, every verdict, unsafe pictures, and extractions without pictures."""
     folder = tmp_path_factory.mktemp("usual")
     fake = fake_lake(folder / "a  lake", captions=[f"{CAPTIONS[number]} {number}" for number in range(10)])
     render(fake)
@@ -152,12 +152,19 @@ def test_filter_and_sort(usual):
         assert copies == sorted(copies, reverse=True)
         page.select_option("[name=order]", "rank")
         assert shown(page) == everything
-        page.select_option("[name=verdict]", "calibrated")
-        called = len(shown(page))
-        assert 0 < called < len(everything) and set(values(page, "calibrated")) == {"extracted"}
-        page.select_option("[name=verdict]", "both")
-        assert 0 < len(shown(page)) < called
-        assert set(values(page, "calibrated")) == set(values(page, "paper's rule")) == {"extracted"}
+        for name in ("copied", "seen", "calibrated", "paper's rule", "adaptive rule", "ratio rule"):
+            page.select_option("[name=verdict]", name)
+            assert 0 < len(shown(page)) < len(everything), name
+            assert set(values(page, name)) == {"yes"}, name
+        for names in (("copied", "paper's rule"), ("paper's rule", "copied"), ("copied", "seen")):
+            page.select_option("[name=verdict]", f"{names[0]}, not {names[1]}")
+            assert 0 < len(shown(page)) < len(everything), names
+            assert set(values(page, names[0])) <= {"yes"} and "yes" not in values(page, names[1])
+        page.select_option("[name=order]", "verdict")
+        page.select_option("[name=verdict]", "")
+        called = values(page, "copied")
+        assert called == sorted(called, reverse=True)
+        page.select_option("[name=order]", "rank")
         page.select_option("[name=verdict]", "")
         page.select_option("[name=distance]", "adaptive l2")
         middle = sorted(float(value) for value in values(page, "adaptive l2"))[1]
@@ -183,6 +190,7 @@ def test_distances_are_compared_as_they_were_measured(limit, tmp_path):
     (tmp_path / "report.html").write_bytes(report.render(fake.lake, fake.match, "measured", limit))
     with opened(tmp_path / "report.html") as browser:
         browser.page.select_option("[name=order]", "l2")
+        browser.page.select_option("[name=distance]", "l2")
         assert shown(browser.page) == [3, 2, 4, 1]
         browser.page.fill("[name=most]", "0.15")
         assert shown(browser.page) == [3, 2]
@@ -194,8 +202,8 @@ def test_whoever_comes_back_finds_the_page_as_its_controls_say(usual):
         page = browser.page
         everything = shown(page)
         page.select_option("[name=order]", "l2")
-        page.select_option("[name=verdict]", "both")
-        page.fill("[name=most]", "0.1")
+        page.select_option("[name=verdict]", "copied")
+        page.fill("[name=most]", "1")
         page.locator("#e1 .pictures").click()
         assert page.locator(".reveal").is_checked() and shown(page) != everything
         page.goto("about:blank")
@@ -213,7 +221,7 @@ def test_the_labels_of_many_nights_stand_side_by_side(tmp_path):
         (tmp_path / "report.html").write_bytes(render(copies(tmp_path / str(count), ["a"]), nights=nights[:count]))
         with opened(tmp_path / "report.html") as browser:
             ends = browser.page.evaluate(
-                """() => [...document.querySelectorAll('svg[aria-label^="Extraction rate by night"] text[y="234"]')]
+                """() => [...document.querySelectorAll('svg[aria-label^="Rates by night"] text[y="234"]')]
                     .filter((label) => label.textContent !== '').map((label) => label.getBoundingClientRect())
                     .map((box) => [box.left, box.right])"""
             )
