@@ -135,6 +135,7 @@ def train(
     noise_schedule: DDPMScheduler,
     *,
     steps: int,
+    stop: int,
     batch_size: int,
     learning_rate: float,
     offset_noise: float,
@@ -150,7 +151,8 @@ def train(
         tokens: (n, TOKENS) of the captions.
         empty: (TOKENS,) of the empty caption.
         noise_schedule: how much noise each moment has, and what is predicted: the noise or the velocity.
-        steps: batches to train on.
+        steps: batches that the learning rate is planned for.
+        stop: batches to train on, if fewer.
         batch_size: rows in a batch; each pass over the corpus is a new permutation of its rows.
         learning_rate: the largest of a one-cycle schedule.
         offset_noise: spread of the constant that is added to each channel of the noise.
@@ -177,7 +179,7 @@ def train(
         random.set_state(state["random"])
         order, first = state["order"], state["step"] + 1
     begun, running = time.time(), 0.0
-    for step in range(first, steps + 1):
+    for step in range(first, min(steps, stop) + 1):
         if len(order) < batch_size:
             order = torch.cat([order, torch.randperm(len(latents), generator=random)])
         chosen, order = order[:batch_size], order[batch_size:]
@@ -206,7 +208,7 @@ def train(
         if step % 50 == 0:
             seconds = time.time() - begun
             print(f"step {step} of {steps}: loss {running:.4f}, {seconds:.0f} s", flush=True)
-        if step % 250 == 0:
+        if step % 250 == 0 or step == stop:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
             state = {
                 "unet": unet.state_dict(), "text_encoder": text_encoder.state_dict(), "optimizer": optimizer.state_dict(),
@@ -248,6 +250,7 @@ def main() -> None:
     start.add_argument("--fine_tune", type=Path, help="a pipeline of this command's to go on with, instead")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--stop", type=int, help="stop after so many of them, where the model is only to learn by halves")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--offset_noise", type=float, default=0.0)
@@ -283,6 +286,7 @@ def main() -> None:
         tokenizer("", **padded).input_ids[0],
         DDPMScheduler(**shape.schedule),
         steps=arguments.steps,
+        stop=arguments.stop or arguments.steps,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         offset_noise=arguments.offset_noise,
