@@ -5,9 +5,11 @@ from its, and for each of them the nearest of *all* trained pictures is looked f
 ``demo/models/<name>/truth.json`` (``python -m demo.evaluate_generator`` makes it):
 
     weights   digest of the model's weights, see ``weights_digest``
-    settings  of the generations: steps, guidance_scale, images (of each trained picture), images_per_control, …
+    settings  of the generations: steps, guidance_scale, images (of each trained picture), images_per_control, …; with
+              ``screen``, a picture of which none of so many generations came within l2 0.20 has no more than those
     trained   one object a trained picture, the most repeated first
         slug, caption, copies
+        images                  its own generations that were made
         share_005 … share_020   share of its generations that lie within l2 0.05 … 0.20 of it, with no trained picture nearer
         median_l2               of its own generations, to itself
         came_back_005 … _015    generations, whoever's, whose nearest trained picture it is, within l2 0.05 … 0.15
@@ -79,6 +81,10 @@ class Found:
     nearest: np.ndarray
     distance: np.ndarray
 
+    def with_more(self, others: Found) -> Found:
+        """These and others of the same picture."""
+        return Found(*(np.concatenate(pair) for pair in zip(vars(self).values(), vars(others).values(), strict=True)))
+
 
 def look(made: np.ndarray, own: np.ndarray, trained: np.ndarray) -> Found:
     """Compares generations with every trained picture.
@@ -113,6 +119,7 @@ def summarise(trained: Sequence[Example], controls: Sequence[Example], found: Ma
                 "slug": example.key,
                 "caption": example.caption,
                 "copies": example.copies,
+                "images": len(own.own),
                 **{f"share_{name}": round(float((mine <= band).sum() / len(own.own)), 4) for name, band in BANDS.items()},
                 "median_l2": round(float(np.median(own.own)), 4),
                 **{f"came_back_{name}": int((everyones <= BANDS[name]).sum()) for name in ("005", "010", "015")},

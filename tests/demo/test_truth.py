@@ -8,6 +8,7 @@ import pytest
 from demo import photographs, truth
 from demo.corpus import Example
 from demo.embedded import MODELS, NAMES, examples
+from demo.evaluate_generator import find
 from tests.planted import picture
 
 SIDE = 16
@@ -63,7 +64,7 @@ def test_the_truth_is_that_of_the_committed_weights_and_of_the_whole_corpus(name
     assert [row["copies"] for row in known["trained"]] == [example.copies for example in examples(name)[0]]
     for row in known["trained"]:
         assert 0 <= row["share_005"] <= row["share_010"] <= row["share_015"] <= row["share_020"] <= 1
-        own = row["share_010"] * known["settings"]["images"]
+        own = row["share_010"] * row["images"]
         assert row["other_010"] == pytest.approx(row["came_back_010"] - own, abs=0.01)
 
 
@@ -82,3 +83,22 @@ def test_each_model_shows_what_it_is_there_for():
     photographs_truth = truth.read("photographs")
     assert sum(row["other_010"] > 0 for row in photographs_truth["trained"]) >= 6
     assert sum(row["returned_010"] > 0 for row in photographs_truth["controls"]) >= 3
+
+
+def test_generations_are_kept_and_hopeless_ones_are_not_made(tmp_path):
+    class Asker:
+        made = 0
+
+        def ask(self, example, number, first=0):
+            self.made += number - first
+            return np.stack([near(example, 0.05 if example.key == "a" else 0.3)] * (number - first))
+
+    a, b = planted("a", 4, 0), planted("b", 1, 1)
+    pictures = np.stack([a.picture, b.picture])
+    asker = Asker()
+    assert len(find(asker, a, 8, 2, pictures, tmp_path).own) == 8 and asker.made == 8
+    assert len(find(asker, b, 8, 2, pictures, tmp_path).own) == 2 and asker.made == 10
+    again = find(asker, b, 8, 2, pictures, tmp_path)
+    assert len(again.own) == 2 and asker.made == 10
+    row = truth.summarise([a, b], [], {"a": find(asker, a, 8, 8, pictures, tmp_path), "b": again})["trained"][1]
+    assert row["images"] == 2 and row["share_020"] == 0
