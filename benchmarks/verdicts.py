@@ -306,85 +306,101 @@ def percent(value: float) -> str:
     return f"{value:.1%}"
 
 
+def interval(ends: Sequence[float]) -> str:
+    return f"{percent(ends[0])} to {percent(ends[1])}"
+
+
+def table(columns: str, rows: Iterable[Sequence[Any]]) -> str:
+    """A table of Markdown; ``columns`` are parted by " | "."""
+    cells = [columns.split(" | "), ["---"] * len(columns.split(" | ")), *rows]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in cells)
+
+
+INTRODUCTION = f"""# The verdicts, held against the truth
+
+Made by `python -m benchmarks.verdicts`; do not edit. Each embedded model is audited with seeds of that command's own ({SEED}), 8
+images a prompt and a control. The truth is that of [demo/models](../demo/models/README.md): a picture is a copy where half of
+its generations have it as the nearest of all trained pictures and lie within l2 0.10; doubtful (left out, and counted) where a
+tenth lies within 0.15. Each rule is asked about the prompt's nearest generation and its own image. What the rules mean, and why
+this one was chosen: [calibration.md](calibration.md)."""
+
+
 def page(audits: Sequence[Audit], found: dict[str, dict[str, Any]], fractions: list[dict[str, Any]]) -> str:
-    lines = ["# The verdicts, held against the truth", "",
-             "Made by `python -m benchmarks.verdicts`; do not edit. Each embedded model is audited with seeds of that command's "
-             f"own ({SEED}), 8 images a prompt and a control; the truth is that of [demo/models](../demo/models/README.md): a "
-             "picture is a copy where half of 64 generations have it as the nearest of all trained pictures and lie within l2 "
-             "0.10, doubtful (left out, and counted) where a tenth lies within 0.15. Each rule is asked about the prompt's "
-             "nearest generation and its own image.", ""]  # fmt: skip
-    lines += ["| model | rule | precision | recall | called | of those doubtful |", "|---|---|---|---|---|---|"]
+    """``docs/verdicts.md``."""
+    rules = []
     for audit in audits:
         for rule, meaning in RULES.items():
             precision, recall, called, doubtful = audit.precision_and_recall(rule)
-            lines.append(f"| {audit.name} | {rule}: {meaning} | {precision:.3f} | {recall:.3f} | {called} | {doubtful} |")
-    lines += [
-        "",
-        "| model | trained pictures tried | copies | doubtful | not tried (in another's group) |",
-        "|---|---|---|---|---|",
+            rules.append([audit.name, f"{rule}: {meaning}", f"{precision:.3f}", f"{recall:.3f}", called, doubtful])
+    tried = [
+        [
+            audit.name,
+            len(audit.rows),
+            *(sum(map(kind, audit.rows)) for kind in (truth.is_copy, truth.is_doubtful)),
+            audit.untried,
+        ]
+        for audit in audits
     ]
+    back, recalls, seen, decoys = [], [], [], []
     for audit in audits:
-        copies, doubtful = (sum(map(kind, audit.rows)) for kind in (truth.is_copy, truth.is_doubtful))
-        lines.append(f"| {audit.name} | {len(audit.rows)} | {copies} | {doubtful} | {audit.untried} |")
-    lines += ["", "![ROC of each statistic](verdicts_roc.svg)", "",
-              "## Training images that came back at all", "",
-              "Under any caption, controls' too; against brute force over all generations and all training images: sure where a "
-              "generation has the image as its nearest and lies within l2 0.10, doubtful within 0.15.", "",
-              "| model | sure | doubtful | copied: precision | recall | l2 ≤ 0.15: precision | recall | extracted_calibrated: "
-              "precision | recall | came back by other captions alone | candidates: nearest found | next found |",
-              "|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for audit in audits:
-        back, candidates = found[audit.name]["came_back"], audit.match.facts["candidates"]
-        figures = [f"{back[f'{rule}_{figure}']:.3f}" for rule in ("copied", "by_l2", "extracted_calibrated")
-                   for figure in ("precision", "recall")]  # fmt: skip
-        lines.append(f"| {audit.name} | {back['sure']:.0f} | {back['doubtful']:.0f} | {' | '.join(figures)} | "
-                     f"{back['by_other_captions_alone']:.0f} | {candidates['nearest']:.3f} | {candidates['next']:.3f} |")  # fmt: skip
-    lines += ["", "## Seen", "", "The statistic of `seen` (adaptive l2 of the nearest generation) of single pictures against "
-              "that of controls, 95% intervals.", "", "| model | singles | controls | AUC | TPR at 1% FPR |",
-              "|---|---|---|---|---|"]  # fmt: skip
-    for audit in audits:
-        seen = found[audit.name]["seen"]
-        tpr = "–" if seen["tpr"] is None else f"{percent(seen['tpr'])} ({' to '.join(map(percent, seen['tpr_interval']))})"
-        interval = " to ".join(f"{end:.3f}" for end in seen["auc_interval"])
-        lines.append(f"| {audit.name} | {seen['singles']} | {seen['controls']} | {seen['auc']:.3f} ({interval}) | {tpr} |")
-    lines += [
-        "",
-        "## New pictures and decoys that are called copies",
-        "",
-        "| model | kind | pictures | copied | l2 ≤ 0.15 | adaptive l2 ≤ 1 | ratio < 1/3 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for audit in audits:
-        made = read_mart(audit.lake, "false_positives", audit.lake.latest("measure"))
+        one, candidates, told = found[audit.name]["came_back"], audit.match.facts["candidates"], found[audit.name]["seen"]
+        figures = [f"{one[f'{rule}_precision']:.3f} / {one[f'{rule}_recall']:.3f}" for rule in CAME_BACK]
+        back.append([audit.name, one["sure"], one["doubtful"], *figures, one["by_other_captions_alone"]])
+        shares = [f"{candidates[name]:.3f}" for name in ("nearest", "next", "by_clip", "by_thumbnail")]
+        recalls.append([audit.name, candidates["sampled"], *shares])
+        tpr = "–" if told["tpr"] is None else f"{percent(told['tpr'])} ({interval(told['tpr_interval'])})"
+        low, high = told["auc_interval"]
+        seen.append([audit.name, told["singles"], told["controls"], f"{told['auc']:.3f} ({low:.3f} to {high:.3f})", tpr])
+        false = read_mart(audit.lake, "false_positives", audit.lake.latest("measure"))
         for kind in ("held_out", "left_out", "blurred"):
-            of_kind = {row["verdict"]: row for row in made if row["tried_on"] == kind}
-            called = [f"{of_kind[rule]['called']} (≤ {percent(of_kind[rule]['upper_bound'])})"
-                      for rule in ("copied", "extracted", "adaptive l2", "ratio")]  # fmt: skip
-            lines.append(f"| {audit.name} | {kind} | {of_kind['copied']['pictures']} | {' | '.join(called)} |")
-    lines += ["", f"Of {SPLITS} random halves of the held-out pictures, judged by limits from the other half:", "",
-              "| model | mean share called | splits with at most 1% |", "|---|---|---|"]  # fmt: skip
-    for audit in audits:
-        mean, kept = found[audit.name]["splits"]
-        lines.append(f"| {audit.name} | {percent(mean)} | {percent(kept)} |")
-    lines += ["", "## The filter's slice", "", "The same prompts and images of half_learned, with all, a quarter and none of the "
-              "unflagged prompts' images kept.", "",
-              "| unflagged_fraction | copied | 95% interval | seen | copied and seen | paper's rule | 95% interval |",
-              "|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row in fractions:
-        lines.append(f"| {row['fraction']:g} | {percent(row['rate_copied'])} | {percent(row['rate_copied_lower'])} to "
-                     f"{percent(row['rate_copied_upper'])} | {percent(row['rate_seen'])} | {percent(row['rate_calibrated'])} | "
-                     f"{percent(row['rate'])} | {percent(row['rate_lower'])} to {percent(row['rate_upper'])} |")  # fmt: skip
-    lines += [
-        "",
+            rows = {row["verdict"]: row for row in false if row["tried_on"] == kind}
+            called = [f"{rows[rule]['called']} (≤ {percent(rows[rule]['upper_bound'])})" for rule in DECOY_RULES]
+            decoys.append([audit.name, kind, rows["copied"]["pictures"], *called])
+    slices = [
+        [f"{row['fraction']:g}", percent(row["rate_copied"]), interval([row["rate_copied_lower"], row["rate_copied_upper"]]),
+         percent(row["rate_seen"]), percent(row["rate_calibrated"]), percent(row["rate"]),
+         interval([row["rate_lower"], row["rate_upper"]])]
+        for row in fractions
+    ]  # fmt: skip
+    parts = [
+        INTRODUCTION,
+        table("model | rule | precision | recall | called | of those doubtful", rules),
+        table("model | trained pictures tried | copies | doubtful | not tried: in another's group", tried),
+        "![ROC of each statistic](verdicts_roc.svg)",
+        "## Training images that came back at all",
+        "Under any caption, controls' too; precision / recall against brute force over all generations and all training images: "
+        "sure where a generation has the image as its nearest and lies within l2 0.10, doubtful (left out) within 0.15.",
+        table("model | sure | doubtful | " + " | ".join(CAME_BACK.values()) + " | came back by other captions alone", back),
+        "Candidates against brute force, on sampled generations: share whose nearest and second nearest group were looked at, and "
+        "whose nearest CLIP, and the thumbnails, found.",
+        table("model | sampled | nearest | next | by CLIP | by thumbnail", recalls),
+        "## Seen",
+        "The statistic of `seen` (adaptive l2 of the nearest generation) of single pictures against that of controls, with 95% "
+        "intervals.",
+        table("model | singles | controls | AUC | TPR at 1% FPR", seen),
+        "## New pictures and decoys that are called copies",
+        table("model | kind | pictures | " + " | ".join(DECOY_RULES.values()), decoys),
+        f"Of {SPLITS} random halves of the held-out pictures, judged by limits from the other half:",
+        table(
+            "model | mean share called | splits with at most 1%",
+            [[audit.name, *map(percent, found[audit.name]["splits"])] for audit in audits],
+        ),
+        "## The filter's slice",
+        "Prompts of half_learned, with none, a quarter and all of the unflagged prompts' images kept.",
+        table(
+            "unflagged_fraction | copied | 95% interval | seen | copied and seen | paper's rule | 95% interval",
+            slices,
+        ),
         "## At the border",
-        "",
-        "Trained picture, the nearest generation of its caption, the nearest other trained "
-        "picture. Left: called copies, the surest at the top; right: not called, the nearest to being so at the top.",
-        "",
+        "Trained picture, the nearest generation of its caption, the nearest other trained picture. Left: called copies, the "
+        "surest at the top; right: not called, the nearest to it at the top.",
+        *(f"### {audit.name}\n\n![{audit.name}](verdicts_{audit.name}.png)" for audit in audits),
     ]
-    for audit in audits:
-        lines += [f"### {audit.name}", "", f"![{audit.name}](verdicts_{audit.name}.png)", ""]
-    return "\n".join(lines)
+    return "\n\n".join(parts) + "\n"
+
+
+CAME_BACK = {"copied": "copied", "by_l2": "l2 ≤ 0.15", "extracted_calibrated": "extracted_calibrated"}
+DECOY_RULES = {"copied": "copied", "extracted": "l2 ≤ 0.15", "adaptive l2": "adaptive l2 ≤ 1", "ratio": "ratio < 1/3"}
 
 
 def main() -> None:
