@@ -368,11 +368,11 @@ def page(audits: Sequence[Audit], found: dict[str, dict[str, Any]], fractions: l
         table("model | trained pictures tried | copies | doubtful | not tried: in another's group", tried),
         "![ROC of each statistic](verdicts_roc.svg)",
         "## Training images that came back at all",
-        "Under any caption, controls' too; precision / recall against brute force over all generations and all training images: "
-        "sure where a generation has the image as its nearest and lies within l2 0.10, doubtful (left out) within 0.15.",
+        "Under any caption, controls' too; precision / recall against brute force over all generations and all training "
+        "images: sure where a generation has the image as its nearest and lies within l2 0.10, doubtful (left out) within 0.15.",
         table("model | sure | doubtful | " + " | ".join(CAME_BACK.values()) + " | came back by other captions alone", back),
-        "Candidates against brute force, on sampled generations: share whose nearest and second nearest group were looked at, and "
-        "whose nearest CLIP, and the thumbnails, found.",
+        "Candidates against brute force, on sampled generations: share whose nearest and second nearest group were looked at, "
+        "and whose nearest CLIP, and the thumbnails, found.",
         table("model | sampled | nearest | next | by CLIP | by thumbnail", recalls),
         "## Seen",
         "The statistic of `seen` (adaptive l2 of the nearest generation) of single pictures against that of controls, with 95% "
