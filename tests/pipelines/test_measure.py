@@ -169,7 +169,7 @@ def test_a_failed_check_completes_nothing(tmp_path):
 
 
 def test_one_control_alone_has_no_others_to_adapt_to(tmp_path):
-    """Its adaptive l2 is null, so it is no trial of the calibrated verdict; of the paper's rule it is one."""
+    """Its adaptive l2 is null, so it is no trial of what is seen; of the paper's rule it is one."""
     fake = fake_lake(tmp_path, controls=1, controls_within_delta=1)
     snapshot = fake.match.snapshot_id
     rows = fake.rows("calibration")
@@ -179,7 +179,7 @@ def test_one_control_alone_has_no_others_to_adapt_to(tmp_path):
         row["controls_within_delta"] = 1
     fake.lake.write("calibration", snapshot, 0, rows)
     run(fake)
-    found = ask(fake.lake, "SELECT n_controls, controls_called FROM false_positives ORDER BY verdict")
+    found = ask(fake.lake, "SELECT pictures, called FROM false_positives WHERE tried_on = 'controls' ORDER BY verdict")
     assert found[-1] == (0, None) and (1, 1) in found
 
 
