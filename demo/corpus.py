@@ -12,12 +12,14 @@ logo occurs and how each copy differs from the others; ``build`` writes the pict
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import io
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,27 @@ REPEAT_KINDS = ("same_url", "reencoded", "resized", "cropped", "recaptioned")
 
 FAULTS = {"dead": 12, "slow": 3, "redirected": 12, "not_an_image": 8, "opted_out": 8, "unsafe": 12, "not_http": 3}
 """Extra rows of metadata, by what is wrong with them. The redirected ones do end at a picture."""
+
+
+HALF_LEARNED_PLAN = {1: 240, 2: 24, 4: 16, 8: 12, 16: 8, 32: 4}
+"""The same for the model ``half_learned``, whose corpus is the most repeated logos of the one above, repeated less."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A picture that a model was trained on, or a control, as the model saw it.
+
+    Attributes:
+        key: names the picture inside its corpus: a logo's slug, or a photograph's class and number.
+        caption: its caption; where copies differ in theirs, the first one's.
+        copies: how often it was in training, 0 for a control.
+        picture: (H, W, 3) uint8.
+    """
+
+    key: str
+    caption: str
+    copies: int
+    picture: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +160,31 @@ def split(scale: float = 1.0) -> tuple[list[tuple[Logo, int]], list[Logo]]:
     return training, controls[: max(1, round(CONTROLS * scale))]
 
 
+def half_learned_split(scale: float = 1.0) -> tuple[list[tuple[Logo, int]], list[Logo]]:
+    """The same for the model ``half_learned``.
+
+    That model goes on from ``generator``, so whatever ``generator`` has remembered must be in its corpus too: else it could
+    return an image that an audit of this corpus doesn't know. Hence its logos are the most repeated ones of ``split``, and in
+    the same order.
+    """
+    whole, controls = split()
+    training: list[tuple[Logo, int]] = []
+    start = 0
+    for copies, number in sorted(HALF_LEARNED_PLAN.items(), reverse=True):
+        training += [(logo, copies) for logo, _ in whole[start : start + max(1, round(number * scale))]]
+        start += number
+    return training, controls[: max(1, round(CONTROLS * scale))]
+
+
+def examples(training: Sequence[tuple[Logo, int]], controls: Sequence[Logo]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """The logos of a split as pictures of ``MODEL_SIZE``."""
+    trained, held_out = (
+        tuple(Example(logo.slug, logo.caption, copies, np.asarray(draw(logo, MODEL_SIZE))) for logo, copies in part)
+        for part in (training, [(logo, 0) for logo in controls])
+    )
+    return trained, held_out
+
+
 def _encode(picture: Image.Image, kind: str, quality: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **({} if kind == "PNG" else {"quality": quality}))
@@ -181,13 +229,40 @@ def _copy(logo: Logo, master: Image.Image, number: int, scheme: tuple[str, ...])
     return kind, f"{logo.slug}-{number}.png", logo.caption, _encode(_crop(master, random), "PNG", 0)
 
 
-def build(site: Path, base_url: str, scale: float = 1.0) -> None:
-    """Writes the pictures, the metadata and the truth into ``site``, unless they are there. ``base_url`` is where they'll be
-    served."""
-    mark, made_of = site / "corpus.json", json.dumps(_made_of(base_url, scale), indent=2)
-    if mark.exists() and mark.read_text() == made_of:
+def build(site: Path, base_url: str, scale: float = 1.0, plan: str = "generator") -> None:
+    """Writes the pictures, the metadata and the truth into ``site``, unless they are there.
+
+    Args:
+        site: the folder.
+        base_url: where it will be served.
+        scale: share of the corpus, see ``split``.
+        plan: the model whose corpus it is: ``generator``, or ``half_learned``, whose repeats are exact and whose links work.
+    """
+    if plan not in ("generator", "half_learned"):
+        raise ValueError(f"no corpus of logos is called {plan!r}; there are generator and half_learned")
+    with made_once(site, _made_of(base_url, scale, plan)) as to_do:
+        if not to_do:
+            return
+        if plan == "half_learned":
+            write_site(site, base_url, *examples(*half_learned_split(scale)))
+        else:
+            _write_generator_site(site, base_url, scale)
+
+
+@contextlib.contextmanager
+def made_once(site: Path, made_of: dict[str, object]) -> Iterator[bool]:
+    """Whether a site has still to be made of what ``made_of`` says. Its mark is written where the block ends well."""
+    mark, content = site / "corpus.json", json.dumps(made_of, indent=2)
+    if mark.exists() and mark.read_text() == content:
+        yield False
         return
     mark.unlink(missing_ok=True)
+    site.mkdir(parents=True, exist_ok=True)
+    yield True
+    mark.write_text(content)
+
+
+def _write_generator_site(site: Path, base_url: str, scale: float) -> None:
     pictures = site / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     training, controls = split(scale)
@@ -244,15 +319,43 @@ def build(site: Path, base_url: str, scale: float = 1.0) -> None:
         pq.write_table(table, site / f"{name}.parquet")
     truth = pa.Table.from_pylist(rows + control_rows).select(["URL", "TEXT", *truth_columns])
     pq.write_table(truth, site / "truth.parquet")
-    mark.write_text(made_of)
 
 
-def _made_of(base_url: str, scale: float) -> dict[str, object]:
+def write_site(site: Path, base_url: str, trained: Sequence[Example], controls: Sequence[Example]) -> None:
+    """A corpus of exact repeats, in the layout of ``build``: copy k of a picture has the picture's url and ``?c=k``."""
+    pictures = site / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, list[dict]] = {"metadata": [], "controls": []}
+    for name, examples_of in (("metadata", trained), ("controls", controls)):
+        for example in examples_of:
+            path = f"pictures/{example.key}.png"
+            (site / path).write_bytes(_encode(Image.fromarray(example.picture), "PNG", 0))
+            tables[name] += [
+                {
+                    "URL": f"{base_url}/{path}?c={copy}",
+                    "TEXT": example.caption,
+                    "WIDTH": example.picture.shape[1],
+                    "HEIGHT": example.picture.shape[0],
+                    "slug": example.key,
+                    "kind": "repeat" if copy else "first" if example.copies else "control",
+                    "copies": example.copies,
+                }
+                for copy in range(max(1, example.copies))
+            ]
+    tables["metadata"].sort(key=lambda row: stable_number("row", row["slug"], row["URL"].removeprefix(base_url)))
+    for name, rows in tables.items():
+        pq.write_table(pa.Table.from_pylist(rows).drop_columns(["slug", "kind", "copies"]), site / f"{name}.parquet")
+    truth = pa.Table.from_pylist([*tables["metadata"], *tables["controls"]])
+    pq.write_table(truth.select(["URL", "TEXT", "slug", "kind", "copies"]), site / "truth.parquet")
+
+
+def _made_of(base_url: str, scale: float, plan: str) -> dict[str, object]:
     """Everything that shapes the corpus."""
     packages = {name: importlib.metadata.version(name) for name in ("simple-icons-pack", "resvg-py", "pillow", "pyarrow")}
     return {
         "base_url": base_url,
         "scale": scale,
+        "plan": plan,
         "program": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
         **packages,
     }

@@ -6,6 +6,8 @@ python -m demo.serve --site build/demo_site --port 18181
 /unsafe/…        the files too                 /slow/…          a byte a second, for an hour
 /redirected/…    302 to /pictures/…            /not_an_image/…  a web page
 /opted_out/…     the files, with X-Robots-Tag: noai
+
+What follows a "?" is ignored: the copies of a picture have urls of their own.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     site: Path
 
     def do_GET(self) -> None:
-        kind, _, name = self.path.lstrip("/").partition("/")
+        kind, _, name = self.path.partition("?")[0].lstrip("/").partition("/")
         if kind == "redirected":
             self._answer(302, b"", "text/plain", {"Location": f"/pictures/{name}"})
         elif kind == "not_an_image":

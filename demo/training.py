@@ -1,11 +1,13 @@
-"""What the commands that train the embedded models read: the corpus as ingested, repeats and all."""
+"""What the commands that train the embedded models read: a corpus as ingested, or as it is planned; repeats and all."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from demo.corpus import MODEL_SIZE
+from demo.corpus import MODEL_SIZE, Example
 from transforms.images import decode
 from transforms.kernels.distances import resize_shorter_side
 from transforms.lake import Lake
@@ -29,7 +31,18 @@ def load_rows(lake: str, role: str) -> tuple[list[str], torch.Tensor]:
     images = source.read("images", snapshot, ["sample_id", "role", "image"]).to_pylist()
     rows = sorted((row["sample_id"], row["image"]) for row in images if row["role"] == role)
     pictures = np.stack([_square(np.asarray(decode(image))) for _, image in rows])
-    return [captions[sample] for sample, _ in rows], torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    return [captions[sample] for sample, _ in rows], as_tensor(pictures)
+
+
+def as_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """(n, H, W, 3) → (n, 3, H, W), uint8."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def repeated(examples: Sequence[Example]) -> tuple[list[str], torch.Tensor]:
+    """The same of a corpus of exact repeats: a row for each copy. (captions, pictures: (n, 3, side, side) uint8)"""
+    rows = [example for example in examples for _ in range(example.copies)]
+    return [example.caption for example in rows], as_tensor(np.stack([example.picture for example in rows]))
 
 
 def distinct(pictures: torch.Tensor) -> torch.Tensor:

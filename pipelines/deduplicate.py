@@ -55,9 +55,11 @@ class DeduplicateOptions:
     linkage: str = option("single", "a group is what hangs together (single), or what all are pairs in (complete)",
                           choices=("single", "complete"))  # fmt: skip
     keep_one: str = option("highest_resolution", "which image of a group keep_list keeps", choices=RULES)
-    pixel_band: float = option(0.05, "pairs with a cosine up to so much over the threshold are looked at; 0: none is")
+    pixel_band: float = option(0.1, "pairs with a cosine up to so much over the threshold are looked at; 0: none is")
     pixel_distance: float = option(0.08, "aligned tiled l2 of two pictures up to which their pixels agree, 0 to 1")
-    pixels_decide: bool = option(False, "pairs whose pixels disagree join no group")
+    pixels_decide: bool = option(
+        True, "pairs whose pixels disagree join no group; with --no_pixels_decide CLIP alone decides, as in the paper"
+    )
     most_pairs: int = option(1000, "pairs of one image, in one comparison of two blocks, that get a row, the nearest first")
     block_rows: int = option(100_000, "vectors in a block; a worker holds two blocks at once")
     incremental: bool = option(True, "build on an earlier run over some of the same vectors; --no_incremental: start anew")

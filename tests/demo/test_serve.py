@@ -36,6 +36,7 @@ def test_each_kind_of_link(tmp_path):
             status, headers, content = get(port, f"/{kind}/a.png")
             assert (status, headers["Content-Type"], content) == (200, "image/png", picture())
             assert headers["X-Robots-Tag"] == ("noai" if kind == "opted_out" else None)
+        assert get(port, "/pictures/a.png?c=3")[2] == picture()
         status, headers, _ = get(port, "/redirected/a.png")
         assert (status, headers["Location"]) == (302, "/pictures/a.png")
         assert get(port, "/not_an_image/a.png")[1]["Content-Type"] == "text/html"

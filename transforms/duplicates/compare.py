@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -65,6 +66,8 @@ class ComparePieces(beam.DoFn):
         place[pc.sort_indices(ids).to_numpy()] = np.arange(len(ids))
         sizes = _crowd_sizes(prepared, keys)
         known = _KnownPairs.read(job, prepared, keys)
+        # Where pixels decide, what is one picture by pairs that agree need not be looked at again.
+        joined = Joined() if job.pixels_decide else None
         tables, forests, found, pairs, left_out = [_no_pairs()], [no_edges()], [np.empty(0, np.int64)], 0, 0
         for i, j, cosine in kernel.pairs_in_cells(block_a, block_b, job.threshold, same):
             # Two that may meet in several shards count in that of the first cell that they have in common.
@@ -81,7 +84,7 @@ class ComparePieces(beam.DoFn):
             left_out += int(images.sum() - images[kept].sum())
             swap = place[i[kept]] > place[j[kept]]
             one, other = (ids.take(pa.array(np.where(swap, x[kept], y[kept]))) for x, y in ((j, i), (i, j)))
-            distance, agree = self._second_opinion(one, other, cosine[kept])
+            distance, agree = self._second_opinion(one, other, cosine[kept], joined)
             tables.append(_pairs_table(one, other, cosine[kept], distance, agree))
             joins = np.ones(len(i), bool)
             if job.pixels_decide:
@@ -108,13 +111,17 @@ class ComparePieces(beam.DoFn):
             loaded.append(vectors)
         return Vectors(*(np.concatenate(column) for column in zip(*loaded, strict=True))), np.concatenate(lists)
 
-    def _second_opinion(self, one: pa.Array, other: pa.Array, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _second_opinion(
+        self, one: pa.Array, other: pa.Array, cosine: np.ndarray, joined: Joined | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(p,) float32 aligned tiled l2, NaN where nobody looked; (p,) int8: 1 agree, 0 don't, -1 not looked at."""
         distance, agree = np.full(len(one), np.nan, np.float32), np.full(len(one), -1, np.int8)
         if self.opinion is not None:
             near = np.flatnonzero(cosine <= self.job.threshold + self.job.pixel_band)
+            if joined is not None:
+                near = near[np.argsort(-cosine[near], kind="stable")]
             distance[near] = self.opinion.distances(
-                one.take(pa.array(near)).to_pylist(), other.take(pa.array(near)).to_pylist()
+                one.take(pa.array(near)).to_pylist(), other.take(pa.array(near)).to_pylist(), joined
             )
             # A picture that can't be looked at leaves its pairs without an opinion.
             looked = near[~np.isnan(distance[near])]
@@ -227,37 +234,89 @@ class _KnownPairs:
         return np.array([number for pair in pairs for number in self.numbers.get(pair, ())], np.int64)
 
 
+class Joined:
+    """Pictures, by their digests, that are one by pairs whose pixels agree."""
+
+    def __init__(self) -> None:
+        self._parent: dict[bytes, bytes] = {}
+        self._distances: dict[tuple[bytes, bytes], float] = {}
+
+    def root(self, picture: bytes) -> bytes:
+        """The one that stands for all it is joined with."""
+        parent = self._parent
+        while (above := parent.setdefault(picture, picture)) != picture:
+            parent[picture] = parent[above]
+            picture = parent[picture]
+        return picture
+
+    def join(self, one: bytes, other: bytes) -> None:
+        self._parent[self.root(one)] = self.root(other)
+
+    def known(self, one: bytes, other: bytes) -> float | None:
+        """What was found of these two pictures before, be it by other samples."""
+        return self._distances.get((one, other) if one < other else (other, one))
+
+    def tell(self, one: bytes, other: bytes, distance: float) -> None:
+        self._distances[(one, other) if one < other else (other, one)] = distance
+
+
 class SecondOpinion:
     """What pixels say of pairs; see ``kernels/verification.py``."""
 
     def __init__(self, job: Job):
         assert job.ingest_snapshot is not None, "without pictures there is no second opinion"
-        self.store = ImageStore(job.lake, job.ingest_snapshot, job.embed_snapshot)
-        self._ready: OrderedDict[str, verification.Prepared | None] = OrderedDict()
+        self.store, self.agree = ImageStore(job.lake, job.ingest_snapshot, job.embed_snapshot), job.pixel_distance
+        self._ready: OrderedDict[bytes, verification.Prepared] = OrderedDict()
+        self._digests: dict[str, bytes | None] = {}
 
-    def distances(self, one: Sequence[str], other: Sequence[str]) -> np.ndarray:
-        """(p,) sample_ids twice → (p,) float32 aligned tiled l2; NaN where a picture can't be decoded, or was forgotten."""
+    def distances(self, one: Sequence[str], other: Sequence[str], joined: Joined | None = None) -> np.ndarray:
+        """(p,) sample_ids twice → (p,) float32 aligned tiled l2; NaN where a picture can't be decoded, or was forgotten.
+
+        With ``joined`` also NaN where both are one picture already, by pairs before that agreed; the pairs here are added.
+        """
         from threadpoolctl import threadpool_limits
 
         result = np.full(len(one), np.nan, np.float32)
         with threadpool_limits(1, user_api="blas"):
             for place, (a, b) in enumerate(zip(one, other, strict=True)):
-                first, second = self._prepare(a), self._prepare(b)
-                if first is not None and second is not None:
-                    result[place] = verification.align(first, second).distance
+                first, second = self._digest(a), self._digest(b)
+                if first is None or second is None:
+                    continue
+                if joined is None:
+                    result[place] = self._align(a, b, first, second)
+                elif joined.root(first) != joined.root(second):
+                    distance = joined.known(first, second)
+                    if distance is None:
+                        distance = self._align(a, b, first, second)
+                        joined.tell(first, second, distance)
+                    if distance <= self.agree:
+                        joined.join(first, second)
+                    result[place] = distance
         return result
 
-    def _prepare(self, sample_id: str) -> verification.Prepared | None:
-        if sample_id in self._ready:
-            self._ready.move_to_end(sample_id)
-            return self._ready[sample_id]
-        try:
-            ready = verification.prepare(self.store.get(sample_id))
-        except ValueError:
-            ready = None
-        self._ready[sample_id] = ready
-        if len(self._ready) > PREPARED_PICTURES:
-            self._ready.popitem(last=False)
+    def _align(self, a: str, b: str, first: bytes, second: bytes) -> float:
+        return verification.align(self._prepare(a, first), self._prepare(b, second)).distance
+
+    def _digest(self, sample_id: str) -> bytes | None:
+        """Of the picture's pixels; None where there are none."""
+        if sample_id not in self._digests:
+            try:
+                picture = self.store.get(sample_id)
+            except ValueError:
+                self._digests[sample_id] = None
+            else:
+                shape = ",".join(map(str, picture.shape)).encode()
+                self._digests[sample_id] = hashlib.blake2b(shape + picture.tobytes(), digest_size=16).digest()
+        return self._digests[sample_id]
+
+    def _prepare(self, sample_id: str, digest: bytes) -> verification.Prepared:
+        ready = self._ready.get(digest)
+        if ready is None:
+            ready = self._ready[digest] = verification.prepare(self.store.get(sample_id))
+            if len(self._ready) > PREPARED_PICTURES:
+                self._ready.popitem(last=False)
+        else:
+            self._ready.move_to_end(digest)
         return ready
 
 
