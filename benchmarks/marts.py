@@ -3,9 +3,14 @@
     python -m benchmarks.marts
 
 An audit of n generations has n / 5 prompts, each the caption of a duplicate group of its own; group sizes have a heavy tail,
-and there are 25 pairs for each prompt. One prompt in ten is flagged and keeps its images, one in twenty does by the slice. The
-tables are written by DuckDB into a lake; what is timed reads them from there, checks included. Every run is a process of its
-own, with memory of its own.
+and there are 25 pairs for each prompt. One prompt in ten is flagged and keeps its images, one in twenty does by the slice; of
+every other one the nearest to its own image is stored, and of few a copy of another image was made again. The tables are
+written by DuckDB into a lake; what is timed reads them from there, checks included. Every run is a process of its own, with
+memory of its own.
+
+    python -m benchmarks.marts --generations 20000
+
+runs it once on a small audit of so many, checks pandas' values, and writes no result.
 """
 
 from __future__ import annotations
@@ -35,10 +40,22 @@ SMALL, LARGE = 1_000_000, 10_000_000
 PER_PROMPT = 5
 CONTROLS = 1000
 DELTA, THRESHOLD = 0.15, 0.6
+COARSE_L2, COARSE_RATIO = 0.15, 0.5
+"""Limits of a copy."""
 JOINS = {"same_joins": "", "in_pandas": "pandas", "in_pandas_on_arrow": "pandas on Arrow's types"}
 COMPARED = ("verdicts", "extraction_rate", "extractions")
 
 IDENTITY = "'made' AS audit_id, 'made' AS model_revision, 'made' AS parameters_digest"
+
+# A prompt's own image is near its generations where its fate is 0; another image is near all but the nearest of some that the
+# slice kept, and of some that were dropped: of these one generation was made again.
+STORED = "(control OR fate < 3 OR i = 0)"
+AGAIN = "(NOT control AND fate = 3 AND number % 10 = 0 AND i = 1)"
+OWN_NEAR = "(own AND fate = 0 AND NOT control)"
+OTHER_NEAR = "(NOT own AND NOT control AND fate IN (2, 3) AND number % 10 = 0 AND i > 0)"
+OWN_L2 = "CASE WHEN fate = 0 AND NOT control THEN 0.05 ELSE 0.3 END + i / 50 + (hash(number, i) % 1000) / 60000"
+DISTANCES = """least(1, 2 * l2) AS tiled_l2, 5 * l2 AS adaptive_l2, CAST(50 AS INTEGER) AS n_others,
+            l2 / ratio AS nearest_other_l2, ratio, 0.8 * l2 AS coarse_l2, 0.9 * ratio AS coarse_ratio"""
 
 MADE = {
     # number: of the group and of its prompt; the controls come after the groups.
@@ -102,27 +119,47 @@ MADE = {
     """,
     "generations": f"""
         SELECT {IDENTITY}, prompt_id, CAST(i AS INTEGER) AS sample_index, number * 8 + i AS seed, 'success' AS status,
-            NULL AS reason, fate < 2 AS in_clique, CASE WHEN control OR fate < 3 THEN 'png'::BLOB END AS image,
-            CAST(512 AS INTEGER) AS width, CAST(512 AS INTEGER) AS height, CAST(50 AS INTEGER) AS steps, 7.5 AS guidance_scale,
-            0.25 AS seconds, 'cuda' AS device, 'float16' AS dtype
+            NULL AS reason, fate < 2 AS in_clique, {OWN_L2} AS own_l2, i = 0 AS nearest,
+            CASE WHEN {STORED} THEN 'png'::BLOB END AS image, 'tiny'::BLOB AS thumbnail, CAST(512 AS INTEGER) AS width,
+            CAST(512 AS INTEGER) AS height, CAST(50 AS INTEGER) AS steps, 7.5 AS guidance_scale, 0.25 AS seconds,
+            'cuda' AS device, 'float16' AS dtype
         FROM numbered CROSS JOIN range($per_prompt) AS images(i)
     """,
-    # Of the flagged every second gives its own image back; the neighbour is never near.
-    "matches": f"""
+    "regenerations": f"""
         SELECT {IDENTITY}, prompt_id, CAST(i AS INTEGER) AS sample_index,
+            md5(concat('s', (number + 1) % $prompts, '-0')) AS group_id, 0.01 AS bound, 'success' AS status, NULL AS reason,
+            'png'::BLOB AS image
+        FROM numbered CROSS JOIN range($per_prompt) AS images(i) WHERE {AGAIN}
+    """,
+    "matches": f"""
+        SELECT {IDENTITY}, prompt_id, CAST(i AS INTEGER) AS sample_index, i = 0 AS nearest, {AGAIN} AS regenerated,
             md5(concat('s', CASE WHEN own THEN number ELSE other END, '-0')) AS sample_id, sample_id AS group_id,
             CASE WHEN control THEN 'control' ELSE 'training' END AS role,
-            CASE WHEN own THEN 'own' ELSE 'neighbour' END AS relation, CAST(0.9 AS FLOAT) AS cosine,
-            CAST(0 AS INTEGER) AS offset, l2, least(1, 2 * l2) AS tiled_l2, 5 * l2 AS adaptive_l2,
-            CAST(50 AS INTEGER) AS n_others, l2 <= {DELTA} AS extracted
+            CASE WHEN own THEN 'own' ELSE 'neighbour' END AS relation, CASE WHEN own THEN 'own' ELSE 'both' END AS found_by,
+            CAST(0.9 AS FLOAT) AS cosine, CAST(0 AS INTEGER) AS offset, l2, {DISTANCES}, l2 <= {DELTA} AS extracted
         FROM (
             SELECT *,
                 CASE WHEN control THEN $prompts + (number + 1 - $prompts) % $controls ELSE (number + 1) % $prompts END AS other,
-                CASE WHEN own AND fate = 0 AND NOT control THEN 0.05 ELSE 0.3 END
-                    + (hash(number, i) % 1000) / 10000 AS l2
+                CASE WHEN own THEN {OWN_L2} WHEN {OTHER_NEAR} THEN 0.05 ELSE 0.45 END
+                    + CASE WHEN own THEN 0 ELSE (hash(number, i, 2) % 1000) / 10000 END AS l2,
+                CASE WHEN {OWN_NEAR} OR {OTHER_NEAR} THEN 0.1 ELSE 0.8 END + (hash(number, i, own) % 1000) / 5000 AS ratio
             FROM numbered CROSS JOIN range($per_prompt) AS images(i) CROSS JOIN (VALUES (true), (false)) AS sides(own)
-            WHERE control OR fate < 3
+            WHERE {STORED} OR {AGAIN}
         )
+    """,
+    "decoys": f"""
+        SELECT {IDENTITY}, kind, md5(concat('s', number, '-0')) AS sample_id, sample_id AS group_id, l2, {DISTANCES}
+        FROM (
+            SELECT kind, CASE WHEN kind = 'held_out' THEN $prompts + place % $controls ELSE place % $prompts END AS number,
+                0.1 + (hash(place, kind) % 1000) / 2000 AS l2, 0.4 + (hash(kind, place) % 1000) / 2000 AS ratio
+            FROM range($controls) AS places(place)
+            CROSS JOIN (VALUES ('held_out'), ('left_out'), ('blurred')) AS kinds(kind)
+        )
+    """,
+    "copy_calibration": f"""
+        SELECT {IDENTITY}, {COARSE_L2} AS coarse_l2_limit, {COARSE_RATIO} AS coarse_ratio_limit,
+            0.01 AS max_false_positive_rate, CAST($controls AS INTEGER) AS n_held_out,
+            CAST($controls AS INTEGER) AS n_left_out, 0.01 AS promised_rate
     """,
     "calibration": f"""
         SELECT {IDENTITY}, name AS distance, name = 'adaptive_l2' AS chosen, 0.01 AS max_false_positive_rate,
@@ -134,8 +171,11 @@ MADE = {
         FROM (VALUES ('l2'), ('tiled_l2'), ('adaptive_l2')) AS distances(name)
     """,
     "eidetic_counts": f"""
-        SELECT {IDENTITY}, md5(concat('s', number, '-0')) AS sample_id, 0.1 AS eidetic_delta, size AS k
-        FROM numbered WHERE fate = 0 AND NOT control
+        SELECT DISTINCT {IDENTITY}, sample_id, 0.1 AS eidetic_delta, 2 AS k
+        FROM (
+            SELECT md5(concat('s', CASE WHEN fate = 0 THEN number ELSE (number + 1) % $prompts END, '-0')) AS sample_id
+            FROM numbered WHERE NOT control AND (fate = 0 OR fate IN (2, 3) AND number % 10 = 0)
+        )
     """,
     "audits": f"""
         SELECT {IDENTITY}, 'diffusers' AS generator, 'made' AS model, 'made' AS ingest_snapshot, 'made' AS embed_snapshot,
@@ -236,6 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", choices=tuple(WORK))
     parser.add_argument("--lake")
+    parser.add_argument("--generations", type=int)
     given = parser.parse_args()
     if given.work:
         # What is imported on first use is no part of the joins.
@@ -250,6 +291,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
+        if given.generations:
+            make_lake(str(folder / "small"), given.generations)
+            for work in WORK:
+                in_process(work, folder / "small")
+            return
         found = {}
         for n in (SMALL, LARGE):
             make_lake(str(folder / str(n)), n)

@@ -301,7 +301,10 @@ TRAINED = {
     "soft": Kind((0.16, 0.18), (0.5, 0.7), SEEN, False, True),
     "unproven": Kind((0.02, 0.12), FINE, UNSEEN, True, True),
     "none": Kind(FAR, FINE, UNSEEN, False, False),
+    "other": Kind((0.51, 0.6), FINE, UNSEEN, False, False),
 }
+"""A generation against a training image; an "other" one that it does not copy is farther than its own."""
+
 CONTROL = {
     "loose": Kind((0.02, 0.12), FINE, (1.0, 1.5), False, False),
     "none": Kind((0.25, 0.3), (0.9, 1.0), (1.0, 1.5), False, False),
@@ -421,7 +424,7 @@ def _generate(
                 matches.append({"group_id": planned.own, "role": "control" if prompt["origin"] == "control" else "training",
                                 "relation": "own", "found_by": "own", **distances})  # fmt: skip
             for other, role in planned.others:
-                kind = CONTROL["none"] if role == "control" else TRAINED["copy" if other == copied else "none"]
+                kind = CONTROL["none"] if role == "control" else TRAINED["copy" if other == copied else "other"]
                 matches.append({"group_id": other, "role": role, "relation": "neighbour", "found_by": "both",
                                 **_distances(kind, random)})  # fmt: skip
         row = {

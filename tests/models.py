@@ -40,6 +40,10 @@ class PlantedGenerator:
             raise RuntimeError("this prompt is too much for me")
         return [Attempt(self._picture(text, seed), "success", None, 0.001) for seed in seeds]
 
+    def again(self, text: str, seeds: dict[int, int | None]) -> dict[int, Attempt]:
+        known = {index: seed for index, seed in seeds.items() if seed is not None}
+        return dict(zip(known, self.generate(text, list(known.values())), strict=True))
+
     def _picture(self, text: str, seed: int) -> np.ndarray:
         random = np.random.default_rng(seed)
         if text not in self.memory:

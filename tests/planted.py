@@ -43,8 +43,8 @@ def picture(seed: int, width: int = 40, height: int = 32) -> np.ndarray:
     return coarse[rows][:, columns]
 
 
-def write_images(lake: Lake, parts: list[list[tuple[str, str, bytes]]]) -> Manifest:
-    """A complete ingest whose ``images`` hold these (sample_id, role, encoded picture), part by part."""
+def write_images(lake: Lake, parts: list[list[tuple[str, str, bytes]]], size: tuple[int, int] = (40, 32)) -> Manifest:
+    """A complete ingest whose ``images`` hold these (sample_id, role, encoded picture), of this size, part by part."""
     lake.create()
     snapshot = snapshot_id("ingest", {"planted": True}, {})
     for number, part in enumerate(parts):
@@ -54,9 +54,9 @@ def write_images(lake: Lake, parts: list[list[tuple[str, str, bytes]]]) -> Manif
                 "role": role,
                 "image": content,
                 "encoding": "png",
-                "width": 40,
-                "height": 32,
-                "image_size": 32,
+                "width": size[0],
+                "height": size[1],
+                "image_size": min(size),
                 "resize_mode": "keep_ratio",
             }
             for sample, role, content in part

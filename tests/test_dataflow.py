@@ -25,8 +25,10 @@ from tests.models import save_random_pipeline
 from tests.planted import picture, write_tiny_clip
 from tests.servers import free_port
 from transforms.generation import GeneratorHandler
-from transforms.images import encode_png
+from transforms.images import ImageStore, encode_png
+from transforms.kernels.copies import Limits
 from transforms.lake import Lake
+from transforms.matching import Task
 
 ACCELERATOR = "beam:resources:accelerator:v1"
 BUCKET = "eidetic-test"
@@ -159,11 +161,16 @@ def test_embed_asks_for_a_gpu_where_the_model_is(lake, build):
     assert hint.decode() == DeviceOptions().accelerator
 
 
-def test_generate_asks_for_a_gpu_where_the_model_is(lake, build):
+@pytest.fixture
+def store(lake):
+    return ImageStore(lake, lake.latest("ingest").snapshot_id, lake.latest("embed").snapshot_id)
+
+
+def test_generate_asks_for_a_gpu_where_the_model_is(lake, build, store):
     device = DeviceOptions(device="cuda")
     done = lake.latest("generate")
     options = GenerateOptions(model=done.facts["model"])
-    handler = GeneratorHandler(generate.generator(options, device.resolved()), options.filter, options.seed)
+    handler = GeneratorHandler(generate.generator(options, device.resolved()), options.filter, options.seed, store)
     with_gpu, without = on_gpu(
         build(lambda pipeline: generate.build(pipeline, lake, done.snapshot_id, 1, handler, device.hint()))
     )
@@ -173,11 +180,11 @@ def test_generate_asks_for_a_gpu_where_the_model_is(lake, build):
     assert not any("/MakeAndWrite/" in name for name in without)
 
 
-def test_without_a_named_gpu_nothing_asks_for_one(lake, build):
+def test_without_a_named_gpu_nothing_asks_for_one(lake, build, store):
     device = DeviceOptions(device="cpu")
     done = lake.latest("generate")
     options = GenerateOptions(model=done.facts["model"])
-    handler = GeneratorHandler(generate.generator(options, "cpu"), options.filter, options.seed)
+    handler = GeneratorHandler(generate.generator(options, "cpu"), options.filter, options.seed, store)
     with_gpu, _ = on_gpu(build(lambda pipeline: generate.build(pipeline, lake, done.snapshot_id, 1, handler, device.hint())))
     assert with_gpu == set()
 
@@ -209,17 +216,42 @@ def job(lake):
     return match.Job(lake, options, done, match.stage(lake, options, done.snapshot_id))
 
 
+TASKS = [Task("generations", 0), Task("regenerations", 0), Task("decoys", 0)]
+
+
 def test_match_carries_no_data(build, job):
     # It runs CLIP inside a DoFn, for few pictures: no accelerator is asked for.
-    with_gpu, without = on_gpu(build(lambda pipeline: match.build(pipeline, job, [0], DeviceOptions(device="cuda"))))
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build(pipeline, job, TASKS, DeviceOptions(device="cuda"))))
     assert with_gpu == set() and has_step(without, "MatchPart")
 
 
-def test_counting_needs_no_gpu(build, job, tmp_path):
+def test_looking_for_what_to_make_again_needs_no_gpu(build, job):
+    limits = Limits(0.15, 0.5, None)
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build_pointing(pipeline, job, [0, 1], limits, "counts.parquet")))
+    assert with_gpu == set() and has_step(without, "Point") and has_step(without, "WriteCounts")
+
+
+def test_making_again_asks_for_a_gpu_where_the_model_is(lake, build, job):
+    device = DeviceOptions(device="cuda")
+    model = generate.generator_again(lake.latest("generate"), None, device.resolved())
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build_regeneration(pipeline, job, [0, 1000], model, device.hint())))
+    assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteRegenerations")
+    assert has_step(without, "SkipWritten")
+    assert all("/MakeAndWrite/" in name for name in with_gpu)
+    assert not any("/MakeAndWrite/" in name for name in without)
+    on_cpu, _ = on_gpu(build(lambda pipeline: match.build_regeneration(pipeline, job, [0], model, None)))
+    assert on_cpu == set()
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_counting_needs_no_gpu(build, job, tmp_path, found):
     targets = tmp_path / "targets.parquet"
     pq.write_table(pa.table({"sample_id": ["a"], "side": [8], "crop": [bytes(300_000)]}), targets)
-    with_gpu, without = on_gpu(build(lambda pipeline: match.build_counts(pipeline, job, str(targets))))
-    assert with_gpu == set() and len(without) > 2
+    with_gpu, without = on_gpu(
+        build(lambda pipeline: match.build_counts(pipeline, job, str(targets) if found else None, "nearest.parquet"))
+    )
+    assert with_gpu == set() and has_step(without, "NearestByBruteForce")
+    assert has_step(without, "CountWithin") == found
 
 
 def test_the_command_line_builds_the_template(lake, cloud, tmp_path, capsys):

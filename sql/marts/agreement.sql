@@ -18,20 +18,18 @@ WITH asked AS (
 ),
 
 calls AS (
-    SELECT prompt_id, 1 AS rule_order, 'l2' AS rule, by_l2 AS called FROM asked
-    UNION ALL SELECT prompt_id, 2, 'adaptive_l2', by_adaptive_l2 FROM asked
-    UNION ALL SELECT prompt_id, 3, 'ratio', by_ratio FROM asked
-    UNION ALL SELECT prompt_id, 4, 'copied', copied FROM asked
-    UNION ALL SELECT prompt_id, 5, 'seen', seen FROM asked WHERE seen IS NOT NULL
-    UNION ALL SELECT prompt_id, 6, 'extracted_calibrated', extracted_calibrated FROM asked
+    SELECT prompt_id, 'l2' AS rule, by_l2 AS called FROM asked
+    UNION ALL SELECT prompt_id, 'adaptive_l2', by_adaptive_l2 FROM asked
+    UNION ALL SELECT prompt_id, 'ratio', by_ratio FROM asked
+    UNION ALL SELECT prompt_id, 'copied', copied FROM asked
+    UNION ALL SELECT prompt_id, 'seen', seen FROM asked WHERE seen IS NOT NULL
+    UNION ALL SELECT prompt_id, 'extracted_calibrated', extracted_calibrated FROM asked
         WHERE extracted_calibrated IS NOT NULL
 ),
 
 final AS (
     SELECT
-        first.rule_order,
         first.rule,
-        second.rule_order AS other_order,
         second.rule AS other,
         count(*) AS prompts,
         count(*) FILTER (first.called AND second.called) AS both,
@@ -43,5 +41,7 @@ final AS (
     GROUP BY ALL
 )
 
-SELECT * EXCLUDE (rule_order, other_order) FROM final
-ORDER BY rule_order, other_order
+SELECT * FROM final
+ORDER BY
+    list_position(['l2', 'adaptive_l2', 'ratio', 'copied', 'seen', 'extracted_calibrated'], rule),
+    list_position(['l2', 'adaptive_l2', 'ratio', 'copied', 'seen', 'extracted_calibrated'], other)

@@ -80,7 +80,8 @@ def test_the_reports_command_is_understood(made, tmp_path, monkeypatch, capsys):
     row = generations(made, "all")[4]
     mart = {
         **row, "caption": "", "prompt": "", "url": None, "confidence_rank": 1, "copies": 1, "l2": 0.1, "tiled_l2": 0.1,
-        "adaptive_l2": None, "extracted": True, "extracted_calibrated": None, "punsafe": None,
+        "adaptive_l2": None, "ratio": None, "coarse_l2": 0.1, "coarse_ratio": None, "extracted": True, "copied": False,
+        "seen": None, "extracted_calibrated": None, "regenerated": False, "punsafe": None,
     }  # fmt: skip
     command = Extraction.of(mart, made[1], made[2]["all"], Cut(left=0)).command
     assert cli.main(shlex.split(command)[1:]) == 0

@@ -1,8 +1,10 @@
-"""What ``eidetic generate`` says of the prompts that it draws. What it makes of them: tests/test_demo.py."""
+"""What ``eidetic generate`` says of the prompts that it draws, and what it stores; more of that in tests/test_demo.py."""
+
+import pytest
 
 from pipelines import generate
 from pipelines.device import DeviceOptions
-from pipelines.generate import GenerateOptions
+from pipelines.generate import LARGE, GenerateOptions
 from pipelines.stage import Execution
 from tests.fakes import fake_lake
 from tests.models import save_random_pipeline
@@ -18,3 +20,38 @@ def test_fewer_prompts_than_strata_are_said(tmp_path, monkeypatch):
         options = GenerateOptions(model=str(tmp_path / "model"), images_per_prompt=1, steps=1, max_prompts=prompts)
         generate.run(Execution(fake.lake, []), options, DeviceOptions(device="cpu"), fake.deduplicate)
         assert sum("nothing of the 3 groups that are duplicated least" in line for line in said) == told
+
+
+def made(lake, folder, **options):
+    """The rows of ``generations`` of an audit with a random model, and those of its prompts and cliques by prompt."""
+    asked = GenerateOptions(model=str(folder), images_per_prompt=2, steps=1, max_prompts=4, **options)
+    done = generate.run(Execution(lake, []), asked, DeviceOptions(device="cpu"), lake.latest("deduplicate"))
+    tables = {name: lake.read(name, done.snapshot_id).to_pylist() for name in ("generations", "prompts", "cliques")}
+    return done, tables["generations"], *({row["prompt_id"]: row for row in tables[name]} for name in ("prompts", "cliques"))
+
+
+@pytest.mark.parametrize("keep", ["none", "nearest", "flagged", "all"])
+def test_every_prompt_stores_the_picture_nearest_to_its_image_unless_none_is_wanted(tmp_path, keep):
+    save_random_pipeline(str(tmp_path / "model"))
+    fake = fake_lake(tmp_path / "lake", sizes=(4, 2, 1, 1), controls=3)
+    done, generations, prompts, cliques = made(fake.lake, tmp_path / "model", keep=keep, unflagged_fraction=0.0)
+    assert done.parameters["keep"] == keep and len(prompts) == 7
+    for prompt, row in prompts.items():
+        mine = [one for one in generations if one["prompt_id"] == prompt]
+        assert [one["nearest"] for one in mine].count(True) == 1
+        (nearest,) = [one for one in mine if one["nearest"]]
+        assert nearest["own_l2"] == min(one["own_l2"] for one in mine)
+        assert all(len(one["thumbnail"]) == 192 for one in mine)
+        whole = keep == "all" or (keep == "flagged" and row["origin"] == "control")
+        assert not cliques[prompt]["flagged"]
+        stored = [one["image"] is not None for one in mine]
+        assert stored == [keep != "none" and (whole or one["nearest"]) for one in mine]
+
+
+def test_a_large_audit_stores_one_picture_a_prompt_unless_it_is_told_otherwise():
+    assert GenerateOptions(max_prompts=1000, images_per_prompt=LARGE // 1000).kept == "nearest"
+    assert GenerateOptions(max_prompts=1000, images_per_prompt=LARGE // 1000 - 1).kept == "flagged"
+    assert GenerateOptions(max_prompts=1000, images_per_prompt=LARGE // 1000, keep="flagged").kept == "flagged"
+    # What is kept is what counts: said or not, it is the same audit.
+    few = GenerateOptions(max_prompts=1, images_per_prompt=1)
+    assert few.filter == GenerateOptions(max_prompts=1, images_per_prompt=1, keep="flagged").filter

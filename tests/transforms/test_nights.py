@@ -93,7 +93,8 @@ def test_a_night_that_is_no_worse_is_seldom_called_worse(verdict):
         seen = threshold(
             random.random(100), max_false_positive_rate=0.05, generations_per_prompt=1, generations_per_control=1
         ).value
-        near = copies.limits(random.random(100), random.random(100), most_l2=0.9, most_ratio=0.9, rate=0.3)
+        held_out, left_out = (copies.Distances(random.random(100), random.random(100)) for _ in range(2))
+        near = copies.limits(held_out, left_out, most_l2=0.9, ratio=0.9, rate=0.3)
         limits = Limits(seen if verdict == CALIBRATED else None, near.coarse_l2, near.coarse_ratio)
         values = random.random((500, 3)).tolist()
         return Half(name, [row(start + n, *some, stratum=str(n % 5)) for n, some in enumerate(values)], limits)

@@ -51,6 +51,28 @@ def test_new_controls_pass_no_more_often_than_promised(prompt, control):
     assert called / tried <= promised + 3 * (rate * (1 - rate) / 1000 / 5) ** 0.5
 
 
+@pytest.mark.parametrize(("prompt", "control"), [(4, 4), (8, 2), (3, 2)])
+def test_the_promise_holds_for_another_distance_of_the_generation_that_is_nearest_in_l2(prompt, control):
+    """What is compared is the adaptive l2, say, of the generation with the smallest l2: not the smallest adaptive l2."""
+    random = np.random.default_rng(12)
+    rate, called, tried, promised = 0.05, 0, 0, 0.0
+
+    def nearest(pictures: int, generations: int) -> np.ndarray:
+        common = random.normal(size=(pictures, 1))
+        l2 = common + 0.5 * random.normal(size=(pictures, generations))
+        adaptive = np.exp(0.3 * l2 + 0.5 * random.normal(size=(pictures, generations)))
+        return adaptive[np.arange(pictures), l2.argmin(axis=1)]
+
+    for _ in range(1000):
+        found = limit(nearest(200, control), rate, prompt, control)
+        assert found.value is not None and found.promised_rate is not None
+        new = nearest(50, prompt)
+        called += int((new < found.value).sum())
+        tried += len(new)
+        promised += found.promised_rate / 1000
+    assert called / tried <= promised + 3 * (rate * (1 - rate) / 1000 / 5) ** 0.5
+
+
 def test_ties_are_not_called():
     assert limit(np.full(200, 0.3)).controls_called == 0
 

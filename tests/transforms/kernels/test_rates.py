@@ -10,6 +10,7 @@ from transforms.kernels.rates import (
     blaker_interval,
     clopper_pearson_interval,
     clopper_pearson_upper,
+    slice_interval,
     stratified_interval,
     wilson_interval,
 )
@@ -258,3 +259,105 @@ def test_korn_and_graubards_would_not_cover():
 def test_what_are_no_strata_is_refused(bad):
     with pytest.raises(ValueError, match="expected"):
         stratified_interval(*bad)
+
+
+# -- where of some only a slice was looked at -----------------------------------------------------------------------------
+
+SLICED = {
+    # Prompts of each stratum; its share of the population; rates of what is seen in any case, and in the slice alone.
+    "one stratum": ([400], [1.0], [0.02], [0.01]),
+    "one stratum of few": ([40], [1.0], [0.05], [0.05]),
+    "nothing but in the slice": ([200], [1.0], [0.0], [0.2]),
+    "rare, and nothing but in the slice": ([1000], [1.0], [0.0], [0.005]),
+    "nothing in the slice": ([300], [1.0], [0.1], [0.0]),
+    "nothing at all": ([100], [1.0], [0.0], [0.0]),
+    "half of everything": ([30, 30], [0.5, 0.5], [0.3, 0.2], [0.2, 0.2]),
+    "singles that seldom come back": (
+        [100, 100, 50, 20],
+        [0.95, 0.04, 0.009, 0.001],
+        [0.0005, 0.01, 0.1, 0.5],
+        [0.002, 0.01, 0.05, 0.1],
+    ),
+    "the light ones come back": ([100, 20, 20, 20], [0.4, 0.3, 0.2, 0.1], [0.001, 0.01, 0.03, 0.9], [0.0, 0.0, 0.02, 0.05]),
+    "the light ones come back in the slice": (
+        [100, 20, 20, 20],
+        [0.4, 0.3, 0.2, 0.1],
+        [0.0, 0.0, 0.0, 0.1],
+        [0.0, 0.0, 0.02, 0.9],
+    ),
+    "nearly everything comes back": ([30, 30, 10], [0.5, 0.3, 0.2], [0.9, 0.7, 0.5], [0.08, 0.2, 0.3]),
+    "a night that tries few of each": (
+        [2] * 6,
+        [0.9, 0.05, 0.02, 0.01, 0.01, 0.01],
+        [0.01, 0.02, 0.1, 0.3, 0.5, 0.8],
+        [0.01, 0.01, 0.05, 0.1, 0.1, 0.1],
+    ),
+}
+
+
+def sliced(design, fraction, times=2000):
+    """(times, strata) successes that are seen in any case, and those that were in the slice; with a fixed seed."""
+    trials, _, surely, in_slice = design
+    random = np.random.default_rng(0)
+    seen = random.binomial(trials, surely, (times, len(trials)))
+    others = random.binomial(np.array(trials) - seen, np.array(in_slice) / (1 - np.array(surely)))
+    return seen, random.binomial(others, fraction)
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("name", SLICED)
+def test_the_interval_of_a_slice_covers_and_what_it_is_around_is_unbiased(name, fraction):
+    """At least 94% of 2,000 intervals hold the rate; the mean of the estimates is the rate, however thin the slice."""
+    trials, weights, surely, in_slice = SLICED[name]
+    seen, found = sliced(SLICED[name], fraction)
+    truth = float(np.dot(weights, np.add(surely, in_slice)))
+    estimates = ((seen + found / fraction) / trials) @ weights
+    error = estimates.std() / len(estimates) ** 0.5
+    assert abs(estimates.mean() - truth) <= 4 * error + 1e-12
+    ends = {}
+    for outcome in {(tuple(one), tuple(other)) for one, other in zip(seen.tolist(), found.tolist(), strict=True)}:
+        ends[outcome] = slice_interval(*outcome, [1 / fraction] * len(trials), trials, weights)
+    held = 0
+    for one, other, estimate in zip(seen.tolist(), found.tolist(), estimates, strict=True):
+        lower, upper = ends[tuple(one), tuple(other)]
+        assert 0 <= lower <= min(1, estimate) + 1e-12 and min(1, estimate) <= upper + 1e-12 <= 1 + 1e-9
+        held += lower - 1e-12 <= truth <= upper + 1e-12
+    assert held / len(estimates) >= 0.94
+
+
+@pytest.mark.parametrize(("trials", "fraction"), [(5, 0.5), (12, 0.25), (20, 0.1), (30, 0.5)])
+def test_the_interval_of_a_slice_covers_however_few_the_prompts(trials, fraction):
+    """Summed up over all that can be found in one stratum, at rates of all sorts."""
+    outcomes = [(seen, found) for seen in range(trials + 1) for found in range(trials + 1 - seen)]
+    ends = np.array([slice_interval([seen], [found], [1 / fraction], [trials], [1]) for seen, found in outcomes])
+    for surely in (0.0, 0.01, 0.05, 0.2, 0.5):
+        for in_slice in (0.0, 0.02, 0.1, 0.3, 0.49):
+            # Seen in any case; in the slice and found there; everything else.
+            shown = in_slice * fraction
+            chance = np.array([binom.pmf(seen, trials, surely) * binom.pmf(found, trials - seen, shown / (1 - surely))
+                               for seen, found in outcomes])  # fmt: skip
+            truth = surely + in_slice
+            held = (ends[:, 0] - 1e-12 <= truth) & (truth <= ends[:, 1] + 1e-12)
+            assert chance.sum() == pytest.approx(1) and chance[held].sum() >= 0.94, (surely, in_slice)
+
+
+def test_a_thinner_slice_hides_more():
+    """Nothing was found: of 100 prompts, of which one in ten, or one in fifty was looked at."""
+    whole, tenth, fiftieth = (slice_interval([0], [0], [times], [100], [1])[1] for times in (1, 10, 50))
+    assert whole == pytest.approx(stratified_interval([0], [100], [1])[1])
+    assert tenth == pytest.approx(10 * whole) and fiftieth == 1
+    # A stratum that stands for nothing has nothing to hide.
+    assert slice_interval([0, 0], [0, 0], [1, 10], [100, 100], [1, 0])[1] == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(
+    "bad", [([1], [0], [0.5], [2], [1]), ([1], [0], [1], [0], [1]), ([1], [0], [1], [2], [0]), ([1], [0], [1], [2], [-1])]
+)
+def test_what_is_no_slice_is_refused(bad):
+    with pytest.raises(ValueError, match="expected"):
+        slice_interval(*bad)
+
+
+def test_more_than_was_tried_is_refused():
+    with pytest.raises(ValueError, match="successes in"):
+        slice_interval([2], [1], [4], [2], [1])
