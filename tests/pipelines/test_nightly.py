@@ -232,12 +232,8 @@ def test_other_options_are_no_change_of_the_model(box):
     assert (code, third["verdict"], third["compared_with"]) == (0, "fine", "2026-01-01")
     assert third["panel_extracted"] == first["panel_extracted"] and third["panel_match"] == first["panel_match"]
     # Somebody looks at the panel with other eyes between two nights.
-    assert (
-        run_verb(
-            match.main, [f"--lake={box.lake.root}", *(f"--{name}={value}" for name, value in wide.items()), "--device=cpu"]
-        )
-        == 0
-    )
+    words = [f"--lake={box.lake.root}", "--device=cpu", *(f"--{name}={value}" for name, value in wide.items())]
+    assert run_verb(match.main, words) == 0
     assert run_verb(measure.main, [f"--lake={box.lake.root}"]) == 0
     assert box.night("2026-01-04", delta=0.05)[1]["panel_extracted"] == first["panel_extracted"]
     assert box.night("2026-01-05", delta=0.05, baseline="2026-01-02") == (2, None)
@@ -410,6 +406,33 @@ def test_a_date_is_a_date(box, capsys, date):
     assert f"--date is {date!r}, expected a date as YYYY-MM-DD" in capsys.readouterr().err
 
 
+def test_the_alert_names_both_numbers():
+    rates = {f"rate{name}{end}": value for name, shift in (("", 0), ("_copied", 0.1), ("_seen", 0.2))
+             for end, value in (("", 0.2 + shift), ("_lower", 0.1 + shift), ("_upper", 0.3 + shift))}  # fmt: skip
+    row = {"date": "2026-01-02", "verdict": "fine", "verdict_used": "extracted_calibrated", "compared_with": "2026-01-01",
+           "new_extractions": 2, "gone_extractions": 1, "p_value": 0.5, "baseline": None, **rates}  # fmt: skip
+    assert nightly.told(row) == (
+        "2026-01-02: fine; 30.00% (20.00% to 40.00%) of the prompts return their own image as a copy, and of 40.00% (30.00% to "
+        "50.00%) there is evidence that the model was trained on it; against 2026-01-01: 2 new, 1 gone in the panel (copied "
+        "and seen), p = 0.5"
+    )
+    without = {**row, "verdict_used": "copied", **dict.fromkeys(("rate_seen", "rate_seen_lower", "rate_seen_upper"))}
+    assert nightly.told(without) == (
+        "2026-01-02: fine; 30.00% (20.00% to 40.00%) of the prompts return their own image as a copy; against 2026-01-01: 2 "
+        "new, 1 gone in the panel (copied), p = 0.5"
+    )
+
+
+def test_with_controls_enough_a_night_goes_by_copied_and_seen(box):
+    """Of three controls two generations each: their blocks are two, so that 0.6 is the least rate that a rank has."""
+    box.remember(range(20))
+    code, row = box.night("2026-01-01", max_false_positive_rate=0.6)
+    assert (code, row["verdict_used"]) == (0, "extracted_calibrated")
+    assert row["panel_extracted"] == 11 and row["rate"] == row["rate_copied"] == row["rate_seen"] == 1
+    assert "evidence that the model was trained on it" in box.alert()["message"]
+    assert box.alert()["night"]["images_copied"] == row["images_copied"] == row["prompts_tried"]
+
+
 def test_a_lake_without_nights_has_no_history(tmp_path, capsys):
     lake = Lake(str(tmp_path))
     lake.create()
@@ -535,7 +558,7 @@ def test_a_model_that_changes_during_the_night_is_no_night_of_the_model_before(b
     code, row = box.night("2026-01-01")
     assert (code, row["model_revision"]) == (0, box.model.revision())
     # A branch of the hub is looked up once.
-    assert asked == [None, row["model_revision"], row["model_revision"]]
+    assert asked[0] is None and len(asked) > 2 and set(asked[1:]) == {row["model_revision"]}
 
 
 def test_a_webhook_that_has_moved_did_not_take_the_alert(box):
