@@ -73,7 +73,7 @@ class MatchOptions:
     neighbours: int = option(64, "images that CLIP finds near a generation and whose pixels are compared; thumbnails as many")
     adaptive_others: int = option(50, "the n of the adaptive distance (paper: 50)")
     adaptive_alpha: float = option(0.5, "the alpha of the adaptive distance (paper: 0.5)")
-    copy_ratio: float = option(0.5, "a copy lies nearer to its image than this share of the distance to any other")
+    copy_ratio: float = option(0.6, "a copy lies nearer to its image than this share of the distance to any other")
     max_false_positive_rate: float = option(
         0.01, "chance that an image which the model never saw is called seen, and that a new picture is called a copy"
     )

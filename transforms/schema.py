@@ -295,7 +295,7 @@ _DISTANCES = (
         "nearest_other_l2", DOUBLE, "to the nearest training image outside the group and its twins; null without", nullable=True
     ),
     _column("ratio", DOUBLE, "l2 over nearest_other_l2 (Yoon et al. 2023, Gu et al. 2023)", nullable=True),
-    _column("coarse_l2", DOUBLE, "l2 of the pictures' 32 x 32 block means"),
+    _column("coarse_l2", DOUBLE, "l2 of the pictures' block means: COARSE along each side, see kernels/distances.py"),
     _column("coarse_ratio", DOUBLE, "coarse_l2 over the smallest of another group that is no twin", nullable=True),
 )
 

@@ -1,7 +1,7 @@
 """Is a generation a copy: nearer to one training image, absolutely and against every other, than new pictures ever are?
 
-What is compared are coarse pictures (``distances.coarse_l2``): 32 × 32 block means, in which what an autoencoder can't draw
-doesn't count. The argument, the search for this statistic, and what it is worth: ``docs/calibration.md``.
+What is compared are coarse pictures (``distances.coarse_l2``): a few block means along each side, in which what an autoencoder
+can't draw doesn't count. The argument, the search for this statistic, and what it is worth: ``docs/calibration.md``.
 
 Sources: the ratio to the nearest other training image is Yoon et al. 2023's and Gu et al. 2023's, who ask for 1/3 of plain l2;
 the null of held-out pictures is that of data-copying tests (Meehan et al. 2020); thresholds by rank: Vovk et al. 2005.
