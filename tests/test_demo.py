@@ -16,6 +16,7 @@ from pipelines import cli
 from pipelines.query import answer
 from tests.browser import needs_chromium, opened, serious_violations
 from transforms.images import decode
+from transforms.kernels.distances import COARSE
 from transforms.lake import Lake
 
 SCALE = 0.06
@@ -41,6 +42,16 @@ def audit(words):
     assert cli.main(words) == 0
     root = Path(words[1].removeprefix("--lake=")).parent
     return Lake(str(root / "lake")), pq.read_table(root / "site" / "truth.parquet").to_pylist()
+
+
+def root_mean_square(difference):
+    return np.sqrt((difference**2).mean())
+
+
+def coarse(picture):
+    """The means of equal parts of a picture of 64 pixels, taken of an enlargement that they divide."""
+    large = picture.repeat(COARSE, axis=0).repeat(COARSE, axis=1)
+    return large.reshape(COARSE, 64, COARSE, 64, 3).mean(axis=(1, 3))
 
 
 def rows(lake, question):
@@ -84,12 +95,12 @@ def test_groups_are_logos(audit, truth):
         assert len({truth[sample]["slug"] for sample in row["members"]}) == 1
 
 
-def test_what_the_model_card_calls_memorised_is_extracted(audit, truth):
+def test_what_the_model_card_calls_memorised_comes_back_as_copies(audit, truth):
     lake, _ = audit
     slugs = {row["slug"] for row in truth.values()}
     memorised = set(json.loads(MEMORISED.read_text())) & slugs
     assert len(memorised) >= 5
-    for verdict in ("extracted", "extracted_calibrated"):
+    for verdict in ("extracted", "copied", "extracted_calibrated"):
         called = {truth[row["sample_id"]]["slug"] for row in rows(lake, f"SELECT * FROM extractions WHERE {verdict}")}
         assert len(memorised & called) >= 0.95 * len(memorised), (verdict, memorised - called)
 
@@ -109,8 +120,12 @@ def test_controls_are_called_no_more_often_than_promised(audit):
     assert chosen["n_controls"] == 24
     assert chosen["controls_called"] <= RATE * chosen["n_controls"]
     assert 0 < chosen["promised_rate"] <= RATE
-    reported = {row["verdict"]: row["controls_called"] for row in rows(lake, "SELECT * FROM false_positives")}
-    assert reported["extracted, own image"] == chosen["controls_within_delta"]
+    reported = {(row["verdict"], row["tried_on"]): row for row in rows(lake, "SELECT * FROM false_positives")}
+    assert reported["extracted, own image", "controls"]["called"] == chosen["controls_within_delta"]
+    # Of held-out pictures, each as if it were a generation, no more than was asked for are called copies.
+    held_out = reported["copied", "held_out"]
+    assert held_out["pictures"] == 24
+    assert held_out["called"] <= RATE * held_out["pictures"]
 
 
 def test_the_numbers_are_those_of_plain_numpy(audit):
@@ -122,17 +137,31 @@ def test_the_numbers_are_those_of_plain_numpy(audit):
     made: dict[str, list[np.ndarray]] = {}
     for row in rows(lake, "SELECT prompt_id, image FROM generations WHERE image IS NOT NULL"):
         made.setdefault(row["prompt_id"], []).append(np.asarray(decode(row["image"]), float) / 255)
-    checked = 0
+    representatives = {row["group_id"]: row["representative"] for row in rows(lake, "SELECT * FROM duplicate_groups")}
+    (limits,) = rows(lake, "SELECT * FROM copy_calibration")
+    checked = copies = 0
     for verdict in rows(lake, "SELECT * FROM verdicts WHERE origin = 'duplicates'"):
         own = [pictures[sample] for sample in members[verdict["group_id"]]]
         if any(picture.shape != (64, 64, 3) for picture in own):
             continue
-        nearest = min(np.sqrt(((image - picture) ** 2).mean()) for image in made[verdict["prompt_id"]] for picture in own)
-        smallest = rows(lake, "SELECT min(l2) AS l2 FROM matches WHERE relation = 'own' "
-                        f"AND prompt_id = '{verdict['prompt_id']}'")[0]["l2"]  # fmt: skip
-        assert smallest == pytest.approx(nearest, abs=1e-6)
-        assert verdict["extracted_own"] == (nearest <= 0.15)
+        caption_of = pictures[representatives[verdict["group_id"]]]
+        image = min(made[verdict["prompt_id"]], key=lambda image: root_mean_square(image - caption_of))
+        nearest = min(own, key=lambda picture: root_mean_square(image - picture))
+        assert verdict["own_l2"] == pytest.approx(root_mean_square(image - nearest), abs=1e-6)
+        assert verdict["extracted_own"] == (verdict["own_l2"] <= 0.15)
+        others = [pictures[one] for group, one in representatives.items() if group != verdict["group_id"]]
+        square = [coarse(picture) for picture in others if picture.shape == (64, 64, 3)]
+        own_coarse = root_mean_square(coarse(image) - coarse(nearest))
+        assert verdict["own_coarse_l2"] == pytest.approx(own_coarse, abs=1e-5)
+        if min(root_mean_square(coarse(caption_of) - picture) for picture in square) > 0.15:  # it has no twin
+            ratio = own_coarse / min(root_mean_square(coarse(image) - picture) for picture in square)
+            # Others that aren't square are left out here, so the ratio can be larger than this.
+            assert verdict["own_coarse_ratio"] >= ratio - 1e-5
+            copied = own_coarse < limits["coarse_l2_limit"] and ratio < limits["coarse_ratio_limit"]
+            assert verdict["copied"] == copied
+            copies += copied
         checked += 1
+    assert copies >= 5
     assert checked >= 30
     for row in rows(lake, "SELECT * FROM extraction_rate WHERE dimension = 'duplicates'"):
         of_stratum = [v for v in rows(lake, "SELECT * FROM verdicts") if v["stratum"] == row["bucket"]]
