@@ -319,9 +319,9 @@ def table(columns: str, rows: Iterable[Sequence[Any]]) -> str:
 INTRODUCTION = f"""# The verdicts, held against the truth
 
 Made by `python -m benchmarks.verdicts`; do not edit. Each embedded model is audited with seeds of that command's own ({SEED}),
-8 images a prompt and a control. The truth is that of [demo/models](../demo/models/README.md): a picture is a copy where half of
-its generations have it as the nearest of all trained pictures and lie within l2 0.10; doubtful (left out, and counted) where
-a tenth lies within 0.15. Each rule is asked about the prompt's nearest generation and its own image. What the rules mean, and why
+8 images a prompt and a control. The truth is that of [demo/models](../demo/models/README.md): a picture is a copy where half
+of its generations have it as the nearest of all trained pictures and lie within l2 0.10; doubtful (left out, and counted)
+where a tenth lies within 0.15. Each rule is asked about the prompt's nearest generation and its own image. What the rules mean, and why
 this one was chosen: [calibration.md](calibration.md)."""
 
 
