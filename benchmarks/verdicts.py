@@ -321,8 +321,8 @@ INTRODUCTION = f"""# The verdicts, held against the truth
 Made by `python -m benchmarks.verdicts`; do not edit. Each embedded model is audited with seeds of that command's own ({SEED}),
 8 images a prompt and a control. The truth is that of [demo/models](../demo/models/README.md): a picture is a copy where half
 of its generations have it as the nearest of all trained pictures and lie within l2 0.10; doubtful (left out, and counted)
-where a tenth lies within 0.15. Each rule is asked about the prompt's nearest generation and its own image. What the rules mean, and why
-this one was chosen: [calibration.md](calibration.md)."""
+where a tenth lies within 0.15. Each rule is asked about the prompt's nearest generation and its own image. What the rules mean,
+and why this one was chosen: [calibration.md](calibration.md)."""
 
 
 def page(audits: Sequence[Audit], found: dict[str, dict[str, Any]], fractions: list[dict[str, Any]]) -> str:
@@ -369,7 +369,7 @@ def page(audits: Sequence[Audit], found: dict[str, dict[str, Any]], fractions: l
         "![ROC of each statistic](verdicts_roc.svg)",
         "## Training images that came back at all",
         "Under any caption, controls' too; precision / recall against brute force over all generations and all training "
-        "images: sure where a generation has the image as its nearest and lies within l2 0.10, doubtful (left out) within 0.15.",
+        "images: sure where a generation has the image as its nearest within l2 0.10, doubtful (left out) within 0.15.",
         table("model | sure | doubtful | " + " | ".join(CAME_BACK.values()) + " | came back by other captions alone", back),
         "Candidates against brute force, on sampled generations: share whose nearest and second nearest group were looked at, "
         "and whose nearest CLIP, and the thumbnails, found.",
