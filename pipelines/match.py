@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 
 DISTANCES = ("l2", "tiled_l2", "adaptive_l2")
 
-MOST_DECOYS = 2_000
-"""So many decoys of a kind are judged, drawn by hash: enough to see one in a thousand."""
+MOST_DECOYS = 1_000
+"""So many decoys of a kind are judged, drawn by hash: none called says that fewer than 0.3% would be."""
 
 DECOYS_PER_PART = 250
 

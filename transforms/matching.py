@@ -451,11 +451,12 @@ class MatchPart(beam.DoFn):
         path = decoy_file(self.lake, self.snapshot)
         wanted = [row for row in read_parquet(path).to_pylist() if row["part"] == task.number]
         audit = self._audit(next(iter(self._prompts.values())))
+        pictures = []
         for row in wanted:
             picture = central_square(self._matcher.store.get(row["sample_id"]), self.side)
-            if row["kind"] == "blurred":
-                picture = blurred(picture)
-            (vector,) = self._encoder.encode([Image.fromarray(picture)])
+            pictures.append(blurred(picture) if row["kind"] == "blurred" else picture)
+        vectors = self._encoder.encode([Image.fromarray(picture) for picture in pictures])
+        for row, picture, vector in zip(wanted, pictures, vectors, strict=True):
             without = row["group_id"] if row["kind"] == "left_out" else None
             found = self._matcher.nearest(picture, vector, without)
             if found is not None:
