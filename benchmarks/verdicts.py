@@ -67,10 +67,10 @@ RULES = {
 """Column of a verdict → what it asks."""
 
 
-def audited(name: str, folder: Path, extra: Sequence[str] = ()) -> Lake:
-    """Audits an embedded model into ``folder``/lake; nothing is done again that is complete."""
+def audited(name: str, folder: Path, extra: Sequence[str] = (), scale: float = 1.0) -> Lake:
+    """Audits an embedded model, on a share of its corpus, into ``folder``/lake; nothing is done again that is complete."""
     site, lake = folder / "site", folder / "lake"
-    embedded.build(name, site, f"http://127.0.0.1:{PORT}")
+    embedded.build(name, site, f"http://127.0.0.1:{PORT}", scale)
     words = [sys.executable, "-m", "pipelines.cli", "audit", f"--lake={lake}", f"--metadata={site}/metadata.parquet",
              f"--controls={site}/controls.parquet", f"--model={embedded.MODELS / name}",
              f"--clip_model={embedded.MODELS / 'clip'}", *COMMON, *OPTIONS[name], *extra]  # fmt: skip
