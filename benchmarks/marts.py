@@ -157,7 +157,7 @@ MADE = {
         )
     """,
     "copy_calibration": f"""
-        SELECT {IDENTITY}, {COARSE_L2} AS coarse_l2_limit, {COARSE_RATIO} AS coarse_ratio_limit,
+        SELECT {IDENTITY}, 0.99 AS l2_limit, {COARSE_L2} AS coarse_l2_limit, {COARSE_RATIO} AS coarse_ratio_limit,
             0.01 AS max_false_positive_rate, CAST($controls AS INTEGER) AS n_held_out,
             CAST($controls AS INTEGER) AS n_left_out, 0.01 AS promised_rate
     """,

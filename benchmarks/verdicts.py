@@ -196,6 +196,7 @@ class Audit:
                 ratio=options["copy_ratio"],
                 rate=RATE,
             )
+            allowed = allowed._replace(l2=options["copy_l2"])
             shares.append(np.mean([is_copy(held_out[place], allowed) for place in order[half:]]))
         return float(np.mean(shares)), float(np.mean([share <= RATE for share in shares]))
 

@@ -73,6 +73,7 @@ class MatchOptions:
     neighbours: int = option(64, "images that CLIP finds near a generation and whose pixels are compared; thumbnails as many")
     adaptive_others: int = option(50, "the n of the adaptive distance (paper: 50)")
     adaptive_alpha: float = option(0.5, "the alpha of the adaptive distance (paper: 0.5)")
+    copy_l2: float = option(0.1, "a copy lies within this l2 (paper: what lies within 0.1 of each other is one memory)")
     copy_ratio: float = option(0.6, "a copy lies nearer to its image than this share of the distance to any other")
     max_false_positive_rate: float = option(
         0.01, "chance that an image which the model never saw is called seen, and that a new picture is called a copy"
@@ -84,7 +85,7 @@ class MatchOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("delta", "eidetic_delta", "copy_ratio", "max_false_positive_rate"):
+        for name in ("delta", "eidetic_delta", "copy_l2", "copy_ratio", "max_false_positive_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}, expected between 0 and 1")
         for name in ("neighbours", "adaptive_others"):
@@ -232,7 +233,7 @@ class Job:
         decoys = self.lake.read("decoys", self.snapshot, ["kind", "coarse_l2", "coarse_ratio"])
         row = copy_calibration_row(decoys, self.options)
         self.lake.write("copy_calibration", self.snapshot, 0, [{**self.audit, **row}])
-        return Limits(row["coarse_l2_limit"], row["coarse_ratio_limit"], row["promised_rate"])
+        return copy_limits(row)
 
     def regenerate(
         self, execution: Execution, device: DeviceOptions, limits: Limits, images: Generator | None
@@ -420,6 +421,11 @@ def build_counts(pipeline: beam.Pipeline, job: Job, targets: str | None, nearest
         _ = parts | "CountMemories" >> count
 
 
+def copy_limits(row: dict[str, Any]) -> Limits:
+    """The limits that a row of ``copy_calibration`` tells."""
+    return Limits(row["coarse_l2_limit"], row["coarse_ratio_limit"], row["promised_rate"], row["l2_limit"])
+
+
 def copy_calibration_row(decoys: pa.Table, options: MatchOptions) -> dict[str, Any]:
     """The row of ``copy_calibration``, without the audit's columns.
 
@@ -435,6 +441,7 @@ def copy_calibration_row(decoys: pa.Table, options: MatchOptions) -> dict[str, A
     held_out, left_out = of("held_out"), of("left_out")
     found = limits(held_out, left_out, most_l2=options.delta, ratio=options.copy_ratio, rate=options.max_false_positive_rate)
     return {
+        "l2_limit": options.copy_l2,
         "coarse_l2_limit": found.coarse_l2,
         "coarse_ratio_limit": found.coarse_ratio,
         "max_false_positive_rate": options.max_false_positive_rate,

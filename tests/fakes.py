@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.match import MatchOptions, calibration_rows, copy_calibration_row
+from pipelines.match import MatchOptions, calibration_rows, copy_calibration_row, copy_limits
 from tests.planted import picture
 from transforms import prompts as prompt_rows
 from transforms.generation import Filter
 from transforms.identity import sample_id, seed
 from transforms.images import encode_png, thumbnail
-from transforms.kernels.copies import GU_RATIO, Limits, blurred, is_copy
+from transforms.kernels.copies import GU_RATIO, blurred, is_copy
 from transforms.lake import Lake, Manifest, snapshot_id
 from transforms.matching import REGENERATED
 
@@ -150,7 +150,9 @@ def fake_lake(
     lake.write("cliques", audit, 0, cliques)
     generate = lake.complete("generate", audit, parameters, upstream, {"model": model, "seconds": 1.0})
 
+    # What is planted as soft lies over delta: the l2 of a copy is tried apart, in tests of its own.
     options = MatchOptions(
+        copy_l2=0.99,
         delta=delta, calibrated_distance=calibrated_distance, max_false_positive_rate=max_false_positive_rate,
         regenerate=regenerate,
     )  # fmt: skip
@@ -506,7 +508,7 @@ def _write_matches(
     lake.write("decoys", snapshot, 0, [{**identity, **row} for row in decoys])
     copies = copy_calibration_row(lake.read("decoys", snapshot), options)
     lake.write("copy_calibration", snapshot, 0, [{**identity, **copies}])
-    limits = Limits(copies["coarse_l2_limit"], copies["coarse_ratio_limit"], copies["promised_rate"])
+    limits = copy_limits(copies)
     calibration = calibration_rows(lake.read("matches", snapshot), lake.read("prompts", generate.snapshot_id), options)
     lake.write("calibration", snapshot, 0, [{**identity, **row} for row in calibration])
     found = {

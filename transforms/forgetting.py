@@ -340,7 +340,7 @@ def touched_prompts(lake: Lake, sample_ids: set[str]) -> set[tuple[str, str]]:
                 touched.add((row["audit_id"], row["prompt_id"]))
     for path in lake.every_part("matches"):
         columns = ["audit_id", "prompt_id", "sample_index", "sample_id", "group_id", "role", "relation", "extracted",
-                   "coarse_l2", "coarse_ratio"]  # fmt: skip
+                   "l2", "coarse_l2", "coarse_ratio"]  # fmt: skip
         limits = copy_limits(lake, snapshot_of(path))
         lost: set[tuple[str, str, int]] = set()
         left: set[tuple[str, str, int]] = set()
@@ -360,7 +360,8 @@ def copy_limits(lake: Lake, match: str) -> Limits:
     rows = lake.read("copy_calibration", match).to_pylist()
     if not rows:
         return Limits(np.inf, np.inf, None)
-    return Limits(rows[0]["coarse_l2_limit"], rows[0]["coarse_ratio_limit"], rows[0]["promised_rate"])
+    (row,) = rows
+    return Limits(row["coarse_l2_limit"], row["coarse_ratio_limit"], row["promised_rate"], row["l2_limit"])
 
 
 # -- removal ----------------------------------------------------------------------------------------------------------

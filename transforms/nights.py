@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from transforms.errors import UserError
@@ -18,11 +19,13 @@ class Limits(NamedTuple):
     Attributes:
         seen: of the distance that ``seen`` goes by; None where there is no such verdict.
         coarse_l2, coarse_ratio: of a copy.
+        l2: of a copy, which may lie at it.
     """
 
     seen: float | None
     coarse_l2: float
     coarse_ratio: float
+    l2: float = math.inf
 
 
 class Half(NamedTuple):
@@ -45,7 +48,9 @@ class Half(NamedTuple):
             return value is not None and limit is not None and value < limit
 
         return {
-            row["prompt_id"]: below(row["own_coarse_l2"], limits.coarse_l2)
+            row["prompt_id"]: row["own_l2"] is not None
+            and row["own_l2"] <= limits.l2
+            and below(row["own_coarse_l2"], limits.coarse_l2)
             and below(row["own_coarse_ratio"], limits.coarse_ratio)
             and (verdict == COPIED or below(row["own_distance"], limits.seen))
             for row in self.rows
@@ -106,11 +111,12 @@ def read_night(lake: Lake, row: dict[str, Any]) -> Night:
     for match in (row["panel_match"], row["rotating_match"]):
         if match not in measured:
             raise UserError(f"the night {row['date']} has no marts of its matches {match} any more; restore them")
-        columns = ["prompt_id", "group_id", "stratum", "own_distance", "own_coarse_l2", "own_coarse_ratio", CALIBRATED, COPIED]
+        columns = ["prompt_id", "group_id", "stratum", "own_distance", "own_l2", "own_coarse_l2", "own_coarse_ratio",
+                   CALIBRATED, COPIED]  # fmt: skip
         verdicts = [one for path in lake.parts("verdicts", measured[match]) for one in read_parquet(path, columns).to_pylist()]
         (chosen,) = [one for one in lake.read("calibration", match).to_pylist() if one["chosen"]]
-        (copy,) = lake.read("copy_calibration", match, ["coarse_l2_limit", "coarse_ratio_limit"]).to_pylist()
-        limits = Limits(chosen["threshold"], copy["coarse_l2_limit"], copy["coarse_ratio_limit"])
+        (copy,) = lake.read("copy_calibration", match).to_pylist()
+        limits = Limits(chosen["threshold"], copy["coarse_l2_limit"], copy["coarse_ratio_limit"], copy["l2_limit"])
         halves.append(Half(match, [one for one in verdicts if one["stratum"] != FORGOTTEN], limits))
     return Night(*halves)
 

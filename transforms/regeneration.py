@@ -86,7 +86,9 @@ class Point(beam.DoFn):
             if row["thumbnail"] is not None:
                 rows.append({**row, "image": None, "kept": row["image"] is not None})
         thumbnails = np.frombuffer(b"".join(row["thumbnail"] for row in rows), np.uint8).reshape(-1, LENGTH)
-        for row, found in zip(rows, points_at(self._population, thumbnails, self.limits.coarse_l2), strict=True):
+        for row, found in zip(
+            rows, points_at(self._population, thumbnails, min(self.limits.coarse_l2, self.limits.l2)), strict=True
+        ):
             prompt = self._prompts[row["prompt_id"]]
             mine = copied.get((row["prompt_id"], row["sample_index"]), set())
             known += len(mine - {prompt["group_id"]})
@@ -109,7 +111,7 @@ class Point(beam.DoFn):
     def _copied(self, number: int) -> dict[tuple[str, int], set[str]]:
         """(prompt, generation) → groups that the stored pictures of this part are copies of."""
         path = self.lake.part("matches", self.snapshot, number)
-        columns = ["prompt_id", "sample_index", "group_id", "role", "coarse_l2", "coarse_ratio"]
+        columns = ["prompt_id", "sample_index", "group_id", "role", "l2", "coarse_l2", "coarse_ratio"]
         found: dict[tuple[str, int], set[str]] = {}
         for row in read_parquet(path, columns).to_pylist():
             if row["role"] == "training" and is_copy(row, self.limits):

@@ -350,7 +350,8 @@ COPY_CALIBRATION = Table(
     pa.schema(
         [
             *_AUDIT,
-            _column("coarse_l2_limit", DOUBLE, "a copy's coarse_l2 is below this"),
+            _column("l2_limit", DOUBLE, "a copy's l2 is at most this"),
+            _column("coarse_l2_limit", DOUBLE, "its coarse_l2 is below this"),
             _column("coarse_ratio_limit", DOUBLE, "and its coarse_ratio below this"),
             _column("max_false_positive_rate", DOUBLE, "what was asked for, per picture"),
             _column("n_held_out", INT, "held-out pictures that the limits were made from"),

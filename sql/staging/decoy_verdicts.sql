@@ -10,7 +10,8 @@ WITH final AS (
         coalesce(decoys.adaptive_l2 <= 1, false) AS by_adaptive_l2,
         coalesce(decoys.ratio < 1 / 3, false) AS by_ratio,
         coalesce(
-            decoys.coarse_l2 < copy_calibration.coarse_l2_limit
+            decoys.l2 <= copy_calibration.l2_limit
+            AND decoys.coarse_l2 < copy_calibration.coarse_l2_limit
             AND decoys.coarse_ratio < copy_calibration.coarse_ratio_limit,
             false
         ) AS copied

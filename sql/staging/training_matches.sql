@@ -20,7 +20,8 @@ final AS (
         coalesce(matches.adaptive_l2 <= 1, false) AS by_adaptive_l2,
         coalesce(matches.ratio < 1 / 3, false) AS by_ratio,
         coalesce(
-            matches.coarse_l2 < copy_calibration.coarse_l2_limit
+            matches.l2 <= copy_calibration.l2_limit
+            AND matches.coarse_l2 < copy_calibration.coarse_l2_limit
             AND matches.coarse_ratio < copy_calibration.coarse_ratio_limit,
             false
         ) AS copied

@@ -60,18 +60,20 @@ def twins(distances: Sequence[float], within: float, ratio: float) -> int:
 
 
 class Limits(NamedTuple):
-    """A picture is a copy of a training image where both lie below.
+    """A picture is a copy of a training image where it lies below the first two, and not over the last.
 
     Attributes:
-        coarse_l2: of the distance.
+        coarse_l2: of the coarse distance.
         coarse_ratio: of the ratio.
         promised_rate: the bound on the chance that a new picture is called a copy; None where the held-out pictures are too
             few for the rate that was asked for.
+        l2: of the distance between the pictures as they are.
     """
 
     coarse_l2: float
     coarse_ratio: float
     promised_rate: float | None
+    l2: float = math.inf
 
 
 class Distances(NamedTuple):
@@ -124,8 +126,8 @@ def _kth_smallest(values: np.ndarray, rate: float) -> tuple[float, int]:
 
 def is_copy(row: Mapping[str, Any], limits: Limits) -> bool:
     """Whether a row of ``matches`` or ``decoys`` is a copy; ``sql/staging/training_matches.sql`` says the same."""
-    near = row["coarse_ratio"] is not None and row["coarse_ratio"] < limits.coarse_ratio
-    return near and row["coarse_l2"] < limits.coarse_l2
+    apart = row["coarse_ratio"] is not None and row["coarse_ratio"] < limits.coarse_ratio
+    return apart and row["coarse_l2"] < limits.coarse_l2 and row["l2"] <= limits.l2
 
 
 def blurred(picture: np.ndarray) -> np.ndarray:

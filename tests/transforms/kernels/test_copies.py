@@ -38,8 +38,10 @@ def test_twins_by_hand(distances, expected):
 
 
 def test_a_copy_lies_below_both_limits():
-    found = Limits(0.1, 0.5, None)
-    rows = [({"coarse_l2": distance, "coarse_ratio": share}, distance < 0.1 and share is not None and share < 0.5)
+    found = Limits(0.1, 0.5, None, 0.12)
+    rows = [({"l2": l2, "coarse_l2": distance, "coarse_ratio": share},
+             l2 <= 0.12 and distance < 0.1 and share is not None and share < 0.5)
+            for l2 in (0.05, 0.12, 0.13)
             for distance in (0.0, 0.05, 0.1, 0.2) for share in (None, 0.0, 0.4, 0.5, 0.9, math.inf)]  # fmt: skip
     assert [is_copy(row, found) for row, _ in rows] == [expected for _, expected in rows]
 
