@@ -31,9 +31,6 @@ from transforms.generators import DiffusersGenerator
 SHOWN = (1, 4, 16, 64, 128)
 """Copies of which generated and trained logos are shown by ``--out``."""
 
-SHEET_ROWS = 12
-"""Pictures of each band on a contact sheet."""
-
 SHEET_IMAGES = 6
 """Generations beside each of them."""
 
@@ -115,28 +112,28 @@ def bands(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return parted
 
 
-def contact_sheet(asker: Asker, result: dict[str, Any], trained: Sequence[Example], zoom: int) -> Image.Image:
+def contact_sheet(asker: Asker, result: dict[str, Any], trained: Sequence[Example], *, zoom: int, number: int) -> Image.Image:
     """Trained pictures, each beside ``SHEET_IMAGES`` generations, under the names of their bands, in two columns.
 
-    Of the copies the six least sure ones are shown, and others evenly spread; of each other band evenly spread ones.
+    There are ``number`` of each band, evenly spread over it; but half of the copies shown are the least sure ones.
     """
     by_key = {example.key: example for example in trained}
     side = trained[0].picture.shape[0] * zoom
     label, line = 150, 16
     width = label + (side + 2) * (1 + SHEET_IMAGES) + 10
     parted = {name: rows for name, rows in bands(result).items() if rows}
-    heights = [line + (side + 2) * -(-min(SHEET_ROWS, len(rows)) // 2) for rows in parted.values()]
+    heights = [line + (side + 2) * -(-min(number, len(rows)) // 2) for rows in parted.values()]
     sheet = Image.new("RGB", (2 * width, sum(heights)), "white")
     pen = ImageDraw.Draw(sheet)
     top = 0
     for (name, rows), height in zip(parted.items(), heights, strict=True):
         pen.text((2, top + 2), f"{name}: {len(rows)} of {len(trained)}", fill="black")
-        last = rows[-SHEET_ROWS // 2 :] if name == "copies" else []
+        last = rows[-number // 2 :] if name == "copies" else []
         rest = rows[: len(rows) - len(last)]
-        places = np.unique(np.linspace(0, len(rest) - 1, min(len(rest), SHEET_ROWS - len(last))).round().astype(int))
+        places = np.unique(np.linspace(0, len(rest) - 1, min(len(rest), number - len(last))).round().astype(int))
         shown = [rest[place] for place in places] + last
-        for number, row in enumerate(shown):
-            left, y = number % 2 * width, top + line + number // 2 * (side + 2)
+        for index, row in enumerate(shown):
+            left, y = index % 2 * width, top + line + index // 2 * (side + 2)
             example = by_key[row["slug"]]
             text = f"{row['slug'][:22]}\n{row['copies']} copies\n" + (
                 f".05 {row['share_005']:.0%}  .10 {row['share_010']:.0%}\n.15 {row['share_015']:.0%}  l2 {row['median_l2']:.2f}"
@@ -176,6 +173,7 @@ def main() -> None:
     parser.add_argument("--truth", type=Path)
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--zoom", type=int, default=1, help="of the pictures on the sheet")
+    parser.add_argument("--rows", type=int, default=8, help="pictures of each band on the sheet")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--list", type=Path)
     arguments = parser.parse_args()
@@ -224,7 +222,8 @@ def main() -> None:
         if arguments.truth:
             arguments.truth.write_text(truth.as_json(result))
         if arguments.sheet:
-            contact_sheet(asker, result, trained, arguments.zoom).quantize(256).save(arguments.sheet, optimize=True)
+            sheet = contact_sheet(asker, result, trained, zoom=arguments.zoom, number=arguments.rows)
+            sheet.quantize(256).save(arguments.sheet, optimize=True)
     if arguments.list:
         rows = truth.summarise(trained, controls, found)["trained"]
         slugs = [row["slug"] for row in rows if truth.is_copy(row)]
