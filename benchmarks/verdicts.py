@@ -1,7 +1,7 @@
 """Do the verdicts mean what they say? Audits of the embedded models, held against what brute force found in each.
 
     python -m benchmarks.verdicts                  # all models; photographs only where CIFAR-10 lies in ../shared/data
-    python -m benchmarks.verdicts half_learned     # one
+    python -m benchmarks.verdicts half_learned     # one, and only to the terminal
 
 Each model is audited as a user would, with seeds of this command's own: no threshold was chosen on these generations. The truth
 is ``demo/models/<name>/truth.json``, made by generation and nearest image, not by any verdict; doubtful pictures are left out,
@@ -12,7 +12,6 @@ and counted. Beside the verdicts stand the published rules, and what controls an
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.results import FOLDER, Row, write
+from benchmarks.results import Row, write
 from demo import embedded, photographs, truth
 from demo.corpus import Example
 from demo.serve import serving
@@ -291,18 +290,6 @@ def draw_border(audit: Audit, path: Path, rows: int = 10) -> None:
     sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).quantize(256).save(path, optimize=True)
 
 
-def with_fraction(name: str, folder: Path) -> list[dict[str, Any]]:
-    """The rates of an audit that keeps flagged prompts' images, and none, a quarter or all of the others'."""
-    rates = []
-    for fraction in (0, 0.25, 1):
-        lake = audited(name, folder, ["--keep=flagged", f"--unflagged_fraction={fraction}", "--images_per_prompt=4",
-                                      "--images_per_control=4", "--max_prompts=150"])  # fmt: skip
-        rows = read_mart(lake, "extraction_rate", lake.latest("measure"))
-        (row,) = [row for row in rows if (row["dimension"], row["bucket"]) == ("all", "drawn")]
-        rates.append({"fraction": fraction, **row})
-    return rates
-
-
 def percent(value: float) -> str:
     return f"{value:.1%}"
 
@@ -326,7 +313,7 @@ where a tenth lies within 0.15. Each rule is asked about the prompt's nearest ge
 and why this one was chosen: [calibration.md](calibration.md)."""
 
 
-def page(audits: Sequence[Audit], found: dict[str, dict[str, Any]], fractions: list[dict[str, Any]]) -> str:
+def page(audits: Sequence[Audit], found: dict[str, dict[str, Any]]) -> str:
     """``docs/verdicts.md``."""
     rules = []
     for audit in audits:
@@ -357,12 +344,6 @@ def page(audits: Sequence[Audit], found: dict[str, dict[str, Any]], fractions: l
             rows = {row["verdict"]: row for row in false if row["tried_on"] == kind}
             called = [f"{rows[rule]['called']} (≤ {percent(rows[rule]['upper_bound'])})" for rule in DECOY_RULES]
             decoys.append([audit.name, kind, rows["copied"]["pictures"], *called])
-    slices = [
-        [f"{row['fraction']:g}", percent(row["rate_copied"]), interval([row["rate_copied_lower"], row["rate_copied_upper"]]),
-         percent(row["rate_seen"]), percent(row["rate_calibrated"]), percent(row["rate"]),
-         interval([row["rate_lower"], row["rate_upper"]])]
-        for row in fractions
-    ]  # fmt: skip
     parts = [
         INTRODUCTION,
         table("model | rule | precision | recall | called | of those doubtful", rules),
@@ -386,12 +367,6 @@ def page(audits: Sequence[Audit], found: dict[str, dict[str, Any]], fractions: l
             "model | mean share called | splits with at most 1%",
             [[audit.name, *map(percent, found[audit.name]["splits"])] for audit in audits],
         ),
-        "## The filter's slice",
-        "Prompts of half_learned, with none, a quarter and all of the unflagged prompts' images kept.",
-        table(
-            "unflagged_fraction | copied | 95% interval | seen | copied and seen | paper's rule | 95% interval",
-            slices,
-        ),
         "## At the border",
         "Trained picture, the nearest generation of its caption, the nearest other trained picture. Left: called copies, the "
         "surest at the top; right: not called, the nearest to it at the top.",
@@ -406,13 +381,15 @@ DECOY_RULES = {"copied": "copied", "extracted": "l2 ≤ 0.15", "adaptive l2": "a
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=None, choices=[*embedded.NAMES, []])
+    parser.add_argument("models", nargs="*", help=", ".join(embedded.NAMES))
     parser.add_argument("--work", type=Path, help="keep the lakes here")
     arguments = parser.parse_args()
     names = arguments.models or [name for name in embedded.NAMES if name != "photographs" or photographs.DATA.exists()]
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
-        audits, found, rows = [], {}, []
+        audits: list[Audit] = []
+        found: dict[str, dict[str, Any]] = {}
+        rows: list[Row] = []
         for name in names:
             begun = time.monotonic()
             audit = Audit(name, audited(name, work / name))
@@ -431,21 +408,12 @@ def main() -> None:
             ]
             print(f"{name}: precision {precision:.3f}, recall {recall:.3f}, {time.monotonic() - begun:.0f} s; {found[name]}")
             audits.append(audit)
-        if "half_learned" in names:
-            fractions = with_fraction("half_learned", work / "half_learned")
-            spread = [row["rate_calibrated"] for row in fractions]
-            rows.append(Row("half_learned: rate of copied and seen, largest less smallest over unflagged_fraction 0 to 1",
-                            max(spread) - min(spread), "", goal=0.0))  # fmt: skip
-        if names == [name for name in embedded.NAMES if name in names] and len(names) > 1:
+        if len(audits) > 1:
             for audit in audits:
                 draw_border(audit, DOCS / f"verdicts_{audit.name}.png")
             draw_roc(audits, DOCS / "verdicts_roc.svg")
-            (DOCS / "verdicts.md").write_text(page(audits, found, fractions))
+            (DOCS / "verdicts.md").write_text(page(audits, found))
             write("verdicts", rows)
-        else:
-            print(
-                json.dumps([row.__dict__ for row in rows], indent=1), f"\n{FOLDER / 'verdicts.json'} is written with all models"
-            )
 
 
 if __name__ == "__main__":

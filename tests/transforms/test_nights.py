@@ -13,7 +13,8 @@ LIMITS = Limits(seen=0.5, coarse_l2=0.2, coarse_ratio=0.6)
 def row(number, distance, coarse_l2=0.1, coarse_ratio=0.1, stratum="1", group="g"):
     """A row of verdicts; what its own night called doesn't matter beside another one."""
     return {"prompt_id": f"p{number}", "group_id": group, "stratum": stratum, "own_distance": distance,
-            "own_l2": coarse_l2, "own_coarse_l2": coarse_l2, "own_coarse_ratio": coarse_ratio, COPIED: None, CALIBRATED: None}  # fmt: skip
+            "own_l2": coarse_l2, "own_coarse_l2": coarse_l2, "own_coarse_ratio": coarse_ratio, COPIED: None,
+            CALIBRATED: None}  # fmt: skip
 
 
 def night(panel, rotating, limits=LIMITS, name="a"):
