@@ -85,6 +85,7 @@ def save_random_pipeline(folder: str) -> None:
         norm_num_groups=4,
         cross_attention_dim=train_generator.WIDTH,
     )
-    tokenizer = train_generator.new_tokenizer(["a logo", "another logo", "one more"])
-    pipeline = train_generator.assemble(autoencoder, train_generator.new_text_encoder(), tokenizer, unet)
+    vocabulary = 1024
+    tokenizer = train_generator.new_tokenizer(["a logo", "another logo", "one more"], vocabulary)
+    pipeline = train_generator.assemble(autoencoder, train_generator.new_text_encoder(vocabulary), tokenizer, unet)
     pipeline.save_pretrained(folder)
