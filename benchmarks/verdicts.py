@@ -66,14 +66,14 @@ RULES = {
 """Column of a verdict → what it asks."""
 
 
-def audited(name: str, folder: Path, extra: Sequence[str] = (), scale: float = 1.0) -> Lake:
+def audited(name: str, folder: Path, extra: Sequence[str] = (), scale: float = 1.0, port: int = PORT) -> Lake:
     """Audits an embedded model, on a share of its corpus, into ``folder``/lake; nothing is done again that is complete."""
     site, lake = folder / "site", folder / "lake"
-    embedded.build(name, site, f"http://127.0.0.1:{PORT}", scale)
+    embedded.build(name, site, f"http://127.0.0.1:{port}", scale)
     words = [sys.executable, "-m", "pipelines.cli", "audit", f"--lake={lake}", f"--metadata={site}/metadata.parquet",
              f"--controls={site}/controls.parquet", f"--model={embedded.MODELS / name}",
              f"--clip_model={embedded.MODELS / 'clip'}", *COMMON, *OPTIONS[name], *extra]  # fmt: skip
-    with serving(site, PORT):
+    with serving(site, port):
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     return Lake(str(lake))
 

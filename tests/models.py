@@ -87,5 +87,7 @@ def save_random_pipeline(folder: str) -> None:
     )
     vocabulary = 1024
     tokenizer = train_generator.new_tokenizer(["a logo", "another logo", "one more"], vocabulary)
-    pipeline = train_generator.assemble(autoencoder, train_generator.new_text_encoder(vocabulary), tokenizer, unet)
+    pipeline = train_generator.assemble(
+        autoencoder, train_generator.new_text_encoder(vocabulary), tokenizer, unet, train_generator.NOISE
+    )
     pipeline.save_pretrained(folder)
