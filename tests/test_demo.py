@@ -3,6 +3,7 @@
 import html
 import itertools
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -50,8 +51,9 @@ def root_mean_square(difference):
 
 def coarse(picture):
     """The means of equal parts of a picture of 64 pixels, taken of an enlargement that they divide."""
-    large = picture.repeat(COARSE, axis=0).repeat(COARSE, axis=1)
-    return large.reshape(COARSE, 64, COARSE, 64, 3).mean(axis=(1, 3))
+    side = math.lcm(64, COARSE)
+    large = picture.repeat(side // 64, axis=0).repeat(side // 64, axis=1)
+    return large.reshape(COARSE, side // COARSE, COARSE, side // COARSE, 3).mean(axis=(1, 3))
 
 
 def rows(lake, question):
@@ -138,6 +140,7 @@ def test_the_numbers_are_those_of_plain_numpy(audit):
     for row in rows(lake, "SELECT prompt_id, image FROM generations WHERE image IS NOT NULL"):
         made.setdefault(row["prompt_id"], []).append(np.asarray(decode(row["image"]), float) / 255)
     representatives = {row["group_id"]: row["representative"] for row in rows(lake, "SELECT * FROM duplicate_groups")}
+    coarse_of = {group: coarse(pictures[one]) for group, one in representatives.items() if pictures[one].shape == (64, 64, 3)}
     (limits,) = rows(lake, "SELECT * FROM copy_calibration")
     checked = copies = 0
     for verdict in rows(lake, "SELECT * FROM verdicts WHERE origin = 'duplicates'"):
@@ -149,8 +152,7 @@ def test_the_numbers_are_those_of_plain_numpy(audit):
         nearest = min(own, key=lambda picture: root_mean_square(image - picture))
         assert verdict["own_l2"] == pytest.approx(root_mean_square(image - nearest), abs=1e-6)
         assert verdict["extracted_own"] == (verdict["own_l2"] <= 0.15)
-        others = [pictures[one] for group, one in representatives.items() if group != verdict["group_id"]]
-        square = [coarse(picture) for picture in others if picture.shape == (64, 64, 3)]
+        square = [picture for group, picture in coarse_of.items() if group != verdict["group_id"]]
         own_coarse = root_mean_square(coarse(image) - coarse(nearest))
         assert verdict["own_coarse_l2"] == pytest.approx(own_coarse, abs=1e-5)
         if min(root_mean_square(coarse(caption_of) - picture) for picture in square) > 0.15:  # it has no twin
