@@ -93,10 +93,12 @@ class Audit:
         match, measure = lake.latest("match"), lake.latest("measure")
         self.chain = chain(lake, match)
         self.match = match
-        by_key = {row["slug"]: row for row in truth.read(name)["trained"]}
-        trained, _ = embedded.examples(name)
         samples = lake.read("samples", self.chain["ingest"].snapshot_id, ["sample_id", "url"]).to_pylist()
         self.keys = {row["sample_id"]: key_of(row["url"]) for row in samples}
+        # On a share of the corpus the model knows more pictures than the lake.
+        present = set(self.keys.values())
+        by_key = {row["slug"]: row for row in truth.read(name)["trained"] if row["slug"] in present}
+        trained = [example for example in embedded.examples(name)[0] if example.key in present]
         own = {
             row["prompt_id"]: row
             for row in lake.read("matches", match.snapshot_id).to_pylist()
