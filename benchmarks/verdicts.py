@@ -140,7 +140,8 @@ class Audit:
         pictures = np.stack([example.picture for example in self.trained]).reshape(len(self.trained), -1)
         flat = pictures.astype(np.float32) / 255
         best = np.full(len(flat), np.inf)
-        for path in self.lake.parts("generations", self.chain["generate"].snapshot_id):
+        stored = self.lake.parts("generations", self.chain["generate"].snapshot_id)
+        for path in [*stored, *self.lake.parts("regenerations", self.match.snapshot_id)]:
             made = [np.asarray(decode(row["image"])).ravel() for row in read_rows(path, ["image"]) if row["image"] is not None]
             for start in range(0, len(made), 512):
                 batch = np.stack(made[start : start + 512]).astype(np.float32) / 255
