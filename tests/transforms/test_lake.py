@@ -8,7 +8,7 @@ import pytest
 from transforms import lake as lakes
 from transforms.errors import UserError
 from transforms.lake import Lake
-from transforms.schema import TABLES
+from transforms.schema import SCHEMA_VERSION, TABLES
 
 PAIR = {"sample_id_a": "a", "sample_id_b": "b", "cosine": 0.5, "pixel_distance": None, "pixels_agree": True}
 
@@ -93,7 +93,8 @@ def test_a_write_that_fails_leaves_nothing_under_the_name(lake, monkeypatch):
 
 def test_a_lake_of_another_version(lake):
     lakes.write_bytes(lake.path("lake.json"), json.dumps({"schema_version": 99}).encode())
-    with pytest.raises(UserError, match="schema version 99, this eidetic reads version 1; use the eidetic that wrote it"):
+    reads = f"this eidetic reads version {SCHEMA_VERSION}; use the eidetic that wrote it"
+    with pytest.raises(UserError, match=f"schema version 99, {reads}"):
         lake.create()
 
 
