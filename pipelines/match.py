@@ -233,7 +233,7 @@ class Job:
         decoys = self.lake.read("decoys", self.snapshot, ["kind", "coarse_l2", "coarse_ratio"])
         row = copy_calibration_row(decoys, self.options)
         self.lake.write("copy_calibration", self.snapshot, 0, [{**self.audit, **row}])
-        return copy_limits(row)
+        return Limits.of(row)
 
     def regenerate(
         self, execution: Execution, device: DeviceOptions, limits: Limits, images: Generator | None
@@ -419,11 +419,6 @@ def build_counts(pipeline: beam.Pipeline, job: Job, targets: str | None, nearest
     if targets is not None:
         count = CountMemories(job.lake, job.snapshot, job.snapshots.ingest, targets, job.options.eidetic_delta, job.audit)
         _ = parts | "CountMemories" >> count
-
-
-def copy_limits(row: dict[str, Any]) -> Limits:
-    """The limits that a row of ``copy_calibration`` tells."""
-    return Limits(row["coarse_l2_limit"], row["coarse_ratio_limit"], row["promised_rate"], row["l2_limit"])
 
 
 def copy_calibration_row(decoys: pa.Table, options: MatchOptions) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.match import MatchOptions, calibration_rows, copy_calibration_row, copy_limits
+from pipelines.match import MatchOptions, calibration_rows, copy_calibration_row
 from tests.planted import picture
 from transforms import prompts as prompt_rows
 from transforms.generation import Filter
 from transforms.identity import sample_id, seed
 from transforms.images import encode_png, thumbnail
-from transforms.kernels.copies import GU_RATIO, blurred, is_copy
+from transforms.kernels.copies import GU_RATIO, Limits, blurred, is_copy
 from transforms.lake import Lake, Manifest, snapshot_id
 from transforms.matching import REGENERATED
 
@@ -508,7 +508,7 @@ def _write_matches(
     lake.write("decoys", snapshot, 0, [{**identity, **row} for row in decoys])
     copies = copy_calibration_row(lake.read("decoys", snapshot), options)
     lake.write("copy_calibration", snapshot, 0, [{**identity, **copies}])
-    limits = copy_limits(copies)
+    limits = Limits.of(copies)
     calibration = calibration_rows(lake.read("matches", snapshot), lake.read("prompts", generate.snapshot_id), options)
     lake.write("calibration", snapshot, 0, [{**identity, **row} for row in calibration])
     found = {

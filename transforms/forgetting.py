@@ -360,8 +360,7 @@ def copy_limits(lake: Lake, match: str) -> Limits:
     rows = lake.read("copy_calibration", match).to_pylist()
     if not rows:
         return Limits(np.inf, np.inf, None)
-    (row,) = rows
-    return Limits(row["coarse_l2_limit"], row["coarse_ratio_limit"], row["promised_rate"], row["l2_limit"])
+    return Limits.of(rows[0])
 
 
 # -- removal ----------------------------------------------------------------------------------------------------------

@@ -75,6 +75,11 @@ class Limits(NamedTuple):
     promised_rate: float | None
     l2: float = math.inf
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Limits:
+        """Those that a row of ``copy_calibration`` tells."""
+        return cls(row["coarse_l2_limit"], row["coarse_ratio_limit"], row["promised_rate"], row["l2_limit"])
+
 
 class Distances(NamedTuple):
     """Of pictures that are no copies, (c,) each: the coarse l2 to the nearest training image, and its ratio to that of the
