@@ -295,9 +295,18 @@ def test_a_control_is_forgotten_and_no_rate_moves(lake, site):
         assert old["n_controls"] - row["n_controls"] == 1 and 0 <= old["controls_called"] - row["controls_called"] <= 1
         for name in ("n_controls", "controls_called"):
             del row[name], old[name]
+    assert after["precision_curve"]
     for row, old in zip(after["precision_curve"], before["precision_curve"], strict=True):
-        assert old["n_controls"] - row["n_controls"] == 1 and 0 <= old["controls_called"] - row["controls_called"] <= 1
-        assert (row["rank"], row["group_id"], row["called"]) == (old["rank"], old["group_id"], old["called"])
+        assert old["n_held_out"] - row["n_held_out"] == 1 and 0 <= old["held_out_called"] - row["held_out_called"] <= 1
+        assert (row["rank"], row["group_id"], row["copied"]) == (old["rank"], old["group_id"], old["copied"])
+    # Its picture was a decoy as well, and its distance had a rank among the controls'.
+    for row, old in zip(after["false_positives"], before["false_positives"], strict=True):
+        gone = old.pop("pictures") - row.pop("pictures")
+        assert gone == (row["tried_on"] == "held_out") and 0 <= (old.pop("called") or 0) - (row.pop("called") or 0) <= gone
+        for name in ("rate", "upper_bound"):
+            del row[name], old[name]
+    for row in (*after["verdicts"], *before["verdicts"]):
+        del row["seen_p_value"]
     # "cost" counts the pictures of a control as well.
     same = after.keys() - {"yield", "cost", "precision_curve"}
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
@@ -459,7 +468,7 @@ def test_retention_takes_the_pictures_and_leaves_the_numbers(lake, capsys):
     assert places(lake, pictures) == set()
     after = {name: mart(lake, name) for name in measurement.MARTS}
     (cost,), (old,) = after.pop("cost"), before.pop("cost")
-    assert (cost["images_stored"], old["images_stored"]) == (0, kept) and cost["extractions"] == old["extractions"]
+    assert (cost["images_stored"], old["images_stored"]) == (0, kept) and cost["images_copied"] == old["images_copied"]
     assert after == before
     page = (Path(lake.root) / "report.html").read_text()
     assert page.count(next(report.shown_forms(report._shown(None)))) == len(before["extractions"])
