@@ -2,6 +2,8 @@
 
 from setuptools import setup
 
+ROOMS = ("kernels", "store", "models", "data", "attacks", "duplicates", "matching", "results", "forgetting")
+
 setup(
     name="eidetic",
     version="0.1.0",
@@ -9,9 +11,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # Named one by one: the folders are what workers import, and nothing else may come along by accident.
-    packages=["pipelines", "transforms", "transforms.duplicates", "transforms.kernels", "sql", "demo"],
+    packages=["pipelines", "transforms", *(f"transforms.{room}" for room in ROOMS), "sql", "demo"],
     package_data={
-        "transforms": ["*.j2", "*.css", "*.js"],
+        "transforms.results": ["*.j2", "*.css", "*.js"],
         "sql": ["*/*.sql", "*/*.toml", "*.toml"],
         "demo": ["*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
     },

@@ -14,9 +14,9 @@ import tempfile
 import time
 
 from benchmarks.results import Row, write
-from transforms.generators import DiffusersGenerator
-from transforms.identity import seed
-from transforms.lake import Lake
+from transforms.models.diffusion import DiffusersGenerator
+from transforms.store.identity import seed
+from transforms.store.lake import Lake
 
 
 def timed(*words: str) -> float:

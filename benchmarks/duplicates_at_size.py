@@ -32,12 +32,14 @@ from benchmarks import vectors as made
 from benchmarks.results import Row, write
 from pipelines import deduplicate
 from pipelines.deduplicate import DeduplicateOptions
-from pipelines.stage import Execution
-from transforms.duplicates.check import MOST_SAMPLED, QUERIES, crowds_of, digests_of
+from pipelines.execution import Execution
+from pipelines.options import Parsed
+from transforms.duplicates.check import MOST_SAMPLED, QUERIES, digests_of, exact_sets_of
 from transforms.duplicates.job import SWEEP_DEPTH, keys_of, matrix
 from transforms.duplicates.search import chosen_by, pairs_of_queries
 from transforms.kernels import cells, groups
-from transforms.lake import Lake, read_parquet, write_parquet
+from transforms.store.files import read_parquet, write_parquet
+from transforms.store.lake import Lake
 
 SIZE = 200_000
 TRIED = 20_000
@@ -184,7 +186,7 @@ def at_200_000(name: str, vectors: np.ndarray, threshold: float) -> list[Row]:
 
 def verb(root: str) -> dict[str, Any]:
     """``eidetic deduplicate`` over the newest vectors of a lake."""
-    manifest = deduplicate.run(Execution(Lake(root), []), DeduplicateOptions())
+    manifest = deduplicate.STAGE.run(Execution(Lake(root), []), Parsed.of(DeduplicateOptions()))
     return {"pairs": manifest.facts["pairs"], "rows": manifest.rows, "recall": manifest.facts["recall"]}
 
 
@@ -202,16 +204,16 @@ def plain_loop(root: str) -> dict[str, Any]:
     norms = np.einsum("nd,nd->n", vectors, vectors)
     assert np.abs(norms - 1).max() < 1e-4 and len(set(ids)) == len(ids)
     key = keys_of(ids)
-    _, crowd_keys, _ = crowds_of(key, digests_of(vectors), np.zeros(len(key), np.int8))
-    assert len(crowd_keys) == 0, "no crowds are planted"
+    _, canonical_keys, _ = exact_sets_of(key, digests_of(vectors), np.zeros(len(key), np.int8))
+    assert len(canonical_keys) == 0, "no crowds are planted"
     found = search(vectors, DeduplicateOptions().duplicate_threshold, DeduplicateOptions().recall, SWEEP_DEPTH)
     names = pa.array(ids)
     pairs = {"a": names.take(pa.array(found.i)), "b": names.take(pa.array(found.j)), "cosine": found.cosine}
     write_parquet(f"{root}/plain/pairs.parquet", pa.table(pairs))
     forest = groups.spanning_forest_of_rows(len(vectors), groups.Edges(*found))
     none = np.empty(0, np.int64)
-    together = groups.groups_of(forest, groups.Crowds(none, none))
-    groups.sizes_by_threshold(forest, groups.Crowds(none, none), np.arange(0.9, 1, 0.01))
+    together = groups.groups_of(forest, groups.ExactSets(none, none))
+    groups.sizes_by_threshold(forest, groups.ExactSets(none, none), np.arange(0.9, 1, 0.01))
     order = together.node[np.argsort(together.label, kind="stable")]
     starts = np.cumsum(together.size) - together.size
     told = groups.group_statistics(vectors[order], starts, np.ones(len(order), np.int64), 0.9)

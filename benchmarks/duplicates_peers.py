@@ -38,12 +38,12 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.results import Row, write
 from demo.corpus import DRAWING_SIZE, draw, logos
-from transforms.clip import ClipModel
-from transforms.images import decode, thumbnail
 from transforms.kernels.cells import Block, pairs_in_cells, principal_basis, sketch
 from transforms.kernels.neighbours import Pairs
 from transforms.kernels.thumbnails import joined
-from transforms.kernels.verification import PIXEL_DISTANCE, Prepared, align, prepare
+from transforms.kernels.verification import PIXEL_DISTANCE, Preparation, align, prepare
+from transforms.models.clip import ClipModel
+from transforms.store.pictures import decode, thumbnail
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "demo" / "models" / "clip"
@@ -422,7 +422,7 @@ def pixel_distances(pictures: list[Image.Image], i: np.ndarray, j: np.ndarray) -
 
 
 _pictures: list[Image.Image] = []
-_prepared: dict[int, Prepared] = {}
+_prepared: dict[int, Preparation] = {}
 
 
 def _start_worker(pictures: list[Image.Image]) -> None:

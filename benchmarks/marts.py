@@ -32,16 +32,17 @@ import pandas as pd
 from benchmarks.duplicates_at_size import peak_memory
 from benchmarks.marts_in_pandas import PandasMarts
 from benchmarks.results import Row, write
-from transforms import measurement
-from transforms.lake import Lake, Manifest, snapshot_id
-from transforms.schema import TABLES
+from transforms.results import marts
+from transforms.store import scan
+from transforms.store.lake import Lake, Manifest, snapshot_id
+from transforms.store.schema import TABLES
 
 SMALL, LARGE = 1_000_000, 10_000_000
 PER_PROMPT = 5
 CONTROLS = 1000
 DELTA, THRESHOLD = 0.15, 0.6
 COARSE_L2, COARSE_RATIO = 0.15, 0.5
-"""Limits of a copy."""
+"""CopyLimits of a copy."""
 JOINS = {"same_joins": "", "in_pandas": "pandas", "in_pandas_on_arrow": "pandas on Arrow's types"}
 COMPARED = ("verdicts", "extraction_rate", "extractions")
 
@@ -213,17 +214,17 @@ def make_lake(root: str, generations: int) -> Manifest:
     return manifest
 
 
-def marts(root: str) -> dict[str, Any]:
+def all_marts(root: str) -> dict[str, Any]:
     """All marts and checks of the audit, as ``eidetic measure`` makes them."""
     lake = Lake(root)
-    return {"rows": measurement.run(lake, lake.latest("match"), "measured")}
+    return {"rows": marts.run(lake, lake.latest("match"), "measured")}
 
 
 def same_joins(root: str) -> dict[str, Any]:
     """The steps up to ``extractions``, without writing anything: what pandas does beside it."""
     lake = Lake(root)
-    with measurement.connect() as connection:
-        measurement.make(connection, lake, lake.latest("match"), last="marts/extractions")
+    with scan.connect() as connection:
+        marts.make(connection, lake, lake.latest("match"), last="marts/extractions")
         return {"rows": {name: connection.table(name).count("*").fetchall()[0][0] for name in COMPARED}}
 
 
@@ -243,8 +244,8 @@ def in_pandas_on_arrow(root: str) -> dict[str, Any]:
 def check_same(root: str, made: dict[str, pd.DataFrame]) -> None:
     """AssertionError unless DuckDB's marts hold these rows, value for value, in this order."""
     lake = Lake(root)
-    with measurement.connect() as connection:
-        measurement.make(connection, lake, lake.latest("match"), last="marts/extractions")
+    with scan.connect() as connection:
+        marts.make(connection, lake, lake.latest("match"), last="marts/extractions")
         for name, frame in made.items():
             ours = connection.table(name).df()
             theirs = ours[["dimension", "bucket"]].merge(frame) if name == "extraction_rate" else frame
@@ -280,7 +281,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.work:
         # What is imported on first use is no part of the joins.
-        measurement.exact_interval([1], [2], [1.0])
+        scan.exact_interval([1], [2], [1.0])
         pd.read_parquet(Lake(given.lake).every_part("audits")[0])
         begun = time.monotonic()
         result = WORK[given.work](given.lake)

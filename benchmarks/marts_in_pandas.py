@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from transforms.kernels.rates import wilson_interval
-from transforms.lake import Lake
-from transforms.measurement import exact_interval, slice_interval_of
-from transforms.schema import TABLES
+from transforms.store.lake import Lake
+from transforms.store.scan import exact_interval, slice_interval_of
+from transforms.store.schema import TABLES
 
 DOMAIN = r"^[a-z][a-z0-9+.-]*://(?:[^/?#]*@)?(?:www\.)?(?P<domain>[^/?#:]+)"
 CELL = ["bucket", "bucket_order", "stratum", "inclusion_probability"]

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.results import Row, write
 from tests.browser import opened
 from tests.hostile import hostile_lake
-from transforms import measurement, report
+from transforms.results import marts, report
 
 EXTRACTIONS = 5000
 LOOKS = 5
@@ -40,7 +40,7 @@ def seconds_to_open(path: Path) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         fake = hostile_lake(f"{folder}/lake", EXTRACTIONS, draw=noise)
-        measurement.run(fake.lake, fake.match, "measured")
+        marts.run(fake.lake, fake.match, "measured")
         page = Path(folder) / "report.html"
         page.write_bytes(report.render(fake.lake, fake.match, "measured", 1000))
         size = page.stat().st_size

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from transforms.clip import ClipModel
-from transforms.lake import Lake, Manifest, snapshot_id
+from transforms.models.clip import ClipModel
+from transforms.store.lake import Lake, Manifest, snapshot_id
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "demo" / "models" / "clip"

@@ -28,12 +28,14 @@ from benchmarks.results import Row, write
 from demo import embedded, photographs, truth
 from demo.corpus import Example
 from demo.serve import serving
-from transforms.images import decode
 from transforms.kernels.copies import Distances, is_copy, limits
 from transforms.kernels.distances import l2
 from transforms.kernels.rates import clopper_pearson_interval
-from transforms.lake import Lake, read_rows
-from transforms.measurement import chain, read_mart
+from transforms.results.marts import read_mart
+from transforms.store.files import read_rows
+from transforms.store.lake import Lake
+from transforms.store.lineage import chain
+from transforms.store.pictures import decode
 
 PORT = 18_431
 SEED = 20_261_127

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from demo.corpus import REPEAT_KINDS, split
-from transforms.clip import read_vectors
 from transforms.kernels.groups import connected_components
-from transforms.lake import Lake, part_number
+from transforms.models.clip import read_vectors
+from transforms.store.lake import Lake, part_number
 
 THRESHOLDS = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
 

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from demo import truth
 from demo.corpus import Example, stable_number
 from demo.embedded import NAMES, examples
-from transforms.generators import DiffusersGenerator
+from transforms.models.diffusion import DiffusersGenerator
 
 SHOWN = (1, 4, 16, 64, 128)
 """Copies of which generated and trained logos are shown by ``--out``."""

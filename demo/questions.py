@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.query import answer, as_table
-from transforms.lake import Lake
+from transforms.store.lake import Lake
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "sql.md"
 

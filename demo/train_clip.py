@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from transforms.images import decode
-from transforms.lake import Lake
+from transforms.store.lake import Lake
+from transforms.store.pictures import decode
 
 SIZE = 64
 """Side of the pictures that the model sees, in pixels."""

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from demo.corpus import MODEL_SIZE, Example
-from transforms.images import decode
 from transforms.kernels.distances import resize_shorter_side
-from transforms.lake import Lake
+from transforms.store.lake import Lake
+from transforms.store.pictures import decode
 
 
 def load_rows(lake: str, role: str) -> tuple[list[str], torch.Tensor]:

@@ -19,15 +19,16 @@ from typing import Any
 
 from pipelines.device import DeviceOptions
 from pipelines.generate import generator_again
-from pipelines.options import CommonOptions, option, parse
+from pipelines.options import CommonOptions, Options, option, parse
 from pipelines.query import printable
 from transforms.errors import UserError
-from transforms.lake import Lake, Manifest, open_parquet
-from transforms.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
+from transforms.store.files import open_parquet
+from transforms.store.lake import Lake, Manifest
+from transforms.store.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
 
 
 @dataclasses.dataclass(frozen=True)
-class AgainOptions:
+class AgainOptions(Options):
     """The generation: which one, and what makes it."""
 
     prompt_id: str = option("", "the prompt's id, as in the tables")
@@ -46,8 +47,8 @@ def run(lake: Lake, options: AgainOptions, device: str) -> str:
     """
     import numpy as np
 
-    from transforms.images import decode, encode_png
     from transforms.kernels.distances import l2
+    from transforms.store.pictures import decode, encode_png
 
     folder = os.path.dirname(options.out) or "."
     if not os.path.isdir(folder):

@@ -16,87 +16,75 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from pipelines import deduplicate, embed, generate, ingest, match, measure
-from pipelines.device import DeviceOptions
-from pipelines.options import CommonOptions, Parsed, option, parse
-from pipelines.stage import Execution, Stage
-from transforms.lake import Lake
+from pipelines import measure
+from pipelines.execution import Execution
+from pipelines.options import CommonOptions, Options, Parsed, option, parse
+from pipelines.stages import Planned, execution_of, options_of, stages
+from transforms.store.lake import Lake, Manifest
 
 
 @dataclasses.dataclass(frozen=True)
-class AuditOptions:
+class AuditOptions(Options):
     """The audit as a whole."""
 
     plan: bool = option(False, "print what would run and run nothing")
 
 
-OPTIONS = (
-    CommonOptions,
-    AuditOptions,
-    ingest.IngestOptions,
-    embed.EmbedOptions,
-    deduplicate.DeduplicateOptions,
-    generate.GenerateOptions,
-    match.MatchOptions,
-    measure.MeasureOptions,
-    DeviceOptions,
-)
+def options() -> tuple[type, ...]:
+    """The option dataclasses of an audit: those of all stages."""
+    return CommonOptions, AuditOptions, *options_of(stages())
 
 
-def plan(lake: Lake, parsed: Parsed) -> list[Stage]:
+def plan(lake: Lake, parsed: Parsed) -> list[Planned]:
     """Every stage in order, as it would run. Ids are known before anything runs: they name the question."""
-    device = parsed[DeviceOptions]
-    taken = ingest.stage(lake, parsed[ingest.IngestOptions])
-    embedded = embed.stage(lake, parsed[embed.EmbedOptions], device, taken.snapshot_id)
-    grouped = deduplicate.stage(lake, parsed[deduplicate.DeduplicateOptions], embedded.snapshot_id)
-    options = parsed[generate.GenerateOptions]
-    made = generate.stage(lake, options, grouped.snapshot_id, generate.generator(options, device.resolved()))
-    matched = match.stage(lake, parsed[match.MatchOptions], made.snapshot_id)
-    measured = measure.stage(lake, parsed[measure.MeasureOptions], matched.snapshot_id)
-    return [taken, embedded, grouped, made, matched, measured]
+    planned: dict[str, Planned] = {}
+    for stage in stages():
+        upstream = None if stage.upstream is None else planned[stage.upstream].snapshot_id
+        planned[stage.name] = stage.plan(lake, parsed, upstream)
+    return list(planned.values())
 
 
-def describe(lake: Lake, stages: Sequence[Stage]) -> str:
+def describe(lake: Lake, plans: Sequence[Planned]) -> str:
     """The plan as a table."""
     lines = [f"{'stage':<12} {'snapshot':<16}  {'state':<9} items"]
-    for stage in stages:
-        complete = lake.manifest(stage.name, stage.snapshot_id) is not None
-        items = "known when the stages before it are complete" if stage.items is None else f"{stage.items:,} {stage.unit}"
-        if stage.seconds_per_item is not None and stage.items is not None and not complete:
-            items += f", about {stage.items * stage.seconds_per_item:,.0f} s of device time"
-        elif stage.name == "generate" and not complete:
+    for one in plans:
+        complete = lake.manifest(one.stage, one.snapshot_id) is not None
+        items = "known when the stages before it are complete" if one.items is None else f"{one.items:,} {one.unit}"
+        seconds = None if complete else one.estimate()
+        if seconds is not None and one.items is not None:
+            items += f", about {one.items * seconds:,.0f} s of device time"
+        elif one.stage == "generate" and not complete:
             items += ", device time unknown before a first audit of this model (or name --seconds_per_image)"
-        lines.append(f"{stage.name:<12} {stage.snapshot_id}  {'complete' if complete else 'to do':<9} {items}")
+        lines.append(f"{one.stage:<12} {one.snapshot_id}  {'complete' if complete else 'to do':<9} {items}")
     return "\n".join(lines)
 
 
-def run(execution: Execution, parsed: Parsed) -> None:
-    """Runs what is missing and prints the summary."""
-    device = parsed[DeviceOptions]
-    # What can be wrong with the model is found before hours of download, not after.
-    images = generate.generator(parsed[generate.GenerateOptions], device.resolved())
-    images.revision()
-    taken = ingest.run(execution, parsed[ingest.IngestOptions])
-    embedded = embed.run(execution, parsed[embed.EmbedOptions], device, taken)
-    grouped = deduplicate.run(execution, parsed[deduplicate.DeduplicateOptions], embedded)
-    made = generate.run(execution, parsed[generate.GenerateOptions], device, grouped)
-    matched = match.run(execution, parsed[match.MatchOptions], device, made, images)
-    measured = measure.run(execution, parsed[measure.MeasureOptions], matched)
-    print(measure.summary(execution.lake, measured))
+def run(execution: Execution, parsed: Parsed, done: dict[str, Manifest] | None = None) -> dict[str, Manifest]:
+    """Runs the stages that are missing, after those that are ``done`` already; stage → manifest of all of them.
+
+    Raises:
+        UserError: before anything runs, where one of the stages can't.
+    """
+    found = dict(done or {})
+    left = [stage for stage in stages() if stage.name not in found]
+    for stage in left:
+        stage.check(parsed)
+    for stage in left:
+        found[stage.name] = stage.run(execution, parsed, None if stage.upstream is None else found[stage.upstream])
+    return found
 
 
 def main(argv: Sequence[str]) -> None:
-    run_parsed(parse(argv, "audit", __doc__, OPTIONS))
+    run_parsed(parse(argv, "audit", __doc__, options()))
 
 
 def run_parsed(parsed: Parsed) -> None:
     """The audit of an understood command line."""
-    common = parsed[CommonOptions]
-    lake = Lake(common.lake)
+    execution = execution_of(parsed)
     if parsed[AuditOptions].plan:
-        print(describe(lake, plan(lake, parsed)))
+        print(describe(execution.lake, plan(execution.lake, parsed)))
         return
-    run(Execution(lake, parsed.beam, common.verbose), parsed)
+    print(measure.summary(execution.lake, run(execution, parsed)["measure"]))
 
 
 if __name__ == "__main__":

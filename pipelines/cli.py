@@ -10,24 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from pipelines.stage import TemplateWritten
-from transforms.errors import UserError
+from pipelines.stages import OTHER_VERBS, STAGES
+from transforms.errors import TemplateWritten, UserError
 
-VERBS = {
-    "ingest": "metadata → samples, images",
-    "embed": "images → embeddings",
-    "deduplicate": "embeddings → duplicate_pairs, duplicate_groups",
-    "generate": "groups → prompts, generations, cliques",
-    "match": "generations → matches, decoys, regenerations, calibration, copy_calibration, eidetic_counts, audits",
-    "measure": "all tables → marts, audit.duckdb, report",
-    "audit": "all of the above, in order",
-    "nightly": "the audit of one night: only what is new, compared with the night before",
-    "history": "prints the nights, one a line",
-    "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
-    "again": "makes one generation of an audit again, as a PNG",
-    "forget": "takes pictures out of the lake, keeps them out, and proves it",
-    "demo": "serves the embedded corpus on loopback and audits the embedded model",
-}
+
+def verbs() -> dict[str, str]:
+    """Verb → what the overview says of it."""
+    return STAGES | OTHER_VERBS
 
 
 def run_verb(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
@@ -49,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print("usage: eidetic <verb> [options] [Beam options]\n\nverbs:")
-        for verb, text in VERBS.items():
+        for verb, text in verbs().items():
             print(f"  {verb:<12} {text}")
         print("\n'eidetic <verb> --help' says what a verb reads and writes, with a command that can be pasted.")
         return 0
-    if words[0] not in VERBS:
-        print(f"eidetic: unknown verb {words[0]!r}; expected one of {', '.join(VERBS)}", file=sys.stderr)
+    if words[0] not in verbs():
+        print(f"eidetic: unknown verb {words[0]!r}; expected one of {', '.join(verbs())}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"pipelines.{words[0]}")
     return run_verb(module.main, words[1:])

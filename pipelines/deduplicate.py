@@ -25,12 +25,13 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines.options import CommonOptions, option, parameters, parse
-from pipelines.stage import Execution, Progress, Stage, say
+from pipelines.execution import Execution, Progress, say
+from pipelines.options import Options, Parsed, option, parameters
+from pipelines.stages import Planned, Stage
 from transforms.duplicates import (
     Block,
     FindDuplicates,
-    Job,
+    Search,
     blocks,
     compared,
     contained,
@@ -39,42 +40,39 @@ from transforms.duplicates import (
     to_compare,
     training_keys,
 )
-from transforms.errors import UserError
-from transforms.keep_list import RULES, write_keep_list
-from transforms.lake import Lake, Manifest
+from transforms.duplicates.keep_list import RULES, write_keep_list
+from transforms.store.lake import Lake, Manifest
 
 
 @dataclasses.dataclass(frozen=True)
-class DeduplicateOptions:
+class DeduplicateOptions(Options):
     """Near-duplicates."""
 
-    duplicate_threshold: float = option(0.9, "two training images with a cosine over this are duplicates")
-    thumbnail_share: float = option(0.0, "of an 8 x 8 thumbnail in the cosine, beside CLIP; 0: CLIP alone, as in the paper")
-    recall: float = option(0.99, "share of the pairs that must be found; what all pairs are not compared for is chosen by it")
-    exact_up_to: int = option(50_000, "with so many vectors or fewer all pairs are compared")
+    duplicate_threshold: float = option(0.9, "two training images with a cosine over this are duplicates", least=-1, under=1)
+    thumbnail_share: float = option(
+        0.0, "of an 8 x 8 thumbnail in the cosine, beside CLIP; 0: CLIP alone, as in the paper", least=0, most=1
+    )
+    recall: float = option(
+        0.99,
+        "share of the pairs that must be found; with more vectors than --exact_up_to the cells are chosen by it",
+        over=0,
+        under=1,
+    )
+    exact_up_to: int = option(50_000, "with so many vectors or fewer all pairs are compared", least=0)
     linkage: str = option("single", "a group is what hangs together (single), or what all are pairs in (complete)",
                           choices=("single", "complete"))  # fmt: skip
     keep_one: str = option("highest_resolution", "which image of a group keep_list keeps", choices=RULES)
-    pixel_band: float = option(0.1, "pairs with a cosine up to so much over the threshold are looked at; 0: none is")
-    pixel_distance: float = option(0.08, "aligned tiled l2 of two pictures up to which their pixels agree, 0 to 1")
+    pixel_band: float = option(0.1, "pairs with a cosine up to so much over the threshold are looked at; 0: none is", least=0)
+    pixel_distance: float = option(0.08, "aligned tiled l2 of two pictures up to which their pixels agree, 0 to 1", least=0)
     pixels_decide: bool = option(
         True, "pairs whose pixels disagree join no group; with --no_pixels_decide CLIP alone decides, as in the paper"
     )
-    most_pairs: int = option(1000, "pairs of one image, in one comparison of two blocks, that get a row, the nearest first")
-    block_rows: int = option(100_000, "vectors in a block; a worker holds two blocks at once")
+    most_pairs: int = option(
+        1000, "pairs of one image, in one comparison of two blocks, that get a row, the nearest first", least=1
+    )
+    block_rows: int = option(100_000, "vectors in a block; a worker holds two blocks at once", least=1)
     incremental: bool = option(True, "build on an earlier run over some of the same vectors; --no_incremental: start anew")
     duplicate_seed: int = option(0, "of the quantiser's training and of what is sampled")
-
-    def __post_init__(self) -> None:
-        if not -1 <= self.duplicate_threshold < 1:
-            raise UserError(f"--duplicate_threshold is {self.duplicate_threshold}, expected a cosine: -1 to under 1")
-        if not 0 <= self.thumbnail_share <= 1:
-            raise UserError(f"--thumbnail_share is {self.thumbnail_share}, expected a share: 0 (CLIP alone) to 1")
-        if not 0 < self.recall < 1:
-            raise UserError(f"--recall is {self.recall}, expected a share: over 0 to under 1 (all pairs: raise --exact_up_to)")
-        for name, least in (("exact_up_to", 0), ("pixel_band", 0), ("pixel_distance", 0), ("most_pairs", 1), ("block_rows", 1)):
-            if not getattr(self, name) >= least:
-                raise UserError(f"--{name} is {getattr(self, name)}, expected {least} or more")
 
 
 WHO_IS_A_DUPLICATE = ("duplicate_threshold", "thumbnail_share", "linkage", "pixels_decide", "pixel_distance")
@@ -84,30 +82,30 @@ NOT_OF_THE_SEARCH = ("keep_one",)
 """Options that a run may build on another for that has them otherwise."""
 
 
-def stage(lake: Lake, options: DeduplicateOptions, embed: Manifest | str) -> Stage:
-    """What ``deduplicate`` would make of the vectors of ``embed`` (its manifest, or its id where it hasn't run yet)."""
-    vectors = lake.manifest("embed", embed) if isinstance(embed, str) else embed
+def plan(lake: Lake, parsed: Parsed, embed: str | None) -> Planned:
+    """What ``deduplicate`` would make of the vectors of ``embed``."""
+    assert embed is not None, "it has an upstream"
+    options: DeduplicateOptions = parsed[DeduplicateOptions]
+    vectors = lake.manifest("embed", embed)
     # block_rows changes no row, but it numbers the parts, which a restarted run must find under their numbers.
-    given, upstream = parameters(options), {"embed": embed if isinstance(embed, str) else embed.snapshot_id}
-    done = [
-        one for one in lake.manifests("deduplicate") if one.parameters == given and one.upstream["embed"] == upstream["embed"]
-    ]
+    given, upstream = parameters(options), {"embed": embed}
+    done = [one for one in lake.manifests("deduplicate") if one.parameters == given and one.upstream["embed"] == embed]
     if done:
         upstream = done[-1].upstream
     elif vectors is not None and options.incremental:
-        earlier = night_before(lake, options, vectors)
+        earlier = base_run(lake, options, vectors)
         # What was found depends on the cells, and so on the night whose cells these are.
         upstream |= {"deduplicate": earlier.snapshot_id} if earlier else {}
-    return Stage(
-        name="deduplicate",
+    return Planned(
+        stage="deduplicate",
         parameters=given,
         upstream=upstream,
-        items=None if vectors is None else vectors.rows["embeddings"],
         unit="vectors",
+        count=lambda: None if vectors is None else vectors.rows["embeddings"],
     )
 
 
-def night_before(lake: Lake, options: DeduplicateOptions, embed: Manifest) -> Manifest | None:
+def base_run(lake: Lake, options: DeduplicateOptions, embed: Manifest) -> Manifest | None:
     """The newest run with the same options over some of the same images under the same model, to build on."""
     wanted, keys = parameters(options, NOT_OF_THE_SEARCH), None
     for earlier in reversed(lake.manifests("deduplicate")):
@@ -129,12 +127,12 @@ def build(pipeline: beam.Pipeline, work: Sequence[Block], transform: FindDuplica
     _ = pipeline | "Blocks" >> beam.Create(list(work)) | "FindDuplicates" >> transform
 
 
-def search(lake: Lake, options: DeduplicateOptions, embed: Manifest, planned: Stage) -> Job:
+def search(lake: Lake, options: DeduplicateOptions, embed: Manifest, planned: Planned) -> Search:
     """The search that makes ``planned``."""
     ingest = embed.upstream["ingest"]
     base = planned.upstream.get("deduplicate")
     earlier = None if base is None else lake.manifest("deduplicate", base)
-    return Job(
+    return Search(
         lake=lake,
         embed_snapshot=embed.snapshot_id,
         snapshot=planned.snapshot_id,
@@ -156,31 +154,29 @@ def search(lake: Lake, options: DeduplicateOptions, embed: Manifest, planned: St
     )
 
 
-def run(execution: Execution, options: DeduplicateOptions, embed: Manifest | None = None) -> Manifest:
-    """Runs the stage on the newest vectors, or on those of ``embed``."""
-    lake = execution.lake
-    vectors = embed or lake.latest("embed")
-
-    def work(planned: Stage) -> dict[str, Any]:
-        job = search(lake, options, vectors, planned)
-        to_do = blocks(job)
-        if to_do:
-            transform = FindDuplicates(job)
-            progress = Progress("deduplicate", lambda: compared(job), lambda: to_compare(job), "comparisons")
-            execution.run(lambda pipeline: build(pipeline, to_do, transform), progress)
-        found = facts(job)
-        if found:
-            kept = write_keep_list(lake, vectors.upstream["ingest"], planned.snapshot_id, options.keep_one)
-            found["share_removed"] = 1 - kept / found["vectors"]
-            say(told(found, options))
-        return found
-
-    manifest = execution.stage(stage(lake, options, vectors), work)
-    tidy(search(lake, options, vectors, stage(lake, options, vectors)))
-    return manifest
+def work(execution: Execution, parsed: Parsed, planned: Planned, vectors: Manifest | None) -> dict[str, Any]:
+    """Searches, groups, and writes the list of what to keep."""
+    assert vectors is not None, "it has an upstream"
+    lake, options = execution.lake, parsed[DeduplicateOptions]
+    job = search(lake, options, vectors, planned)
+    to_do = blocks(job)
+    if to_do:
+        transform = FindDuplicates(job)
+        progress = Progress("deduplicate", lambda: compared(job), lambda: to_compare(job), "comparisons")
+        execution.run(lambda pipeline: build(pipeline, to_do, transform), progress)
+    found = facts(job)
+    if found:
+        kept = write_keep_list(lake, vectors.upstream["ingest"], planned.snapshot_id, options.keep_one)
+        found["share_removed"] = 1 - kept / found["vectors"]
+        say(summary(found, options))
+    return found
 
 
-def told(found: dict[str, Any], options: DeduplicateOptions) -> str:
+def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
+    tidy(execution.lake, manifest.snapshot_id)
+
+
+def summary(found: dict[str, Any], options: DeduplicateOptions) -> str:
     """One line about a search, for the terminal; with a second one where it lost more than was asked for."""
     how = "all pairs compared"
     if found["method"] == "cells":
@@ -206,10 +202,16 @@ def told(found: dict[str, Any], options: DeduplicateOptions) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> None:
-    parsed = parse(argv, "deduplicate", __doc__, (CommonOptions, DeduplicateOptions))
-    common = parsed[CommonOptions]
-    run(Execution(Lake(common.lake), parsed.beam, common.verbose), parsed[DeduplicateOptions])
+STAGE = Stage(
+    name="deduplicate",
+    description=__doc__,
+    upstream="embed",
+    options=(DeduplicateOptions,),
+    plan=plan,
+    work=work,
+    finish=finish,
+)
+main = STAGE.main
 
 
 if __name__ == "__main__":

@@ -19,22 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines import audit
-from pipelines.options import option, parse
-from pipelines.stage import say
-from transforms.errors import UserError
+from pipelines.execution import say
+from pipelines.options import Options, option, parse
 
 
 @dataclasses.dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(Options):
     """The embedded default: corpus and server."""
 
     site: str = option("build/demo_site", "where the corpus is written that is served")
     port: int = option(18181, "of the server on 127.0.0.1; part of the URLs, and so of every sample's identity")
-    scale: float = option(1.0, "share of the corpus, over 0 to 1: for quick looks and tests")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale <= 1:
-            raise UserError(f"--scale is {self.scale}, expected over 0, up to 1")
+    scale: float = option(1.0, "share of the corpus, over 0 to 1: for quick looks and tests", over=0, most=1)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
             f"--model={models}/generator",
             f"--clip_model={models}/clip",
         ]
-        parsed = parse([*places, *words], "demo", __doc__, (DemoOptions, *audit.OPTIONS))
+        parsed = parse([*places, *words], "demo", __doc__, (DemoOptions, *audit.options()))
         options = parsed[DemoOptions]
         root = Path(options.site)
         say(f"corpus       {root}, served at http://127.0.0.1:{options.port}")

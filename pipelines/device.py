@@ -8,12 +8,12 @@ import os
 import re
 import sys
 
-from pipelines.options import option
+from pipelines.options import Options, option
 from transforms.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceOptions:
+class DeviceOptions(Options):
     """Device: where the models run."""
 
     device: str = option("auto", "auto (a GPU if this machine has one), cpu, cuda, or one of several such as cuda:1")
@@ -23,6 +23,7 @@ class DeviceOptions:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UserError(f"--device is {self.device!r}, expected auto, cpu, cuda or one such as cuda:1")
 

@@ -14,7 +14,6 @@ same snapshot may be finished with another one.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -23,26 +22,28 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.device import DeviceOptions
-from pipelines.options import CommonOptions, option, parse
-from pipelines.stage import Execution, Progress, Stage
-from transforms.clip import ClipModel
+from pipelines.execution import Execution, Progress
+from pipelines.options import Options, Parsed, option
+from pipelines.stages import Planned, Stage
 from transforms.errors import UserError
-from transforms.lake import Lake, Manifest, count_rows
+from transforms.models.clip import ClipModel
+from transforms.store.files import count_rows
+from transforms.store.lake import Lake, Manifest
+from transforms.store.scan import ask
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbedOptions:
+class EmbedOptions(Options):
     """Embedding: the CLIP model."""
 
     clip_model: str = option("ViT-B-32", "open_clip's name of a model, hf-hub:owner/name, or a folder in its format")
     clip_pretrained: str = option(
         "laion2b_s34b_b79k", "tag or local file of the weights; a folder and hf-hub: bring their own, and ignore this"
     )
-    clip_batch_size: int = option(64, "pictures that go through CLIP at once")
+    clip_batch_size: int = option(64, "pictures that go through CLIP at once", least=1)
 
     def __post_init__(self) -> None:
-        if self.clip_batch_size < 1:
-            raise UserError(f"--clip_batch_size is {self.clip_batch_size}, expected 1 or more")
+        super().__post_init__()
         if not self.clip_model:
             raise UserError("--clip_model is empty; name a model of open_clip or a folder")
 
@@ -51,22 +52,27 @@ class EmbedOptions:
         return ClipModel(name=self.clip_model, pretrained=self.clip_pretrained, device=device, batch_size=self.clip_batch_size)
 
 
-def stage(lake: Lake, options: EmbedOptions, device: DeviceOptions, ingest: Manifest | str) -> Stage:
-    """What ``embed`` would make of the images of ``ingest`` (its manifest, or its id where it hasn't run yet)."""
-    model, pretrained = options.model("cpu").identity()
-    done = lake.manifest("ingest", ingest) if isinstance(ingest, str) else ingest
+def plan(lake: Lake, parsed: Parsed, ingest: str | None) -> Planned:
+    """What ``embed`` would make of the images of ``ingest``."""
+    assert ingest is not None, "it has an upstream"
+    model, pretrained = parsed[EmbedOptions].model("cpu").identity()
     parameters = {"clip_model": model, "clip_pretrained": pretrained}
-    return Stage(
-        name="embed",
+
+    def images() -> int | None:
+        done = lake.manifest("ingest", ingest)
+        return None if done is None else done.rows["images"]
+
+    return Planned(
+        stage="embed",
         parameters=parameters,
-        upstream={"ingest": ingest if isinstance(ingest, str) else ingest.snapshot_id},
-        items=None if done is None else done.rows["images"],
+        upstream={"ingest": ingest},
         unit="images",
-        seconds_per_item=seconds_per_image(lake, parameters),
+        count=images,
+        estimate=lambda: seconds_per_image(lake, parameters),
     )
 
 
-def before(lake: Lake, planned: Stage, images: Manifest) -> Manifest | None:
+def base_run(lake: Lake, planned: Planned, images: Manifest) -> Manifest | None:
     """The vectors, by the same model, of what the images lie over."""
     done = {one.upstream["ingest"]: one for one in lake.manifests("embed") if one.parameters == planned.parameters}
     earlier: Manifest | None = images
@@ -91,45 +97,43 @@ def build(pipeline: beam.Pipeline, numbers: Sequence[int], transform: beam.PTran
     _ = pipeline | "Parts" >> beam.Create(list(numbers)) | "EmbedImages" >> transform
 
 
-def run(execution: Execution, options: EmbedOptions, device: DeviceOptions, ingest: Manifest | None = None) -> Manifest:
-    """Runs the stage on the newest images, or on those of ``ingest``."""
-    lake = execution.lake
-    images = ingest or lake.latest("ingest")
+def work(execution: Execution, parsed: Parsed, planned: Planned, images: Manifest | None) -> dict[str, Any]:
+    """Embeds the parts of ``images`` that no night before has."""
+    assert images is not None, "it has an upstream"
+    lake, options, device = execution.lake, parsed[EmbedOptions], parsed[DeviceOptions]
+    # Here, since Beam's RunInference imports torch, which takes seconds.
+    from transforms.data.embedding import EmbedImages, OpenClipHandler
 
-    def work(planned: Stage) -> dict[str, Any]:
-        # Here, since Beam's RunInference imports torch, which takes seconds.
-        from transforms.embedding import EmbedImages, OpenClipHandler
-
-        base = before(lake, planned, images)
-        now, earlier = lake.paths("images", images.snapshot_id), {}
-        if base is not None:
-            lake.lay_over("embeddings", planned.snapshot_id, base.snapshot_id)
-            earlier = lake.paths("images", base.upstream["ingest"])
-        # Of the parts that both have, none need be embedded again.
-        numbers = [number for number, path in now.items() if earlier.get(number) != path]
-        clip = options.model(device.resolved())
-        if numbers:
-            transform = EmbedImages(OpenClipHandler(clip, lake, images.snapshot_id), planned.snapshot_id, device.hint())
-            total = images.rows["images"]
-            # Parts are of about the same size; to read every footer every two seconds would cost more than it tells.
-            progress = Progress(
-                "embed",
-                lambda: round(total * (len(now) - len(numbers) + len(lake.own("embeddings", planned.snapshot_id))) / len(now)),
-                total,
-                "images",
-            )
-            execution.run(lambda pipeline: build(pipeline, numbers, transform), progress)
-        status = lake.read("embeddings", planned.snapshot_id, ["status"])["status"]
-        return {
-            "clip_model": options.clip_model,
-            "clip_pretrained": options.clip_pretrained,
-            "device": clip.device,
-            "batch_size": clip.batch_size,
-            "images_embedded": sum(count_rows(path) for path in lake.own("embeddings", planned.snapshot_id).values()),
-            "status": dict(collections.Counter(status.to_pylist())),
-        }
-
-    return execution.stage(stage(lake, options, device, images), work)
+    base = base_run(lake, planned, images)
+    now, earlier = lake.paths("images", images.snapshot_id), {}
+    if base is not None:
+        lake.lay_over("embeddings", planned.snapshot_id, base.snapshot_id)
+        earlier = lake.paths("images", base.upstream["ingest"])
+    # Of the parts that both have, none need be embedded again.
+    numbers = [number for number, path in now.items() if earlier.get(number) != path]
+    clip = options.model(device.resolved())
+    if numbers:
+        transform = EmbedImages(OpenClipHandler(clip, lake, images.snapshot_id), planned.snapshot_id, device.hint())
+        total = images.rows["images"]
+        # Parts are of about the same size; to read every footer every two seconds would cost more than it tells.
+        progress = Progress(
+            "embed",
+            lambda: round(total * (len(now) - len(numbers) + len(lake.own("embeddings", planned.snapshot_id))) / len(now)),
+            total,
+            "images",
+        )
+        execution.run(lambda pipeline: build(pipeline, numbers, transform), progress)
+    statuses = ask(
+        lake, {"embeddings": planned.snapshot_id}, "SELECT status, count(*) AS rows FROM embeddings GROUP BY ALL ORDER BY ALL"
+    )
+    return {
+        "clip_model": options.clip_model,
+        "clip_pretrained": options.clip_pretrained,
+        "device": clip.device,
+        "batch_size": clip.batch_size,
+        "images_embedded": sum(count_rows(path) for path in lake.own("embeddings", planned.snapshot_id).values()),
+        "status": {row["status"]: row["rows"] for row in statuses},
+    }
 
 
 def encoder(embed: Manifest, device: DeviceOptions) -> ClipModel:
@@ -149,10 +153,21 @@ def encoder(embed: Manifest, device: DeviceOptions) -> ClipModel:
     return clip
 
 
-def main(argv: Sequence[str]) -> None:
-    parsed = parse(argv, "embed", __doc__, (CommonOptions, EmbedOptions, DeviceOptions))
-    common = parsed[CommonOptions]
-    run(Execution(Lake(common.lake), parsed.beam, common.verbose), parsed[EmbedOptions], parsed[DeviceOptions])
+def check(parsed: Parsed) -> None:
+    """UserError where the CLIP model isn't there."""
+    parsed[EmbedOptions].model("cpu").identity()
+
+
+STAGE = Stage(
+    name="embed",
+    description=__doc__,
+    upstream="ingest",
+    options=(EmbedOptions, DeviceOptions),
+    plan=plan,
+    work=work,
+    check=check,
+)
+main = STAGE.main
 
 
 if __name__ == "__main__":

@@ -25,14 +25,14 @@ import sys
 from collections.abc import Sequence
 
 from pipelines import measure
+from pipelines.execution import Execution
 from pipelines.lock import alone
 from pipelines.measure import MeasureOptions
-from pipelines.options import CommonOptions, option, parse
+from pipelines.options import CommonOptions, Options, Parsed, option, parse
 from pipelines.query import printable
-from pipelines.stage import Execution
-from transforms import forgetting, proof
 from transforms.errors import UserError
-from transforms.lake import Lake
+from transforms.forgetting import burial, proof, removal, selection
+from transforms.store.lake import Lake
 
 SHOWN = 20
 """So many places are named where something was found."""
@@ -42,7 +42,7 @@ MOST_DAYS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class ForgetOptions:
+class ForgetOptions(Options):
     """Forgetting: what, and how it is proved."""
 
     sample_ids: tuple[str, ...] = option((), "samples by id, with spaces or commas between")
@@ -51,15 +51,14 @@ class ForgetOptions:
     with_duplicates: bool = option(False, "forget the members of their duplicate groups as well")
     allow_unknown: bool = option(False, "leave tombstones for sample_ids, too, that the lake doesn't have")
     reason: str = option("forgotten on request", "why: stands in the tombstones, and in the rows of samples")
-    generations_older_than: int | None = option(None, "remove the pictures of generations that were made so many days ago")
+    generations_older_than: int | None = option(
+        None, "remove the pictures of generations that were made so many days ago", least=0, most=MOST_DAYS
+    )
     verify_only: bool = option(False, "search the lake for what was forgotten before, and change nothing")
-    wait: float = option(0.0, "seconds to wait where a night is at work on this lake")
+    wait: float = option(0.0, "seconds to wait where a night is at work on this lake", least=0)
 
     def __post_init__(self) -> None:
-        if self.generations_older_than is not None and not 0 <= self.generations_older_than <= MOST_DAYS:
-            raise UserError(f"--generations_older_than is {self.generations_older_than}, expected days: 0 to {MOST_DAYS:,}")
-        if not self.wait >= 0:
-            raise UserError(f"--wait is {self.wait}, expected 0 or more")
+        super().__post_init__()
         if not self.reason.strip():
             raise UserError("--reason is empty, expected a few words")
         names = bool(self.sample_ids or self.urls or self.file)
@@ -69,11 +68,11 @@ class ForgetOptions:
             raise UserError("there is nothing to forget: name it with --sample_ids, --urls or --file")
 
     @property
-    def named(self) -> forgetting.Named:
+    def named(self) -> selection.Named:
         """Everything that the options name. UserError where --file can't be read."""
         ids = {part.strip() for word in self.sample_ids for part in word.split(",")} - {""}
-        named = forgetting.Named(frozenset(ids), frozenset(self.urls) - {""})
-        return named if self.file is None else named | forgetting.read_list(self.file)
+        named = selection.Named(frozenset(ids), frozenset(self.urls) - {""})
+        return named if self.file is None else named | selection.read_list(self.file)
 
 
 def run(execution: Execution, options: ForgetOptions, report: MeasureOptions) -> proof.Searched:
@@ -88,26 +87,26 @@ def run(execution: Execution, options: ForgetOptions, report: MeasureOptions) ->
             forget(lake, options, named)
         if options.generations_older_than is not None:
             days = options.generations_older_than
-            removed = forgetting.retire(lake, days, datetime.datetime.now(datetime.UTC))
+            removed = removal.retire(lake, days, datetime.datetime.now(datetime.UTC))
             print(f"removed {removed:,} pictures of generations that are older than {days} days")
         make_again(execution, report)
         return proof.search(lake)
 
 
-def forget(lake: Lake, options: ForgetOptions, named: forgetting.Named) -> None:
+def forget(lake: Lake, options: ForgetOptions, named: selection.Named) -> None:
     """Leaves tombstones and removes what has one."""
-    chosen = forgetting.Chosen(lake, named)
+    chosen = selection.Chosen(lake, named)
     if options.with_duplicates:
         chosen.add_duplicates()
     unknown, new_urls = chosen.unknown(named)
     if unknown and not options.allow_unknown:
-        more = f" and {len(unknown) - forgetting.NAMED:,} more" if len(unknown) > forgetting.NAMED else ""
+        more = f" and {len(unknown) - selection.NAMED:,} more" if len(unknown) > selection.NAMED else ""
         raise UserError(
-            f"the lake {lake.root!r} has no sample {', '.join(unknown[: forgetting.NAMED])}{more}; mend the ids, or leave "
+            f"the lake {lake.root!r} has no sample {', '.join(unknown[: selection.NAMED])}{more}; mend the ids, or leave "
             "tombstones for them all the same with --allow_unknown"
         )
-    forgetting.bury(lake, chosen.sample_ids, named.urls, options.reason)
-    changed = forgetting.remove(lake)
+    burial.bury(lake, chosen.sample_ids, named.urls, options.reason)
+    changed = removal.remove(lake)
     rows = ", ".join(f"{table} {number:,}" for table, number in changed.items()) or "nothing was left of them"
     print(f"forgot {len(chosen.sample_ids):,} samples: {rows}")
     if new_urls:
@@ -117,10 +116,10 @@ def forget(lake: Lake, options: ForgetOptions, named: forgetting.Named) -> None:
 def make_again(execution: Execution, report: MeasureOptions) -> None:
     """The marts, the database and the reports of every audit, from what is left."""
     lake = execution.lake
-    matches = forgetting.measured_matches(lake)
-    forgetting.remove_what_is_made(lake)
+    matches = removal.measured_matches(lake)
+    removal.remove_what_is_made(lake)
     for match in matches:
-        measure.run(execution, report, match)
+        measure.STAGE.run(execution, Parsed.of(report), match)
 
 
 def summary(searched: proof.Searched) -> str:

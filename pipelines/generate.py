@@ -15,23 +15,28 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
 from pipelines.device import DeviceOptions
-from pipelines.options import CommonOptions, option, parameters, parse
-from pipelines.stage import Execution, Progress, Stage, say
-from transforms import prompts as prompt_rows
+from pipelines.execution import Execution, Progress, say
+from pipelines.options import Options, Parsed, option, parameters
+from pipelines.stages import Planned, Stage
+from transforms.attacks import prompts as prompt_rows
 from transforms.errors import UserError
-from transforms.generators import DiffusersGenerator, FolderGenerator, Generator
-from transforms.identity import digest
-from transforms.lake import Lake, Manifest, delete, list_files
+from transforms.models.base import Generator
+from transforms.models.diffusion import DiffusersGenerator
+from transforms.models.folder import FolderGenerator
+from transforms.store.files import delete, list_files
+from transforms.store.identity import digest
+from transforms.store.lake import Lake, Manifest
+from transforms.store.lineage import lineage
+from transforms.store.scan import ask
 
 if TYPE_CHECKING:
     # Beam's RunInference imports torch; a verb that has nothing to do must not wait for it.
-    from transforms.generation import Filter, GeneratorHandler
+    from transforms.attacks.attempts import Filter, GeneratorHandler
 
 
 LARGE = 100_000
@@ -39,23 +44,23 @@ LARGE = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateOptions:
+class GenerateOptions(Options):
     """Generation: prompts, the model, and the filter."""
 
     model: str | None = option(None, "a text-to-image pipeline of diffusers: hub id or local folder")
     revision: str | None = option(None, "branch, tag or commit of the model on the hub")
     generations: str | None = option(None, "instead of --model: a folder of finished generations with a metadata.jsonl")
     prompts: str | None = option(None, "try these instead of drawn ones: text (a prompt a line), JSONL or Parquet")
-    max_prompts: int = option(1000, "prompts to draw from the groups")
-    images_per_prompt: int = option(500, "images to make of each prompt (paper: 500)")
-    images_per_control: int | None = option(None, "images to make of each control's caption (default: as of a prompt)")
-    steps: int = option(50, "denoising steps")
+    max_prompts: int = option(1000, "prompts to draw from the groups", least=1)
+    images_per_prompt: int = option(500, "images to make of each prompt (paper: 500)", least=1)
+    images_per_control: int | None = option(None, "images to make of each control's caption (default: as of a prompt)", least=1)
+    steps: int = option(50, "denoising steps", least=1)
     guidance_scale: float = option(7.5, "classifier-free guidance")
-    batch_size: int = option(8, "images of one prompt made at once")
+    batch_size: int = option(8, "images of one prompt made at once", least=1)
     dtype: str = option("float32", "number type of the model", choices=("float32", "float16", "bfloat16"))
     seed: int = option(0, "base seed; each image's own seed is a hash of it, its prompt and its number")
-    clique_distance: float = option(0.15, "generations are joined where their tiled l2 is below this")
-    clique_size: int = option(10, "flagged from this many nodes on (paper: 10 of 500)")
+    clique_distance: float = option(0.15, "generations are joined where their tiled l2 is below this", over=0, most=1)
+    clique_size: int = option(10, "flagged from this many nodes on (paper: 10 of 500)", least=1)
     keep: str | None = option(
         None,
         "which images are stored: all of the flagged prompts and of the controls, and of every other prompt the nearest to its "
@@ -63,25 +68,19 @@ class GenerateOptions:
         f"(default: nearest from {LARGE:,} images on, else flagged)",
         choices=("flagged", "nearest", "all", "none"),
     )
-    unflagged_fraction: float = option(0.05, "with flagged: share of the unflagged prompts of which all images are stored")
+    unflagged_fraction: float = option(
+        0.05, "with flagged: share of the unflagged prompts of which all images are stored", least=0, most=1
+    )
     seconds_per_image: float | None = option(None, "for --plan: expected device time of one image")
 
     def __post_init__(self) -> None:
-        positive = ("max_prompts", "images_per_prompt", "images_per_control", "steps", "batch_size", "clique_size")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} is {value}, expected 1 or more")
-        if not 0 < self.clique_distance <= 1:
-            raise UserError(f"--clique_distance is {self.clique_distance}, expected over 0, up to 1")
-        if not 0 <= self.unflagged_fraction <= 1:
-            raise UserError(f"--unflagged_fraction is {self.unflagged_fraction}, expected 0 to 1")
+        super().__post_init__()
         if self.model is not None and self.generations is not None:
             raise UserError("--model and --generations exclude each other: name the one that makes the images")
 
     @property
     def filter(self) -> Filter:
-        from transforms.generation import Filter
+        from transforms.attacks.attempts import Filter
 
         return Filter(
             clique_distance=self.clique_distance,
@@ -134,7 +133,7 @@ def generator_again(audit: Manifest, model: str | None, device: str) -> Generato
             model=where,
             steps=audit.parameters["steps"],
             guidance_scale=audit.parameters["guidance_scale"],
-            batch_size=1,
+            batch_size=audit.facts["batch_size"],
             device=device,
             dtype=audit.parameters["dtype"],
             hub_revision=wanted,
@@ -148,23 +147,29 @@ def generator_again(audit: Manifest, model: str | None, device: str) -> Generato
     return made
 
 
-def stage(lake: Lake, options: GenerateOptions, deduplicate: str, images: Generator) -> Stage:
+def plan(lake: Lake, parsed: Parsed, deduplicate: str | None) -> Planned:
     """What ``generate`` would make of the groups of snapshot ``deduplicate``."""
+    assert deduplicate is not None, "it has an upstream"
+    options: GenerateOptions = parsed[GenerateOptions]
+    images = generator(options, parsed[DeviceOptions].resolved())
     shaping = parameters(options, leave_out=NO_PARAMETERS)
     if options.prompts is not None:
         shaping["prompts_digest"] = digest("prompts", prompt_rows.read_prompt_list(options.prompts))
     shaping["keep"] = options.kept
     shaping["generator"] = images.kind
     shaping["model_revision"] = images.revision()
-    done = lake.manifest("deduplicate", deduplicate)
-    items = None if done is None else sum(row["images_requested"] for row in _prompts(lake, done, options, images)[0])
-    return Stage(
-        name="generate",
+
+    def to_make() -> int | None:
+        done = lake.manifest("deduplicate", deduplicate)
+        return None if done is None else sum(row["images_requested"] for row in _prompts(lake, done, options, images)[0])
+
+    return Planned(
+        stage="generate",
         parameters=shaping,
         upstream={"deduplicate": deduplicate},
-        items=items,
         unit="images",
-        seconds_per_item=options.seconds_per_image or seconds_per_image(lake, shaping["model_revision"]),
+        count=to_make,
+        estimate=lambda: options.seconds_per_image or seconds_per_image(lake, shaping["model_revision"]),
     )
 
 
@@ -175,8 +180,8 @@ def seconds_per_image(lake: Lake, model_revision: str) -> float | None:
     """
     for manifest in reversed(lake.manifests("generate")):
         if manifest.parameters["model_revision"] == model_revision and manifest.rows["generations"]:
-            prompts = lake.read("cliques", manifest.snapshot_id, ["seconds", "n_generated", "n_failed"]).to_pydict()
-            return sum(prompts["seconds"]) / (sum(prompts["n_generated"]) + sum(prompts["n_failed"]))
+            query = "SELECT sum(seconds) / sum(n_generated + n_failed) AS seconds FROM cliques"
+            return ask(lake, {"cliques": manifest.snapshot_id}, query)[0]["seconds"]
     return None
 
 
@@ -220,7 +225,7 @@ def build(
     pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int, handler: GeneratorHandler, accelerator: str | None
 ) -> None:
     """The pipeline that makes the images of ``parts`` parts of ``prompts``."""
-    from transforms.generation import GenerateImages
+    from transforms.attacks.attempts import GenerateImages
 
     make = GenerateImages(lake, audit, handler, accelerator)
     _ = pipeline | "Parts" >> beam.Create(range(parts)) | "GenerateImages" >> make
@@ -228,7 +233,7 @@ def build(
 
 def build_compaction(pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int) -> None:
     """The pipeline that turns one small file a prompt into tables."""
-    from transforms.generation import Compact
+    from transforms.attacks.attempts import Compact
 
     _ = (
         pipeline
@@ -238,45 +243,45 @@ def build_compaction(pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int
     )
 
 
-def run(execution: Execution, options: GenerateOptions, device: DeviceOptions, deduplicate: Manifest | None = None) -> Manifest:
-    """Runs the stage on the newest groups, or on those of ``deduplicate``."""
-    lake = execution.lake
-    done = deduplicate or lake.latest("deduplicate")
+def work(execution: Execution, parsed: Parsed, planned: Planned, groups: Manifest | None) -> dict[str, Any]:
+    """Draws the prompts, and makes and filters their images."""
+    from transforms.attacks.attempts import GeneratorHandler, result_folder
+    from transforms.data.images import ImageStore
+
+    assert groups is not None, "it has an upstream"
+    lake, options, device = execution.lake, parsed[GenerateOptions], parsed[DeviceOptions]
     images = generator(options, device.resolved())
-    planned = stage(lake, options, done.snapshot_id, images)
-
-    def work(planned: Stage) -> dict[str, Any]:
-        from transforms.generation import GeneratorHandler, result_folder
-        from transforms.images import ImageStore
-
-        audit = planned.snapshot_id
-        rows, left_out = _prompts(lake, done, options, images)
-        if not rows:
-            raise UserError("there is no prompt to try: no group has a caption, and there are no controls and no --prompts")
-        if left_out:
-            say(
-                f"generate     {options.max_prompts} prompts are fewer than there are strata: the rates say nothing of the "
-                f"{left_out:,} groups that are duplicated least; raise --max_prompts, or --budget of a night, to hear of them"
-            )
-        parts = write_prompts(lake, audit, rows, planned)
-        embed = lake.manifest("embed", done.upstream["embed"])
-        assert embed is not None, "a complete snapshot's upstream is complete"
-        store = ImageStore(lake, embed.upstream["ingest"], embed.snapshot_id)
-        handler = GeneratorHandler(images, options.filter, options.seed, store)
-        folder = result_folder(lake, audit)
-        progress = Progress("generate", lambda: len(list_files(folder, ".parquet")), len(rows), "prompts")
-        execution.run(lambda pipeline: build(pipeline, lake, audit, parts, handler, device.hint()), progress)
-        execution.run(lambda pipeline: build_compaction(pipeline, lake, audit, parts))
-        return {"model": images.model, "model_revision": planned.parameters["model_revision"]}
-
-    manifest = execution.stage(planned, work)
-    delete(lake.work("generate", manifest.snapshot_id))
-    return manifest
+    audit = planned.snapshot_id
+    rows, left_out = _prompts(lake, groups, options, images)
+    if not rows:
+        raise UserError("there is no prompt to try: no group has a caption, and there are no controls and no --prompts")
+    if left_out:
+        say(
+            f"generate     {options.max_prompts} prompts are fewer than there are strata: the rates say nothing of the "
+            f"{left_out:,} groups that are duplicated least; raise --max_prompts, or --budget of a night, to hear of them"
+        )
+    parts = write_prompts(lake, audit, rows, planned)
+    made_of = lineage(lake, groups)
+    store = ImageStore(lake, made_of["ingest"].snapshot_id, made_of["embed"].snapshot_id)
+    handler = GeneratorHandler(images, options.filter, options.seed, store)
+    folder = result_folder(lake, audit)
+    progress = Progress("generate", lambda: len(list_files(folder, ".parquet")), len(rows), "prompts")
+    execution.run(lambda pipeline: build(pipeline, lake, audit, parts, handler, device.hint()), progress)
+    execution.run(lambda pipeline: build_compaction(pipeline, lake, audit, parts))
+    return {
+        "model": images.model,
+        "model_revision": planned.parameters["model_revision"],
+        "batch_size": options.batch_size,
+    }
 
 
-def write_prompts(lake: Lake, audit: str, rows: list[dict[str, Any]], planned: Stage) -> int:
+def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
+    delete(execution.lake.work("generate", manifest.snapshot_id))
+
+
+def write_prompts(lake: Lake, audit: str, rows: list[dict[str, Any]], planned: Planned) -> int:
     """Writes the table ``prompts`` in parts of a fixed number of rows; returns the number of parts."""
-    from transforms.generation import PROMPTS_PER_PART
+    from transforms.attacks.attempts import PROMPTS_PER_PART
 
     columns = {
         "audit_id": audit,
@@ -289,10 +294,22 @@ def write_prompts(lake: Lake, audit: str, rows: list[dict[str, Any]], planned: S
     return len(starts)
 
 
-def main(argv: Sequence[str]) -> None:
-    parsed = parse(argv, "generate", __doc__, (CommonOptions, GenerateOptions, DeviceOptions))
-    common = parsed[CommonOptions]
-    run(Execution(Lake(common.lake), parsed.beam, common.verbose), parsed[GenerateOptions], parsed[DeviceOptions])
+def check(parsed: Parsed) -> None:
+    """UserError where the model, or the generations, aren't there: before hours of download, and not after."""
+    generator(parsed[GenerateOptions], "cpu").revision()
+
+
+STAGE = Stage(
+    name="generate",
+    description=__doc__,
+    upstream="deduplicate",
+    options=(GenerateOptions, DeviceOptions),
+    plan=plan,
+    work=work,
+    finish=finish,
+    check=check,
+)
+main = STAGE.main
 
 
 if __name__ == "__main__":

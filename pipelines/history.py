@@ -15,8 +15,8 @@ from typing import Any
 from pipelines.options import CommonOptions, parse
 from pipelines.query import as_table
 from transforms.errors import UserError
-from transforms.lake import Lake
-from transforms.nights import history
+from transforms.results.nights import history
+from transforms.store.lake import Lake
 
 NAMES = ["date", "model", "images", "panel", "new", "gone", "copied", "95% interval", "seen", "p", "verdict"]
 

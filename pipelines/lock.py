@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pipelines.stage import say
-from transforms import measurement
+from pipelines.execution import say
 from transforms.errors import UserError
-from transforms.lake import Lake
+from transforms.store.lake import Lake
 
 
 class Busy(UserError):
@@ -27,7 +26,7 @@ def alone(lake: Lake, verb: str, wait: float) -> Iterator[None]:
     Raises:
         Busy: if it is at work for longer.
     """
-    if not measurement.is_local(lake):
+    if not lake.is_local:
         # No object store that Beam knows can be locked by it; Airflow's max_active_runs or one machine must do it.
         say(f"{verb:<12} the lake {lake.root!r} can't be locked: see that no other night, and no 'eidetic forget', runs on it")
         yield

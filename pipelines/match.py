@@ -18,7 +18,6 @@ import dataclasses
 import datetime
 import json
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
@@ -28,32 +27,25 @@ import pyarrow.compute as pc
 
 from pipelines.device import DeviceOptions
 from pipelines.embed import encoder
+from pipelines.execution import Execution, Progress, machine, say, versions
 from pipelines.generate import generator_again
-from pipelines.options import CommonOptions, option, parameters, parse
-from pipelines.stage import Execution, Progress, Stage, machine, say, versions
+from pipelines.options import Options, Parsed, option, parameters
+from pipelines.stages import Planned, Stage
 from transforms.errors import UserError
-from transforms.generators import Generator
-from transforms.identity import digest
-from transforms.kernels.copies import Distances, Limits, is_copy, limits
+from transforms.kernels.copies import CopyLimits, is_copy
 from transforms.kernels.distances import COARSE
-from transforms.lake import (
-    Lake,
-    Manifest,
-    count_rows,
-    delete,
-    list_files,
-    open_parquet,
-    part_number,
-    read_parquet,
-    write_parquet,
-)
-from transforms.tombstones import RETIRED, Tombstones
+from transforms.matching.calibration import DISTANCES, Asked, calibration_rows, copy_calibration_row
+from transforms.models.base import Generator
+from transforms.store.files import count_rows, delete, list_files, open_parquet, read_parquet, write_parquet
+from transforms.store.identity import digest
+from transforms.store.lake import Lake, Manifest, part_number
+from transforms.store.lineage import lineage
+from transforms.store.tombstones import RETIRED, Tombstones
 
 if TYPE_CHECKING:
     # Beam's RunInference imports torch; a verb that has nothing to do must not wait for it.
-    from transforms.matching import Task
+    from transforms.matching.parts import Task
 
-DISTANCES = ("l2", "tiled_l2", "adaptive_l2")
 
 MOST_DECOYS = 1_000
 """So many decoys of a kind are judged, drawn by hash: none called says that fewer than 0.3% would be."""
@@ -65,18 +57,29 @@ RECALL_SAMPLE = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class MatchOptions:
+class MatchOptions(Options):
     """Matching: distances, verdicts, calibration."""
 
-    delta: float = option(0.15, "extracted from this l2 down (paper: 0.15)")
-    eidetic_delta: float = option(0.1, "training images within this l2 of a find are counted as k (paper: 0.1)")
-    neighbours: int = option(64, "images that CLIP finds near a generation and whose pixels are compared; thumbnails as many")
-    adaptive_others: int = option(50, "the n of the adaptive distance (paper: 50)")
-    adaptive_alpha: float = option(0.5, "the alpha of the adaptive distance (paper: 0.5)")
-    copy_l2: float = option(0.1, "a copy lies within this l2 (paper: what lies within 0.1 of each other is one memory)")
-    copy_ratio: float = option(0.6, "a copy lies nearer to its image than this share of the distance to any other")
+    delta: float = option(0.15, "extracted from this l2 down (paper: 0.15)", over=0, under=1)
+    eidetic_delta: float = option(
+        0.1, "training images within this l2 of a find are counted as k (paper: 0.1)", over=0, under=1
+    )
+    neighbours: int = option(
+        64, "images that CLIP finds near a generation and whose pixels are compared; thumbnails as many", least=1
+    )
+    adaptive_others: int = option(50, "the n of the adaptive distance (paper: 50)", least=1)
+    adaptive_alpha: float = option(0.5, "the alpha of the adaptive distance (paper: 0.5)", over=0)
+    copy_l2: float = option(
+        0.1, "a copy lies within this l2 (paper: what lies within 0.1 of each other is one memory)", over=0, under=1
+    )
+    copy_ratio: float = option(
+        0.6, "a copy lies nearer to its image than this share of the distance to any other", over=0, under=1
+    )
     max_false_positive_rate: float = option(
-        0.01, "chance that an image which the model never saw is called seen, and that a new picture is called a copy"
+        0.01,
+        "chance that an image which the model never saw is called seen, and that a new picture is called a copy",
+        over=0,
+        under=1,
     )
     calibrated_distance: str = option("adaptive_l2", "the distance that seen goes by", choices=DISTANCES)
     regenerate: bool = option(
@@ -84,62 +87,42 @@ class MatchOptions:
         "make generations again that were not stored and may be copies of other images (--no_regenerate: the model is gone)",
     )
 
-    def __post_init__(self) -> None:
-        for name in ("delta", "eidetic_delta", "copy_l2", "copy_ratio", "max_false_positive_rate"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}, expected between 0 and 1")
-        for name in ("neighbours", "adaptive_others"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}, expected 1 or more")
-        if self.adaptive_alpha <= 0:
-            raise UserError(f"--adaptive_alpha is {self.adaptive_alpha}, expected over 0")
-
 
 @dataclasses.dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(Options):
     """The model that made the audit's generations."""
 
     model: str | None = option(None, "where it is now: hub id or local folder (default: where it was)")
 
 
-def stage(lake: Lake, options: MatchOptions, generate: str) -> Stage:
+def plan(lake: Lake, parsed: Parsed, generate: str | None) -> Planned:
     """What ``match`` would make of the generations of audit ``generate``."""
-    parts = lake.parts("generations", generate) if lake.manifest("generate", generate) else None
-    return Stage(
-        name="match",
-        parameters=parameters(options),
-        upstream={"generate": generate},
-        items=None if parts is None else sum(count_rows(part) for part in parts),
-        unit="generations",
-    )
+    assert generate is not None, "it has an upstream"
+
+    def generations() -> int | None:
+        done = lake.manifest("generate", generate)
+        return None if done is None else done.rows["generations"]
+
+    return Planned("match", parameters(parsed[MatchOptions]), {"generate": generate}, "generations", generations)
 
 
-def run(
-    execution: Execution,
-    options: MatchOptions,
-    device: DeviceOptions,
-    generate: Manifest | None = None,
-    images: Generator | None = None,
-) -> Manifest:
-    """Runs the stage on the newest generations, or on those of ``generate``, whose model is ``images`` (or where it was)."""
-    lake = execution.lake
-    done = generate or lake.latest("generate")
-    planned = stage(lake, options, done.snapshot_id)
+def work(execution: Execution, parsed: Parsed, planned: Planned, generate: Manifest | None) -> dict[str, Any]:
+    """Judges the generations, what is to be made again among them, and the decoys."""
+    assert generate is not None, "it has an upstream"
+    lake, options, device = execution.lake, parsed[MatchOptions], parsed[DeviceOptions]
+    refuse_without_pictures(lake, generate.snapshot_id)
+    job = Matching(lake, options, generate, planned)
+    job.match(execution, device)
+    limits = job.calibrate_copies()
+    again = job.regenerate(execution, device, limits, parsed[ModelOptions].model) if options.regenerate else {}
+    job.calibrate()
+    recall = job.count(execution, limits)
+    job.register()
+    return {"candidates": recall, "regeneration": again}
 
-    def work(planned: Stage) -> dict[str, Any]:
-        refuse_without_pictures(lake, done.snapshot_id)
-        job = Job(lake, options, done, planned)
-        job.match(execution, device)
-        limits = job.calibrate_copies()
-        again = job.regenerate(execution, device, limits, images) if options.regenerate else {}
-        job.calibrate()
-        recall = job.count(execution, limits)
-        job.register()
-        return {"candidates": recall, "regeneration": again}
 
-    manifest = execution.stage(planned, work)
-    delete(lake.work("match", manifest.snapshot_id))
-    return manifest
+def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
+    delete(execution.lake.work("match", manifest.snapshot_id))
 
 
 def refuse_without_pictures(lake: Lake, audit: str) -> None:
@@ -153,23 +136,25 @@ def refuse_without_pictures(lake: Lake, audit: str) -> None:
         )
 
 
-class Job:
+class Matching:
     """One run of ``match``: its steps, each of which leaves its tables whole."""
 
-    def __init__(self, lake: Lake, options: MatchOptions, generate: Manifest, planned: Stage):
-        from transforms.matching import Measure, Snapshots
+    def __init__(self, lake: Lake, options: MatchOptions, generate: Manifest, planned: Planned):
+        from transforms.matching.comparison import Measure, Snapshots
 
         self.lake, self.options, self.generate = lake, options, generate
         self.snapshot = planned.snapshot_id
-        deduplicate = _upstream(lake, "deduplicate", generate)
-        self.embed = _upstream(lake, "embed", deduplicate)
-        ingest = _upstream(lake, "ingest", self.embed)
-        self.chain = [ingest, self.embed, deduplicate, generate]
+        self.made_of = lineage(lake, generate)
+        self.embed = self.made_of["embed"]
         self.snapshots = Snapshots(
-            ingest=ingest.snapshot_id,
-            embed=self.embed.snapshot_id,
-            deduplicate=deduplicate.snapshot_id,
-            generate=generate.snapshot_id,
+            **{stage: self.made_of[stage].snapshot_id for stage in ("ingest", "embed", "deduplicate", "generate")}
+        )
+        self.asked = Asked(
+            delta=options.delta,
+            copy_l2=options.copy_l2,
+            copy_ratio=options.copy_ratio,
+            max_false_positive_rate=options.max_false_positive_rate,
+            calibrated_distance=options.calibrated_distance,
         )
         self.measure = Measure(
             delta=options.delta,
@@ -182,7 +167,9 @@ class Job:
         sizes = lake.read("generations", generate.snapshot_id, ["width"])["width"]
         # Where the model makes pictures of several sizes, decoys have the most frequent one.
         self.side: int = pc.mode(sizes)[0]["mode"].as_py() if len(sizes) > sizes.null_count else COARSE
-        self.parameters = {manifest.stage: manifest.parameters for manifest in self.chain} | {"match": planned.parameters}
+        self.parameters = {stage: manifest.parameters for stage, manifest in self.made_of.items()} | {
+            "match": planned.parameters
+        }
         self.audit = {
             "audit_id": generate.snapshot_id,
             "model_revision": generate.parameters["model_revision"],
@@ -191,7 +178,7 @@ class Job:
 
     def match(self, execution: Execution, device: DeviceOptions) -> None:
         """Writes ``matches`` of the stored generations, and ``decoys``."""
-        from transforms.matching import Task
+        from transforms.matching.parts import Task
 
         parts = self.lake.parts("generations", self.snapshots.generate)
         rows = {part_number(path): count_rows(path) for path in parts}
@@ -206,7 +193,7 @@ class Job:
 
     def _list_decoys(self) -> int:
         """Lists what is to be judged as if it were a generation, and is no copy; returns in how many parts."""
-        from transforms.matching import decoy_file
+        from transforms.matching.parts import decoy_file
 
         forgotten = Tombstones.read(self.lake)
         table = self.lake.read("embeddings", self.snapshots.embed, ["sample_id", "role", "status"])
@@ -228,25 +215,23 @@ class Job:
             write_parquet(decoy_file(self.lake, self.snapshot), pa.Table.from_pylist(rows))
         return rows[-1]["part"] + 1 if rows else 0
 
-    def calibrate_copies(self) -> Limits:
+    def calibrate_copies(self) -> CopyLimits:
         """Writes ``copy_calibration``; returns the limits of a copy."""
         decoys = self.lake.read("decoys", self.snapshot, ["kind", "coarse_l2", "coarse_ratio"])
-        row = copy_calibration_row(decoys, self.options)
+        row = copy_calibration_row(decoys, self.asked)
         self.lake.write("copy_calibration", self.snapshot, 0, [{**self.audit, **row}])
-        return Limits.of(row)
+        return CopyLimits.of(row)
 
-    def regenerate(
-        self, execution: Execution, device: DeviceOptions, limits: Limits, images: Generator | None
-    ) -> dict[str, Any]:
-        """Writes ``regenerations`` and their ``matches``; returns what it came to.
+    def regenerate(self, execution: Execution, device: DeviceOptions, limits: CopyLimits, model: str | None) -> dict[str, Any]:
+        """Writes ``regenerations`` and their ``matches``; returns what it came to. ``model``: where it is now, if it was moved.
 
         Returns:
             pointed: generations that were to be made again; success: of those, the ones that were; copies_of_others: pairs of a
             stored generation and another image that it is a copy of; pointed_at: share of those that the thumbnails alone
             would have found, None without any.
         """
-        from transforms.matching import Task
-        from transforms.regeneration import pointed_folder, regenerated
+        from transforms.matching.parts import Task
+        from transforms.matching.regeneration import pointed_folder, regenerated
 
         if self.generate.parameters["keep"] == "none":
             return {"pointed": 0, "success": 0, "copies_of_others": 0, "pointed_at": None}
@@ -257,14 +242,14 @@ class Job:
             part_number(path): count_rows(path) for path in list_files(pointed_folder(self.lake, self.snapshot), ".parquet")
         }
         if pointed:
-            model = images or generator_again(self.generate, None, device.resolved())
+            again = generator_again(self.generate, model, device.resolved())
             progress = Progress(
                 "again",
                 lambda: sum(pointed[number] for number in regenerated(self.lake, self.snapshot)),
                 sum(pointed.values()),
                 "generations",
             )
-            execution.run(lambda pipeline: build_regeneration(pipeline, self, list(pointed), model, device.hint()), progress)
+            execution.run(lambda pipeline: build_regeneration(pipeline, self, list(pointed), again, device.hint()), progress)
             tasks = [Task("regenerations", number) for number in pointed]
             execution.run(lambda pipeline: build(pipeline, self, tasks, device))
         statuses = self.lake.read("regenerations", self.snapshot, ["status"])["status"].to_pylist()
@@ -283,13 +268,13 @@ class Job:
         rows = calibration_rows(
             self.lake.read("matches", self.snapshot),
             self.lake.read("prompts", self.snapshots.generate),
-            self.options,
+            self.asked,
         )
         self.lake.write("calibration", self.snapshot, 0, [{**self.audit, **row} for row in rows])
 
-    def count(self, execution: Execution, limits: Limits) -> dict[str, Any]:
+    def count(self, execution: Execution, limits: CopyLimits) -> dict[str, Any]:
         """Writes ``eidetic_counts`` for every training image that some verdict calls; returns the recall of the candidates."""
-        from transforms.matching import recall, sampled_folder
+        from transforms.matching.recall import recall, sampled_folder
 
         targets = self._targets(limits)
         path = self.lake.work("match", self.snapshot, "targets.parquet")
@@ -307,10 +292,10 @@ class Job:
         }
         return recall(sampled, found)
 
-    def _targets(self, limits: Limits) -> pa.Table:
+    def _targets(self, limits: CopyLimits) -> pa.Table:
         """(sample_id, side, crop) of the training images to count for: the crop of each one's nearest match."""
-        from transforms.images import ImageStore
-        from transforms.kernels.distances import resize_shorter_side
+        from transforms.data.images import ImageStore
+        from transforms.kernels.distances import resize_shorter_side, square_at
 
         columns = ["sample_id", "prompt_id", "sample_index", "role", "offset", "l2", "extracted", "coarse_l2", "coarse_ratio"]
         nearest: dict[str, dict[str, Any]] = {}
@@ -327,9 +312,8 @@ class Job:
         for sample, row in sorted(nearest.items()):
             side, offset = sides[row["prompt_id"], row["sample_index"]], row["offset"]
             picture = resize_shorter_side(store.get(sample), side)
-            along_height = picture.shape[0] > picture.shape[1]
-            crop = picture[offset : offset + side] if along_height else picture[:, offset : offset + side]
-            rows.append({"sample_id": sample, "side": side, "crop": np.ascontiguousarray(crop).tobytes()})
+            crop = np.ascontiguousarray(square_at(picture, offset))
+            rows.append({"sample_id": sample, "side": side, "crop": crop.tobytes()})
         schema = pa.schema([("sample_id", pa.string()), ("side", pa.int32()), ("crop", pa.binary())])
         return pa.Table.from_pylist(rows, schema=schema)
 
@@ -350,13 +334,6 @@ class Job:
         self.lake.write("audits", self.snapshot, 0, [row])
 
 
-def _upstream(lake: Lake, stage: str, manifest: Manifest) -> Manifest:
-    found = lake.manifest(stage, manifest.upstream[stage])
-    if found is None:
-        raise UserError(f"the lake {lake.root!r} lacks the {stage} snapshot {manifest.upstream[stage]}; restore its manifest")
-    return found
-
-
 def count_kept(lake: Lake, generate: str) -> int:
     """Stored pictures of an audit, from the Parquet footers alone."""
     kept = 0
@@ -369,9 +346,9 @@ def count_kept(lake: Lake, generate: str) -> int:
     return kept
 
 
-def build(pipeline: beam.Pipeline, job: Job, tasks: list[Task], device: DeviceOptions) -> None:
+def build(pipeline: beam.Pipeline, job: Matching, tasks: list[Task], device: DeviceOptions) -> None:
     """The pipeline that writes ``matches`` and ``decoys``."""
-    from transforms.matching import MatchPart
+    from transforms.matching.parts import MatchPart
 
     part = MatchPart(
         job.lake,
@@ -385,9 +362,9 @@ def build(pipeline: beam.Pipeline, job: Job, tasks: list[Task], device: DeviceOp
     _ = pipeline | "Tasks" >> beam.Create(tasks) | "SpreadTasks" >> beam.Reshuffle() | "MatchPart" >> beam.ParDo(part)
 
 
-def build_pointing(pipeline: beam.Pipeline, job: Job, numbers: list[int], limits: Limits, counts: str) -> None:
+def build_pointing(pipeline: beam.Pipeline, job: Matching, numbers: list[int], limits: CopyLimits, counts: str) -> None:
     """The pipeline that finds what is to be made again."""
-    from transforms.regeneration import Point, write_counts
+    from transforms.matching.regeneration import Point, write_counts
 
     _ = (
         pipeline
@@ -400,18 +377,19 @@ def build_pointing(pipeline: beam.Pipeline, job: Job, numbers: list[int], limits
 
 
 def build_regeneration(
-    pipeline: beam.Pipeline, job: Job, numbers: list[int], images: Generator, accelerator: str | None
+    pipeline: beam.Pipeline, job: Matching, numbers: list[int], images: Generator, accelerator: str | None
 ) -> None:
     """The pipeline that writes ``regenerations``."""
-    from transforms.regeneration import Regenerate
+    from transforms.matching.regeneration import Regenerate
 
     again = Regenerate(job.lake, job.snapshot, images, job.audit, accelerator)
     _ = pipeline | "Parts" >> beam.Create(numbers) | "Regenerate" >> again
 
 
-def build_counts(pipeline: beam.Pipeline, job: Job, targets: str | None, nearest: str) -> None:
+def build_counts(pipeline: beam.Pipeline, job: Matching, targets: str | None, nearest: str) -> None:
     """The pipeline that writes ``eidetic_counts`` (where there are ``targets``), and the brute force's ``nearest``."""
-    from transforms.matching import CountMemories, NearestOfAll
+    from transforms.matching.eidetic_counts import CountMemories
+    from transforms.matching.recall import NearestOfAll
 
     numbers = [part_number(path) for path in job.lake.parts("images", job.snapshots.ingest)]
     parts = pipeline | "Parts" >> beam.Create(numbers) | "SpreadParts" >> beam.Reshuffle()
@@ -421,106 +399,17 @@ def build_counts(pipeline: beam.Pipeline, job: Job, targets: str | None, nearest
         _ = parts | "CountMemories" >> count
 
 
-def copy_calibration_row(decoys: pa.Table, options: MatchOptions) -> dict[str, Any]:
-    """The row of ``copy_calibration``, without the audit's columns.
-
-    Args:
-        decoys: the audit's table ``decoys``; those that are held out or left out say how near a new picture comes.
-        options: the largest distance, the ratio, and the rate that is asked for.
-    """
-
-    def of(kind: str) -> Distances:
-        mine = decoys.filter(pc.equal(decoys["kind"], kind))
-        return Distances(mine["coarse_l2"].to_numpy(), pc.fill_null(mine["coarse_ratio"], np.inf).to_numpy())
-
-    held_out, left_out = of("held_out"), of("left_out")
-    found = limits(held_out, left_out, most_l2=options.delta, ratio=options.copy_ratio, rate=options.max_false_positive_rate)
-    return {
-        "l2_limit": options.copy_l2,
-        "coarse_l2_limit": found.coarse_l2,
-        "coarse_ratio_limit": found.coarse_ratio,
-        "max_false_positive_rate": options.max_false_positive_rate,
-        "n_held_out": len(held_out.coarse_l2),
-        "n_left_out": len(left_out.coarse_l2),
-        "promised_rate": found.promised_rate,
-    }
-
-
-def calibration_rows(matches: pa.Table, prompts: pa.Table, options: MatchOptions) -> list[dict[str, Any]]:
-    """Rows of ``calibration``, without the audit's columns: one per distance.
-
-    Prompts and controls alike are judged by the generation that lies nearest to their own image in l2, whatever else was
-    stored, and by that generation's distance.
-
-    Args:
-        matches: the audit's table ``matches``.
-        prompts: the audit's table ``prompts``.
-        options: the rate that is asked for, and the distance that is chosen.
-    """
-    from transforms.kernels import calibration
-    from transforms.kernels.rates import clopper_pearson_upper
-
-    by_id = {row["prompt_id"]: row for row in prompts.to_pylist()}
-    controls = [row for row in by_id.values() if row["origin"] == "control"]
-    tried = [row for row in by_id.values() if row["origin"] != "control"]
-    tested = [row for row in tried if row["group_id"] is not None]
-    rows = matches.to_pylist()
-    own = {row["prompt_id"]: row for row in rows if row["relation"] == "own" and row["nearest"]}
-    near = [row for row in rows if row["relation"] == "neighbour" and row["role"] == "control"]
-    per_prompt = max((row["images_requested"] for row in tried), default=1)
-    per_control = min((row["images_requested"] for row in controls), default=per_prompt)
-    result = []
-    for distance in DISTANCES:
-        nearest = {prompt: row[distance] for prompt, row in own.items() if row[distance] is not None}
-        null = np.array([nearest[row["prompt_id"]] for row in controls if row["prompt_id"] in nearest])
-        found = np.array([nearest[row["prompt_id"]] for row in tested if row["prompt_id"] in nearest])
-        limit = calibration.threshold(
-            null,
-            max_false_positive_rate=options.max_false_positive_rate,
-            generations_per_prompt=per_prompt,
-            generations_per_control=per_control,
-        )
-        called = None if limit.value is None else int((found < limit.value).sum())
-        discovery = None
-        if called and limit.promised_rate is not None:
-            discovery = calibration.false_discovery_rate(limit.promised_rate, len(tested), called)
-        upper = None
-        if limit.controls_called is not None:
-            upper = clopper_pearson_upper(limit.controls_called, len(null))
-        separation = calibration.separation(found, null)
-        within = {prompt for prompt, row in own.items() if row["role"] == "control" and row["extracted"]}
-        near_another = {row["prompt_id"] for row in near if row["extracted"]}
-        result.append(
-            {
-                "distance": distance,
-                "chosen": distance == options.calibrated_distance,
-                "max_false_positive_rate": options.max_false_positive_rate,
-                "n_controls": len(null),
-                "generations_per_prompt": per_prompt,
-                "generations_per_control": per_control,
-                "threshold": limit.value,
-                "promised_rate": limit.promised_rate,
-                "controls_called": limit.controls_called,
-                "upper_bound": upper,
-                "controls_within_delta": len(within),
-                "controls_near_another_within_delta": len(near_another),
-                "images_tested": len(tested),
-                "images_called": called,
-                "false_discovery_rate": discovery,
-                "separation": None if np.isnan(separation) else separation,
-            }
-        )
-    return result
-
-
-def main(argv: Sequence[str]) -> None:
-    parsed = parse(argv, "match", __doc__, (CommonOptions, MatchOptions, ModelOptions, DeviceOptions))
-    common, device = parsed[CommonOptions], parsed[DeviceOptions]
-    lake = Lake(common.lake)
-    done = lake.latest("generate")
-    named = parsed[ModelOptions].model
-    images = None if named is None else generator_again(done, named, device.resolved())
-    run(Execution(lake, parsed.beam, common.verbose), parsed[MatchOptions], device, done, images)
+STAGE = Stage(
+    name="match",
+    description=__doc__,
+    upstream="generate",
+    options=(MatchOptions, DeviceOptions),
+    alone=(ModelOptions,),
+    plan=plan,
+    work=work,
+    finish=finish,
+)
+main = STAGE.main
 
 
 if __name__ == "__main__":

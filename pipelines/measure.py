@@ -13,77 +13,81 @@ own checks (sql/checks) must return nothing, or the stage fails with their names
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.options import CommonOptions, option, parameters, parse
+from pipelines.execution import Execution
+from pipelines.options import Options, Parsed, option, parameters
 from pipelines.query import as_table
-from pipelines.stage import Execution, Stage
-from transforms import measurement, nights, report
-from transforms.errors import UserError
-from transforms.lake import Lake, Manifest, exists, write_bytes
+from pipelines.stages import Planned, Stage
+from transforms.results import database, marts, nights, report
+from transforms.store.files import exists, stat, write_bytes
+from transforms.store.lake import Lake, Manifest
+from transforms.store.lineage import lineage
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasureOptions:
+class MeasureOptions(Options):
     """Measuring: the report."""
 
-    report_limit: int = option(1000, "extractions that the report shows as pictures, the most confident first")
-
-    def __post_init__(self) -> None:
-        if self.report_limit < 0:
-            raise UserError(f"--report_limit is {self.report_limit}, expected 0 or more")
+    report_limit: int = option(1000, "extractions that the report shows as pictures, the most confident first", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class RelocateOptions:
+class RelocateOptions(Options):
     """After the lake was moved."""
 
     relocate: bool = option(False, "only tell audit.duckdb where the lake lies now")
 
 
-def stage(lake: Lake, options: MeasureOptions, match: str) -> Stage:
+def plan(lake: Lake, parsed: Parsed, match: str | None) -> Planned:
     """What ``measure`` would make of the matches of snapshot ``match``."""
-    done = lake.manifest("match", match)
-    return Stage(
-        name="measure",
-        parameters={
-            **parameters(options),
-            "sql": measurement.sql_digest(),
-            "report": report.digest_of_template(),
-        },
-        upstream={"match": match},
-        items=None if done is None else done.rows["matches"],
-        unit="matches",
-    )
+    assert match is not None, "it has an upstream"
+
+    def matches() -> int | None:
+        done = lake.manifest("match", match)
+        return None if done is None else done.rows["matches"]
+
+    shaping = {
+        **parameters(parsed[MeasureOptions]),
+        "sql": marts.sql_digest(),
+        "report": report.digest_of_template(),
+    }
+    return Planned("measure", shaping, {"match": match}, "matches", matches)
 
 
-def run(execution: Execution, options: MeasureOptions, match: Manifest | None = None) -> Manifest:
-    """Runs the stage on the newest matches, or on those of ``match``."""
+def work(execution: Execution, parsed: Parsed, planned: Planned, match: Manifest | None) -> dict[str, Any]:
+    """Makes the marts and the report."""
+    assert match is not None, "it has an upstream"
+    rows = marts.run(execution.lake, match, planned.snapshot_id)
+    write_report(execution.lake, parsed[MeasureOptions], match, planned.snapshot_id)
+    return {"audit_id": match.upstream["generate"], "marts": rows}
+
+
+def found(execution: Execution, parsed: Parsed, done: Manifest) -> None:
+    """Writes the report again where it shows something else than this measure of the audit, or was deleted."""
     lake = execution.lake
-    done = match or lake.latest("match")
-    planned = stage(lake, options, done.snapshot_id)
+    page = lake.path("reports", f"{done.facts['audit_id']}.html")
+    # Since it was made, the audit may have been matched or measured in another way, and its report with it.
+    if not exists(page) or done not in marts.current(lake):
+        write_report(lake, parsed[MeasureOptions], lineage(lake, done)["match"], done.snapshot_id)
 
-    audit = done.upstream["generate"]
-    page = lake.path("reports", f"{audit}.html")
 
-    def work(planned: Stage) -> dict[str, Any]:
-        rows = measurement.run(lake, done, planned.snapshot_id)
-        write_report(lake, options, done, planned.snapshot_id)
-        return {"audit_id": audit, "marts": rows}
-
-    before = lake.manifest("measure", planned.snapshot_id)
-    shown = before is not None and exists(page) and before in measurement.current(lake)
-    manifest = execution.stage(planned, work)
-    if before is not None and not shown:
-        # Since it was made, the audit was matched or measured in another way, and its report with it; or that was deleted.
-        write_report(lake, options, done, planned.snapshot_id)
+def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
+    """Makes the database."""
+    lake = execution.lake
     # A local one holds views alone: made anew in no time, it also fits after a run that was killed before it came so far,
-    # and after the lake was moved.
-    if before is None or measurement.is_local(lake) or not exists(lake.path(measurement.DATABASE)):
-        measurement.build_database(lake)
-    return manifest
+    # and after the lake was moved. Behind a URL it holds copies: the newest measure is in it once it was made after that.
+    path = lake.path(database.DATABASE)
+    if lake.is_local or not exists(path) or stat(path).modified < moment(manifest.finished_at):
+        database.build_database(lake)
+
+
+def moment(text: str) -> float:
+    """Seconds since 1970, of a manifest's ISO time."""
+    return datetime.datetime.fromisoformat(text).timestamp()
 
 
 def write_report(lake: Lake, options: MeasureOptions, match: Manifest, snapshot: str, newest: bool = True) -> None:
@@ -97,7 +101,7 @@ def write_report(lake: Lake, options: MeasureOptions, match: Manifest, snapshot:
 
 def summary(lake: Lake, measure: Manifest) -> str:
     """What the command ends with: the rates, the two numbers, where report and database are, and a query to go on with."""
-    rates = measurement.read_mart(lake, "extraction_rate", measure)
+    rates = marts.read_mart(lake, "extraction_rate", measure)
     rate = ["rate", "95% interval"]
     names = ["duplicates", "tried", "flagged", "copied", *rate, "seen", "rate", "extracted", *rate]
     rows = []
@@ -125,7 +129,7 @@ def summary(lake: Lake, measure: Manifest) -> str:
             "",
             *_two_numbers(lake, measure, [row for row in rates if row["dimension"] == "all"]),
             f"report    {lake.path('reports', measure.facts['audit_id'] + '.html')}",
-            f"database  {lake.path(measurement.DATABASE)}",
+            f"database  {lake.path(database.DATABASE)}",
             'query     eidetic query "SELECT caption, copies, k, coarse_ratio, copied, seen, extracted FROM extractions '
             f'ORDER BY confidence_rank LIMIT 10" --lake {report.quoted(lake.root)}',
         ]
@@ -150,7 +154,7 @@ def _two_numbers(lake: Lake, measure: Manifest, rates: list[dict[str, Any]]) -> 
         if found.seen is not None:
             line += f"; trained on, by the evidence: {found.seen.rate:.1%} ({found.seen.lower:.1%} to {found.seen.upper:.1%})"
         lines.append(line)
-    came = report.CameBack.of(measurement.read_mart(lake, "extractions", measure))
+    came = report.CameBack.of(marts.read_mart(lake, "extractions", measure))
     lines.append(
         f"training images that came back at all: {came.copied} ({came.own} by their own caption, {came.others} by others "
         f"alone, {came.controls} by captions of controls)"
@@ -158,14 +162,25 @@ def _two_numbers(lake: Lake, measure: Manifest, rates: list[dict[str, Any]]) -> 
     return lines
 
 
+STAGE = Stage(
+    name="measure",
+    description=__doc__,
+    upstream="match",
+    options=(MeasureOptions,),
+    alone=(RelocateOptions,),
+    plan=plan,
+    work=work,
+    found=found,
+    finish=finish,
+)
+
+
 def main(argv: Sequence[str]) -> None:
-    parsed = parse(argv, "measure", __doc__, (CommonOptions, MeasureOptions, RelocateOptions))
-    common = parsed[CommonOptions]
-    lake = Lake(common.lake)
+    execution, parsed = STAGE.parse(argv)
     if parsed[RelocateOptions].relocate:
-        print(f"database  {measurement.relocate(lake)}")
+        print(f"database  {database.relocate(execution.lake)}")
         return
-    print(summary(lake, run(Execution(lake, parsed.beam, common.verbose), parsed[MeasureOptions])))
+    print(summary(execution.lake, STAGE.run(execution, parsed)))
 
 
 if __name__ == "__main__":

@@ -31,13 +31,17 @@ from typing import Any
 
 from pipelines import audit, deduplicate, embed, generate, ingest, match, measure
 from pipelines.device import DeviceOptions
+from pipelines.execution import Execution, say
 from pipelines.lock import Busy, alone
-from pipelines.options import CommonOptions, Parsed, option, parameters, parse
-from pipelines.stage import Execution, Stage, say
-from transforms import measurement, nights
+from pipelines.options import CommonOptions, Options, Parsed, option, parameters, parse
+from pipelines.stages import Planned, execution_of
 from transforms.errors import UserError
-from transforms.identity import digest
-from transforms.lake import Lake, Manifest, exists, read_bytes, write_bytes
+from transforms.results import database, marts, nights
+from transforms.store.files import exists, read_bytes, write_bytes
+from transforms.store.identity import digest
+from transforms.store.lake import Lake, Manifest
+from transforms.store.lineage import lineage
+from transforms.store.scan import ask
 
 WORSE, COULD_NOT_RUN = 3, 2
 RATES = [f"rate_{name}{end}" for name in ("copied", "seen") for end in ("", "_lower", "_upper")]
@@ -47,20 +51,21 @@ MOST_NIGHTS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class NightlyOptions:
+class NightlyOptions(Options):
     """The night."""
 
     date: str | None = option(None, "the night, as YYYY-MM-DD (default: today, UTC)")
-    budget: int = option(10_000, "images to make in a night where everything is new, those of the controls included")
-    budget_seconds: float | None = option(None, "instead: seconds of the device, by what an image took before")
-    panel_share: float = option(0.5, "share of the budget that the fixed panel gets")
-    significance: float = option(0.05, "chance of a false alarm, per night and comparison")
+    budget: int = option(10_000, "images to make in a night where everything is new, those of the controls included", over=0)
+    budget_seconds: float | None = option(None, "instead: seconds of the device, by what an image took before", over=0)
+    panel_share: float = option(0.5, "share of the budget that the fixed panel gets", over=0, under=1)
+    significance: float = option(0.05, "chance of a false alarm, per night and comparison", over=0, under=1)
     baseline: str | None = option(None, "date of another night to compare with")
-    retry_nights: int = option(7, "nights for which failed downloads are tried again; 0: never")
-    wait: float = option(0.0, "seconds to wait where another night is at work on this lake")
+    retry_nights: int = option(7, "nights for which failed downloads are tried again; 0: never", least=0, most=MOST_NIGHTS)
+    wait: float = option(0.0, "seconds to wait where another night is at work on this lake", least=0)
     webhook: str | None = option(None, "URL that alert.json is posted to")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("date", "baseline"):
             value = getattr(self, name)
             try:
@@ -69,16 +74,6 @@ class NightlyOptions:
                 ok = False
             if not ok:
                 raise UserError(f"--{name} is {value!r}, expected a date as YYYY-MM-DD")
-        for name in ("panel_share", "significance"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}, expected between 0 and 1")
-        for name in ("budget", "budget_seconds"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UserError(f"--{name} is {getattr(self, name)}, expected more than 0")
-        if not self.wait >= 0:
-            raise UserError(f"--wait is {self.wait}, expected 0 or more")
-        if not 0 <= self.retry_nights <= MOST_NIGHTS:
-            raise UserError(f"--retry_nights is {self.retry_nights}, expected 0 to {MOST_NIGHTS:,}")
         if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
             raise UserError(f"--webhook is {self.webhook!r}, expected an http or https URL")
 
@@ -88,7 +83,9 @@ class NightlyOptions:
         return self.date or datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-OPTIONS = (NightlyOptions, *(kind for kind in audit.OPTIONS if kind is not audit.AuditOptions))
+def night_options() -> tuple[type, ...]:
+    """The option dataclasses of a night: those of an audit, and its own."""
+    return NightlyOptions, *(kind for kind in audit.options() if kind is not audit.AuditOptions)
 
 
 # -- what is tried ----------------------------------------------------------------------------------------------------
@@ -150,12 +147,13 @@ def share(
 
 
 def controls_of(lake: Lake, groups: Manifest) -> int:
-    table = lake.read("embeddings", groups.upstream["embed"], ["role", "status"])
-    return sum(row["role"] == "control" and row["status"] == "success" for row in table.to_pylist())
+    query = "SELECT count(*) AS controls FROM embeddings WHERE role = 'control' AND status = 'success'"
+    return ask(lake, {"embeddings": groups.upstream["embed"]}, query)[0]["controls"]
 
 
 def groups_of(lake: Lake, deduplicated: Manifest) -> int:
-    return len(lake.read("duplicate_groups", deduplicated.snapshot_id, ["group_id"])["group_id"].unique())
+    query = "SELECT count(*) AS groups FROM duplicate_groups WHERE sample_id = group_id"
+    return ask(lake, {"duplicate_groups": deduplicated.snapshot_id}, query)[0]["groups"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +199,7 @@ class Data:
 
     def __init__(self, execution: Execution, parsed: Parsed, last: dict[str, Any] | None, date: str):
         lake, options = execution.lake, parsed[ingest.IngestOptions]
-        planned = ingest.stage(lake, options)
+        planned = ingest.plan(lake, parsed)
         complete = lake.manifest("ingest", planned.snapshot_id)
         base = complete or (lake.manifest("ingest", planned.upstream["ingest"]) if planned.upstream else None)
         # What was begun goes on: over a base that has recovered something it would begin anew.
@@ -210,12 +208,12 @@ class Data:
             nights_ago = datetime.timedelta(days=parsed[NightlyOptions].retry_nights)
             since = datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC) - nights_ago
             ingest.retry(execution, options, base, since, date)
-        self.ingest = ingest.run(execution, options)
+        self.ingest = ingest.STAGE.run(execution, parsed)
         before = None if last is None else lake.manifest("ingest", last["ingest_snapshot"])
         self.new = self.ingest.rows["samples"] if before is None else ingest.added(lake, before, self.ingest)
         self.recovered = 0 if before is None else ingest.recovered(lake, before, self.ingest)
-        self.embed = embed.run(execution, parsed[embed.EmbedOptions], parsed[DeviceOptions], self.ingest)
-        self.deduplicate = deduplicate.run(execution, parsed[deduplicate.DeduplicateOptions], self.embed)
+        self.embed = embed.STAGE.run(execution, parsed, self.ingest)
+        self.deduplicate = deduplicate.STAGE.run(execution, parsed, self.embed)
 
 
 def one_audit(
@@ -226,17 +224,16 @@ def one_audit(
     Raises:
         UserError: if the model is not of ``options.revision`` any more.
     """
-    device = parsed[DeviceOptions]
-    made = generate.run(execution, options, device, groups)
+    parsed = parsed.but(options)
+    made = generate.STAGE.run(execution, parsed, groups)
     revision = made.parameters["model_revision"]
     if revision != options.revision:
         raise UserError(
             f"the model {options.model!r} changed while the night was at work, from {options.revision} to {revision}; run the "
             "night again, which is of the new one then, and replace models between nights"
         )
-    images = generate.generator(options, device.resolved())
-    matched = match.run(execution, parsed[match.MatchOptions], device, made, images)
-    return matched, measure.run(execution, parsed[measure.MeasureOptions], matched)
+    done = audit.run(execution, parsed, lineage(execution.lake, made))
+    return done["match"], done["measure"]
 
 
 def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
@@ -318,7 +315,7 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     }
     tonight = nights.read_night(lake, row)
     verdict = tonight.verdict
-    rates = measurement.read_mart(lake, "extraction_rate", measured)
+    rates = marts.read_mart(lake, "extraction_rate", measured)
     overall = next((one for one in rates if (one["dimension"], one["bucket"]) == ("all", "drawn")), None)
     if overall is None:
         raise UserError(
@@ -350,7 +347,9 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
     row["finished_at"] = datetime.datetime.now(datetime.UTC)
     changed = [] if comparisons["before"] is None else changes(lake, row, comparisons["before"])
 
-    def work(planned: Stage) -> dict[str, Any]:
+    planned = Planned("nightly", {"date": date}, {"match": matched.snapshot_id}, "nights")
+
+    def work() -> dict[str, Any]:
         lake.write("history", planned.snapshot_id, 0, [row])
         lake.write("night_changes", planned.snapshot_id, 0, changed)
         made = {name: one for name, one in comparisons.items() if one is not None}
@@ -360,7 +359,7 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
             "p_values": {name: one.p_values for name, one in made.items()},
         }
 
-    execution.stage(Stage("nightly", {"date": date}, {"match": matched.snapshot_id}, None, "nights"), work)
+    execution.stage(planned, work)
     show(lake, parsed, row)
     return row
 
@@ -373,7 +372,7 @@ def share_extracted(night: nights.Night) -> float:
 
 def show(lake: Lake, parsed: Parsed, row: dict[str, Any]) -> None:
     """Makes the database and the reports of a night, and that of the newest night's rotating prompts, which is the lake's."""
-    measurement.build_database(lake)
+    database.build_database(lake)
     measured = {manifest.upstream["match"]: manifest.snapshot_id for manifest in lake.manifests("measure")}
     newest = nights.history(lake)[-1]["rotating_match"]
     for matches in dict.fromkeys((row["panel_match"], row["rotating_match"], newest)):
@@ -392,7 +391,7 @@ def told_power(can_see: nights.Power, sizes: Share) -> str:
     )
 
 
-def compared(prefix: str, name: str, other: dict[str, Any] | None, comparison: nights.Comparison | None) -> dict[str, Any]:
+def compared(prefix: str, name: str, other: dict[str, Any] | None, comparison: nights.NightComparison | None) -> dict[str, Any]:
     """Columns of ``history`` that tell a comparison."""
     return {
         name: None if other is None else other["date"],
@@ -402,7 +401,7 @@ def compared(prefix: str, name: str, other: dict[str, Any] | None, comparison: n
     }
 
 
-def changes(lake: Lake, row: dict[str, Any], comparison: nights.Comparison) -> list[dict[str, Any]]:
+def changes(lake: Lake, row: dict[str, Any], comparison: nights.NightComparison) -> list[dict[str, Any]]:
     """Rows of ``night_changes``: ids alone, so that what is forgotten need not be looked for here."""
     prompts = lake.read("prompts", row["panel_audit_id"], ["prompt_id", "sample_id"]).to_pylist()
     samples = {one["prompt_id"]: one["sample_id"] for one in prompts}
@@ -432,7 +431,7 @@ def alert(lake: Lake, row: dict[str, Any]) -> dict[str, Any]:
         "date": row["date"],
         "verdict": row["verdict"],
         "exit_code": row["exit_code"],
-        "message": told(row),
+        "message": summary(row),
         "report": lake.path("reports", f"{row['rotating_audit_id']}.html"),
         "night": {name: value for name, value in row.items() if name != "finished_at"},
         "compared_by": found.facts["compared_by"],
@@ -441,7 +440,7 @@ def alert(lake: Lake, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def told(row: dict[str, Any]) -> str:
+def summary(row: dict[str, Any]) -> str:
     """A night in one sentence."""
 
     def share(name: str) -> str:
@@ -508,13 +507,13 @@ def could_not_run(lake: Lake, options: NightlyOptions, reason: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    parsed = parse(argv, "nightly", __doc__, OPTIONS)
+    parsed = parse(argv, "nightly", __doc__, night_options())
     common, options = parsed[CommonOptions], parsed[NightlyOptions]
     lake, date = Lake(common.lake), options.night
     try:
         lake.create()
         with alone(lake, "nightly", options.wait):
-            row = run(Execution(lake, parsed.beam, common.verbose), parsed)
+            row = run(execution_of(parsed), parsed)
             publish(lake, row["date"], alert(lake, row), options.webhook)
     except Busy as error:
         # What the other one writes is left alone.
@@ -528,7 +527,7 @@ def main(argv: Sequence[str]) -> int:
         could_not_run(lake, options, f"{type(error).__name__}: {error}")
         print(f"eidetic: the night could not run: {error}".splitlines()[0], file=sys.stderr)
         return COULD_NOT_RUN
-    print(told(row))
+    print(summary(row))
     return row["exit_code"]
 
 

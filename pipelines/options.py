@@ -16,18 +16,74 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
-
 from transforms.errors import UserError
 
 
-def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    """A dataclass field that is an option. ``help`` says what it means, with its unit."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    over: float | None = None,
+    under: float | None = None,
+) -> Any:
+    """A dataclass field that is an option of a subclass of ``Options``.
+
+    Args:
+        default: what it is where nobody says otherwise. None stays outside any range.
+        help: what it means, with its unit.
+        choices: the words that it may be.
+        least, most: the ends of its range, which belong to it.
+        over, under: the same, where they don't.
+    """
+    bounds = Range(least, most, over, under)
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "range": bounds})
+
+
+class Range(typing.NamedTuple):
+    """Where the value of an option may lie; None is no bound."""
+
+    least: float | None
+    most: float | None
+    over: float | None
+    under: float | None
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies inside. NaN lies in no range but the one without bounds."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.over is None or value > self.over)
+            and (self.under is None or value < self.under)
+        )
+
+    def __str__(self) -> str:
+        if self.over is not None and self.under is not None:
+            return f"between {self.over:,} and {self.under:,}"
+        start = f"over {self.over:,}" if self.over is not None else None if self.least is None else f"{self.least:,}"
+        end = f"under {self.under:,}" if self.under is not None else None if self.most is None else f"{self.most:,}"
+        if start is None:
+            return f"up to {end}"
+        if end is None:
+            return start if self.least is None else f"{start} or more"
+        return f"{start} to {end}" if self.least is not None else f"{start}, up to {end}"
+
+
+class Options:
+    """What the option dataclasses have in common: values lie where ``option`` says."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, field.name)
+            bounds = field.metadata.get("range")
+            if bounds is not None and value is not None and not bounds.holds(value):
+                raise UserError(f"--{field.name} is {value}, expected {bounds}")
 
 
 @dataclasses.dataclass(frozen=True)
-class CommonOptions:
+class CommonOptions(Options):
     """What every verb takes."""
 
     lake: str = option("lake", "the lake: a local folder, or a URL of a Beam filesystem")
@@ -41,8 +97,18 @@ class Parsed:
     options: dict[type, Any]
     beam: list[str]
 
+    @classmethod
+    def of(cls, *options: Any, beam: Sequence[str] = ()) -> Parsed:
+        """What a command line with these options would be."""
+        return cls({type(one): one for one in options}, list(beam))
+
     def __getitem__(self, kind: type) -> Any:
-        return self.options[kind]
+        """The options of a class; UserError where the verb has none, and the class no defaults for all of them."""
+        return self.options[kind] if kind in self.options else kind()
+
+    def but(self, *options: Any) -> Parsed:
+        """The same with other options of these classes."""
+        return dataclasses.replace(self, options=self.options | {type(one): one for one in options})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -157,6 +223,10 @@ def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
 
 def _check_beam(words: list[str], parser: argparse.ArgumentParser, known: dict[str, Any]) -> None:
     """UserError for a word that is neither ours nor Beam's. Beam itself would drop it with a warning."""
+    if not words:
+        return
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
     # Beam's own parser class: some of its options need value providers, which plain argparse doesn't know.
     beam = _BeamArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     beam.error = parser.error  # type: ignore[method-assign]

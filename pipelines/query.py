@@ -19,14 +19,15 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.options import CommonOptions, option, parse
-from transforms import measurement
+from pipelines.options import CommonOptions, Options, option, parse
 from transforms.errors import UserError
-from transforms.lake import Lake, exists, read_bytes
+from transforms.results import database
+from transforms.store.files import exists, read_bytes
+from transforms.store.lake import Lake
 
 
 @dataclasses.dataclass(frozen=True)
-class QueryOptions:
+class QueryOptions(Options):
     """The question."""
 
     sql: str = option("", "a SELECT statement")
@@ -37,20 +38,20 @@ def answer(lake: Lake, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """(names of the columns, rows). UserError where there is no database yet, or DuckDB refuses the SQL."""
     import duckdb
 
-    path = lake.path(measurement.DATABASE)
+    path = lake.path(database.DATABASE)
     if not exists(path):
-        raise UserError(f"the lake {lake.root!r} has no {measurement.DATABASE} yet; run 'eidetic measure' first")
+        raise UserError(f"the lake {lake.root!r} has no {database.DATABASE} yet; run 'eidetic measure' first")
     with tempfile.TemporaryDirectory() as folder:
-        if not measurement.is_local(lake):
-            copy = os.path.join(folder, measurement.DATABASE)
+        if not lake.is_local:
+            copy = os.path.join(folder, database.DATABASE)
             with open(copy, "wb") as file:
                 file.write(read_bytes(path))
             path = copy
         try:
             with duckdb.connect(path, read_only=True) as connection:
-                if measurement.is_local(lake):
+                if lake.is_local:
                     # The lake may be a copy, whose database still names the place of the first one.
-                    measurement.place(connection, lake, stored=False)
+                    database.place(connection, lake, stored=False)
                 found = connection.execute(sql)
                 if found is None:  # DuckDB's answer to no statement at all
                     raise UserError('there is no query; give one, as in: eidetic query "SELECT * FROM extraction_rate"')

@@ -18,13 +18,13 @@ import numpy as np
 
 from pipelines.match import MatchOptions, calibration_rows, copy_calibration_row
 from tests.planted import picture
-from transforms import prompts as prompt_rows
-from transforms.generation import Filter
-from transforms.identity import sample_id, seed
-from transforms.images import encode_png, thumbnail
-from transforms.kernels.copies import GU_RATIO, Limits, blurred, is_copy
-from transforms.lake import Lake, Manifest, snapshot_id
-from transforms.matching import REGENERATED
+from transforms.attacks import prompts as prompt_rows
+from transforms.attacks.attempts import Filter
+from transforms.kernels.copies import GU_RATIO, CopyLimits, blurred, is_copy
+from transforms.matching.parts import REGENERATED
+from transforms.store.identity import sample_id, seed
+from transforms.store.lake import Lake, Manifest, snapshot_id
+from transforms.store.pictures import encode_png, thumbnail
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 SIDE = 16
@@ -508,7 +508,7 @@ def _write_matches(
     lake.write("decoys", snapshot, 0, [{**identity, **row} for row in decoys])
     copies = copy_calibration_row(lake.read("decoys", snapshot), options)
     lake.write("copy_calibration", snapshot, 0, [{**identity, **copies}])
-    limits = Limits.of(copies)
+    limits = CopyLimits.of(copies)
     calibration = calibration_rows(lake.read("matches", snapshot), lake.read("prompts", generate.snapshot_id), options)
     lake.write("calibration", snapshot, 0, [{**identity, **row} for row in calibration])
     found = {

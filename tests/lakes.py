@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from transforms.lake import Lake, list_files, read_parquet
-from transforms.schema import TABLES
+from transforms.store.files import list_files, read_parquet
+from transforms.store.lake import Lake
+from transforms.store.schema import TABLES
 
 TIMES_AND_DEVICES = frozenset(
     {"ingested_at", "seconds", "device", "finished_at", "machine", "device_seconds", "device_seconds_per_extraction"}
@@ -45,7 +46,7 @@ def differences(one: Lake, other: Lake, leave_out: frozenset[str] = TIMES_AND_DE
 
 
 def _marts() -> tuple[str, ...]:
-    from transforms.measurement import MARTS
+    from transforms.results.marts import MARTS
 
     return tuple(MARTS)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from transforms.generators import Attempt
-from transforms.identity import digest
+from transforms.models.base import Attempt
+from transforms.store.identity import digest
 
 
 @dataclasses.dataclass

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from transforms.images import encode_png
-from transforms.lake import Lake, Manifest, snapshot_id
+from transforms.store.lake import Lake, Manifest, snapshot_id
+from transforms.store.pictures import encode_png
 
 TINY_CLIP = {
     "model_cfg": {

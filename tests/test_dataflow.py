@@ -18,17 +18,20 @@ from pipelines.cli import run_verb
 from pipelines.deduplicate import DeduplicateOptions
 from pipelines.device import DeviceOptions
 from pipelines.embed import EmbedOptions
+from pipelines.execution import Execution
 from pipelines.generate import GenerateOptions
 from pipelines.match import MatchOptions
-from pipelines.stage import Execution, TemplateWritten
+from pipelines.options import Parsed
 from tests.models import save_random_pipeline
 from tests.planted import picture, write_tiny_clip
 from tests.servers import free_port
-from transforms.generation import GeneratorHandler
-from transforms.images import ImageStore, encode_png
-from transforms.kernels.copies import Limits
-from transforms.lake import Lake
-from transforms.matching import Task
+from transforms.attacks.attempts import GeneratorHandler
+from transforms.data.images import ImageStore
+from transforms.errors import TemplateWritten
+from transforms.kernels.copies import CopyLimits
+from transforms.matching.parts import Task
+from transforms.store.lake import Lake
+from transforms.store.pictures import encode_png
 
 ACCELERATOR = "beam:resources:accelerator:v1"
 BUCKET = "eidetic-test"
@@ -141,7 +144,7 @@ def has_step(names, ending):
 
 
 def test_embed_asks_for_a_gpu_where_the_model_is(lake, build):
-    from transforms.embedding import EmbedImages, OpenClipHandler
+    from transforms.data.embedding import EmbedImages, OpenClipHandler
 
     device = DeviceOptions(device="cuda")
     images = lake.latest("ingest")
@@ -204,7 +207,8 @@ def test_deduplicate_needs_no_gpu(lake, build):
     from transforms.duplicates import FindDuplicates, blocks
 
     embedded, options = lake.latest("embed"), DeduplicateOptions(duplicate_threshold=0.8)
-    job = deduplicate.search(lake, options, embedded, deduplicate.stage(lake, options, embedded))
+    planned = deduplicate.plan(lake, Parsed.of(options), embedded.snapshot_id)
+    job = deduplicate.search(lake, options, embedded, planned)
     with_gpu, without = on_gpu(build(lambda pipeline: deduplicate.build(pipeline, blocks(job), FindDuplicates(job))))
     steps = ("CheckBlock", "QueryBlock", "SpillBlock", "ComparePieces", "CarryOver", "GatherBlock", "WriteBatch")
     assert with_gpu == set() and all(has_step(without, step) for step in steps)
@@ -213,7 +217,7 @@ def test_deduplicate_needs_no_gpu(lake, build):
 @pytest.fixture
 def job(lake):
     done, options = lake.latest("generate"), MatchOptions()
-    return match.Job(lake, options, done, match.stage(lake, options, done.snapshot_id))
+    return match.Matching(lake, options, done, match.plan(lake, Parsed.of(options), done.snapshot_id))
 
 
 TASKS = [Task("generations", 0), Task("regenerations", 0), Task("decoys", 0)]
@@ -226,7 +230,7 @@ def test_match_carries_no_data(build, job):
 
 
 def test_looking_for_what_to_make_again_needs_no_gpu(build, job):
-    limits = Limits(0.15, 0.5, None)
+    limits = CopyLimits(0.15, 0.5, None)
     with_gpu, without = on_gpu(build(lambda pipeline: match.build_pointing(pipeline, job, [0, 1], limits, "counts.parquet")))
     assert with_gpu == set() and has_step(without, "Point") and has_step(without, "WriteCounts")
 

@@ -16,9 +16,9 @@ from demo.questions import PAGE, questions, with_answers
 from pipelines import cli
 from pipelines.query import answer
 from tests.browser import needs_chromium, opened, serious_violations
-from transforms.images import decode
 from transforms.kernels.distances import COARSE
-from transforms.lake import Lake
+from transforms.store.lake import Lake
+from transforms.store.pictures import decode
 
 SCALE = 0.06
 RATE = 0.1

@@ -17,8 +17,8 @@ from tests.lakes import differences
 from tests.models import save_random_pipeline
 from tests.planted import picture, write_tiny_clip
 from tests.servers import ROOT, end
-from transforms.images import encode_png
-from transforms.lake import Lake
+from transforms.store.lake import Lake
+from transforms.store.pictures import encode_png
 
 PROMPTS = 10
 FINISHED = 3

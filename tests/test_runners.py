@@ -18,7 +18,7 @@ from demo import corpus, serve
 from tests.lakes import differences, tables
 from tests.models import save_random_pipeline
 from tests.servers import ROOT, end, free_port, running, wait_for_port
-from transforms.lake import Lake
+from transforms.store.lake import Lake
 
 SECONDS = 240
 """After so long a run is given up: the portable client waits for ever for a service that has gone."""
@@ -26,7 +26,7 @@ SECONDS = 240
 ROWS = 120
 """Metadata rows that the audit takes, beside the faulty ones. The corpus mixes its rows, so repeats are among them."""
 
-PACKAGES = ("pipelines", "transforms", "transforms.kernels", "sql", "demo")
+PACKAGES = ("pipelines", "transforms", "transforms.kernels", "transforms.results", "sql", "demo")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""How a command may end before it is done."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it on one line and ends with exit code 2; nothing is left half-written.
     """
+
+
+class TemplateWritten(Exception):
+    """A Dataflow template was built instead of a run; there is nothing more to do."""

@@ -1,4 +1,4 @@
--- An image that is told of by one of another group, or by one that is itself told of.
+-- An image whose exact-duplicate set has its canonical image in another group, or one that is not canonical itself.
 SELECT images.sample_id
 FROM duplicate_groups AS images
 LEFT JOIN duplicate_groups AS leaders ON leaders.sample_id = images.identical_to

@@ -1,7 +1,7 @@
 -- Grain: one training image to take out of the training set, one prompt to block, or one image that was learned.
 -- Source: extractions, duplicate_groups, samples, verdicts, training_matches (staging), prompts. What came back as a
 -- copy goes with all its duplicates, since any of them would teach it again. So do samples of the same url that were
--- not had here, which are in no group: who trains on them may have them. What was only seen is listed apart, as kind
+-- not downloaded, which are in no group: who trains on them may have them. What was only seen is listed apart, as kind
 -- "seen". A prompt whose text was forgotten can't be blocked by it, and is not named.
 WITH images AS (
     SELECT
@@ -30,7 +30,7 @@ of_same_url AS (
         min_by(images.group_id, images.confidence_rank) AS group_id,
         CAST(NULL AS VARCHAR) AS prompt_id,
         CAST(NULL AS VARCHAR) AS prompt,
-        'same url, not had here' AS why,
+        'same url, not downloaded' AS why,
         min(images.confidence_rank) AS confidence_rank
     FROM samples
     JOIN images ON images.url = samples.url

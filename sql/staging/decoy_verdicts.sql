@@ -9,12 +9,7 @@ WITH final AS (
         decoys.l2 <= CAST(audits.parameters ->> '$.match.delta' AS DOUBLE) AS extracted,
         coalesce(decoys.adaptive_l2 <= 1, false) AS by_adaptive_l2,
         coalesce(decoys.ratio < 1 / 3, false) AS by_ratio,
-        coalesce(
-            decoys.l2 <= copy_calibration.l2_limit
-            AND decoys.coarse_l2 < copy_calibration.coarse_l2_limit
-            AND decoys.coarse_ratio < copy_calibration.coarse_ratio_limit,
-            false
-        ) AS copied
+        is_copy(decoys, copy_calibration) AS copied
     FROM decoys
     CROSS JOIN copy_calibration
     CROSS JOIN audits

@@ -19,12 +19,7 @@ final AS (
         chosen.threshold,
         coalesce(matches.adaptive_l2 <= 1, false) AS by_adaptive_l2,
         coalesce(matches.ratio < 1 / 3, false) AS by_ratio,
-        coalesce(
-            matches.l2 <= copy_calibration.l2_limit
-            AND matches.coarse_l2 < copy_calibration.coarse_l2_limit
-            AND matches.coarse_ratio < copy_calibration.coarse_ratio_limit,
-            false
-        ) AS copied
+        is_copy(matches, copy_calibration) AS copied
     FROM matches
     CROSS JOIN chosen
     CROSS JOIN copy_calibration

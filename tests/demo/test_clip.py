@@ -17,9 +17,9 @@ from demo.train_clip import (
 )
 from tests.pipelines.test_deduplicate import MODEL
 from tests.planted import picture, planted_pictures, write_images
-from transforms.clip import ClipModel
-from transforms.images import decode
-from transforms.lake import Lake
+from transforms.models.clip import ClipModel
+from transforms.store.lake import Lake
+from transforms.store.pictures import decode
 
 
 def test_the_committed_model_is_small_float16_and_loads_in_open_clip():

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from demo import corpus
-from transforms.images import decode
+from transforms.store.pictures import decode
 
 
 def test_a_corpus_that_is_there_is_left_alone_and_another_one_is_not(tmp_path):

@@ -10,8 +10,8 @@ from demo.embedded import build, examples
 from demo.serve import serving
 from pipelines import cli
 from tests.web import free_port
-from transforms.images import decode
-from transforms.lake import Lake
+from transforms.store.lake import Lake
+from transforms.store.pictures import decode
 
 SIDES = {"half_learned": 64, "photographs": 32}
 

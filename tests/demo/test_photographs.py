@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from demo import photographs
-from transforms.images import decode
 from transforms.kernels.distances import l2
+from transforms.store.pictures import decode
 
 pytestmark = pytest.mark.skipif(not photographs.DATA.exists(), reason="CIFAR-10 is not there (../shared/data)")
 

@@ -79,7 +79,7 @@ def check_words(words):
 def check_parses(words):
     """``nightly`` knows every option of these words, which name the shared file."""
     words = [word.replace(CONFIG, str(DEPLOY / "nightly.toml")) for word in words]
-    return parse(words, "nightly", "", nightly.OPTIONS)
+    return parse(words, "nightly", "", nightly.night_options())
 
 
 def test_the_config_holds_only_options_of_the_verb(tmp_path):

@@ -10,13 +10,15 @@ from PIL import Image
 
 from pipelines import cli, generate
 from pipelines.device import DeviceOptions
+from pipelines.execution import Execution
 from pipelines.generate import GenerateOptions
-from pipelines.stage import Execution
+from pipelines.options import Parsed
 from tests.fakes import fake_lake
 from tests.models import save_random_pipeline
-from transforms import forgetting
-from transforms.lake import Lake, read_parquet
-from transforms.report import Cut, Extraction
+from transforms.forgetting import burial
+from transforms.results.report import Cut, Extraction
+from transforms.store.files import read_parquet
+from transforms.store.lake import Lake
 
 CAPTIONS = ("a logo, \x1b[31m'quoted'", "another logo")
 
@@ -32,7 +34,7 @@ def made(tmp_path_factory):
         options = GenerateOptions(
             model=str(folder / "model"), images_per_prompt=3, steps=2, guidance_scale=3.0, batch_size=2, keep=keep
         )
-        done = generate.run(Execution(fake.lake, []), options, DeviceOptions(device="cpu"), fake.deduplicate)
+        done = generate.STAGE.run(Execution(fake.lake, []), Parsed.of(options, DeviceOptions(device="cpu")), fake.deduplicate)
         audits[keep] = done.snapshot_id
     return folder, fake.lake, audits
 
@@ -145,7 +147,7 @@ def test_a_tombstone_is_enough(whose, made, tmp_path, capsys):
     part = lake.part("prompts", made[2]["all"], 0)
     prompts = read_parquet(part).to_pylist()
     prompt = next(prompt for prompt in prompts if prompt["text"] == CAPTIONS[0])
-    forgetting.bury(lake, {prompt["sample_id"]}, [], "why")
+    burial.bury(lake, {prompt["sample_id"]}, [], "why")
     if whose == "nobody's":
         prompt["sample_id"] = None
         lake.write("prompts", made[2]["all"], 0, prompts)
@@ -172,7 +174,7 @@ def test_finished_generations_have_no_seed(tmp_path, capsys):
     (pictures / "metadata.jsonl").write_text('{"file_name": "0.png", "prompt": "group 0"}\n')
     fake = fake_lake(tmp_path / "lake", sizes=(1,), controls=0)
     options = GenerateOptions(generations=str(pictures))
-    done = generate.run(Execution(fake.lake, []), options, DeviceOptions(device="cpu"), fake.deduplicate)
+    done = generate.STAGE.run(Execution(fake.lake, []), Parsed.of(options, DeviceOptions(device="cpu")), fake.deduplicate)
     row = fake.lake.read("generations", done.snapshot_id).to_pylist()[0]
     assert cli.main(["again", row["prompt_id"], "0", f"--lake={fake.lake.root}"]) == 2
     assert "is of finished generations, which no seed makes again" in capsys.readouterr().err

@@ -16,9 +16,9 @@ from pipelines import cli
 from tests.models import save_random_pipeline
 from tests.planted import clusters, embedding_rows, write_embeddings
 from tests.servers import ROOT
-from transforms.lake import Lake
+from transforms.store.lake import Lake
 
-STAGES = [verb for verb in cli.VERBS if verb not in ("query", "again", "demo")]
+STAGES = [verb for verb in cli.verbs() if verb not in ("query", "again", "demo")]
 
 
 def complaint(capfd, *words):
@@ -139,7 +139,7 @@ def test_a_lake_of_another_version(lake, capfd):
     assert files(lake.root) == before
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", cli.verbs())
 def test_help_says_what_is_read_and_written_with_a_command_to_paste(verb, capsys, no_files):
     with pytest.raises(SystemExit) as left:
         cli.main([verb, "--help"])
@@ -159,7 +159,7 @@ def test_help_says_what_is_read_and_written_with_a_command_to_paste(verb, capsys
 def test_the_overview(capsys):
     assert cli.main([]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {verb} " in text for verb in cli.VERBS)
+    assert all(f"  {verb} " in text for verb in cli.verbs())
 
 
 def test_a_verb_is_a_module_that_runs(tmp_path):

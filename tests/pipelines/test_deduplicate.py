@@ -14,13 +14,16 @@ from pipelines.cli import run_verb
 from pipelines.deduplicate import DeduplicateOptions
 from pipelines.device import DeviceOptions
 from pipelines.embed import EmbedOptions
-from pipelines.stage import Execution
+from pipelines.execution import Execution
+from pipelines.options import Parsed
 from tests.planted import clusters, embedding_rows, picture, write_embeddings, write_images
-from transforms.duplicates import Job, search
-from transforms.images import ImageStore, encode_png, thumbnail
+from transforms.data.images import ImageStore
+from transforms.duplicates import Search, search
 from transforms.kernels import cells as kernel
-from transforms.lake import Lake, read_parquet
-from transforms.schema import TABLES
+from transforms.store.files import read_parquet
+from transforms.store.lake import Lake
+from transforms.store.pictures import encode_png, thumbnail
+from transforms.store.schema import TABLES
 
 MODEL = Path(__file__).resolve().parents[2] / "demo" / "models" / "clip"
 
@@ -34,23 +37,26 @@ def lake(tmp_path):
 
 
 def test_the_manifest_counts_pairs_and_groups(lake):
-    manifest = deduplicate.run(Execution(lake, []), DeduplicateOptions())
+    manifest = deduplicate.STAGE.run(Execution(lake, []), Parsed.of(DeduplicateOptions()))
     rows = {"duplicate_pairs": 3, "duplicate_groups": 4, "group_sizes": 20, "sampled_pairs": 6, "keep_list": 2}
     assert manifest.rows == rows
     assert manifest.facts["share_removed"] == 0.5
     assert manifest.upstream == {"embed": lake.latest("embed").snapshot_id}
-    assert deduplicate.run(Execution(lake, []), DeduplicateOptions()) == manifest
+    assert deduplicate.STAGE.run(Execution(lake, []), Parsed.of(DeduplicateOptions())) == manifest
 
 
 def test_another_threshold_is_another_snapshot(lake):
     embed_id = lake.latest("embed").snapshot_id
-    usual = deduplicate.stage(lake, DeduplicateOptions(), embed_id)
+    usual = deduplicate.plan(lake, Parsed.of(DeduplicateOptions()), embed_id)
     assert (usual.items, usual.unit) == (4, "vectors")
-    assert deduplicate.stage(lake, DeduplicateOptions(), lake.latest("embed")).snapshot_id == usual.snapshot_id
-    assert deduplicate.stage(lake, DeduplicateOptions(0.5), embed_id).snapshot_id != usual.snapshot_id
+    assert (
+        deduplicate.plan(lake, Parsed.of(DeduplicateOptions()), lake.latest("embed").snapshot_id).snapshot_id
+        == usual.snapshot_id
+    )
+    assert deduplicate.plan(lake, Parsed.of(DeduplicateOptions(0.5)), embed_id).snapshot_id != usual.snapshot_id
     # It numbers the parts: a restart with other blocks must not take the parts of this one for its own.
-    assert deduplicate.stage(lake, DeduplicateOptions(block_rows=1), embed_id).snapshot_id != usual.snapshot_id
-    assert deduplicate.stage(lake, DeduplicateOptions(), "not there yet").items is None
+    assert deduplicate.plan(lake, Parsed.of(DeduplicateOptions(block_rows=1)), embed_id).snapshot_id != usual.snapshot_id
+    assert deduplicate.plan(lake, Parsed.of(DeduplicateOptions()), "not there yet").items is None
 
 
 def test_the_command_line(lake):
@@ -61,12 +67,12 @@ def test_the_command_line(lake):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--duplicate_threshold=1"], "--duplicate_threshold is 1.0, expected a cosine"),
-        (["--duplicate_threshold=nan"], "--duplicate_threshold is nan, expected a cosine"),
+        (["--duplicate_threshold=1"], "--duplicate_threshold is 1.0, expected -1 to under 1"),
+        (["--duplicate_threshold=nan"], "--duplicate_threshold is nan, expected -1 to under 1"),
         (["--block_rows=0"], "--block_rows is 0, expected 1 or more"),
-        (["--thumbnail_share=1.5"], "--thumbnail_share is 1.5, expected a share: 0 (CLIP alone) to 1"),
+        (["--thumbnail_share=1.5"], "--thumbnail_share is 1.5, expected 0 to 1"),
         (["--thumbnail_share=0.5"], "4 vectors without a thumbnail of 192 bytes: "),
-        (["--recall=1"], "--recall is 1.0, expected a share: over 0 to under 1"),
+        (["--recall=1"], "--recall is 1.0, expected between 0 and 1"),
         (["--pixel_band=nan"], "--pixel_band is nan, expected 0 or more"),
         (["--linkage=average"], "argument --linkage: invalid choice: 'average'"),
         (["--keep_one=nothing"], "argument --keep_one: invalid choice: 'nothing'"),
@@ -112,8 +118,8 @@ def test_the_default_threshold_finds_every_copy_and_no_lookalike(tmp_path):
     lake = Lake(str(tmp_path / "lake"))
     write_images(lake, [images[::2], images[1::2]])
     execution = Execution(lake, [])
-    embed.run(execution, EmbedOptions(clip_model=str(MODEL)), DeviceOptions("cpu"))
-    manifest = deduplicate.run(execution, DeduplicateOptions())
+    embed.STAGE.run(execution, Parsed.of(EmbedOptions(clip_model=str(MODEL)), DeviceOptions("cpu")))
+    manifest = deduplicate.STAGE.run(execution, Parsed.of(DeduplicateOptions()))
     pairs = lake.read("duplicate_pairs", manifest.snapshot_id).to_pylist()
     found = {(row["sample_id_a"], row["sample_id_b"]) for row in pairs}
     planted = {(a, b) for a in slug_of for b in slug_of if a < b and slug_of[a] == slug_of[b]}
@@ -129,7 +135,7 @@ def night(lake, ids, vectors, ingest, parts=2, **options):
     order = np.random.default_rng(len(ids)).permutation(len(ids))
     rows = embedding_rows([ids[place] for place in order], vectors[order])
     embedded = write_embeddings(lake, [rows[start::parts] for start in range(parts)], ingest)
-    return deduplicate.run(Execution(lake, []), DeduplicateOptions(**{"block_rows": 200, **options}), embedded)
+    return deduplicate.STAGE.run(Execution(lake, []), Parsed.of(DeduplicateOptions(**{"block_rows": 200, **options})), embedded)
 
 
 def results(lake, manifest):
@@ -179,7 +185,7 @@ def test_with_the_same_cells_two_nights_are_one_full_run(tmp_path, monkeypatch):
     second = night(lake, ids, vectors, "tuesday", **options)
     assert first.facts["method"] == second.facts["method"] == "cells"
     assert second.facts["built_on"] == [first.snapshot_id]
-    cells = search.Cells.read(Job(lake, "", first.snapshot_id))
+    cells = search.Cells.read(Search(lake, "", first.snapshot_id))
     choice = kernel.Choice(cells.quantiser, cells.assignments, cells.margin, 1.0)
     monkeypatch.setattr(kernel, "choose", lambda *_: choice)
     full = night(fresh, ids, vectors, "tuesday", **options)
@@ -231,10 +237,12 @@ def test_another_rule_of_keeping_compares_nothing_again(tmp_path):
     ids, vectors = planted()
     lake = Lake(str(tmp_path / "lake"))
     first = night(lake, ids, vectors, "monday")
-    second = deduplicate.run(Execution(lake, []), DeduplicateOptions(block_rows=200, keep_one="first"))
+    second = deduplicate.STAGE.run(Execution(lake, []), Parsed.of(DeduplicateOptions(block_rows=200, keep_one="first")))
     assert second.snapshot_id != first.snapshot_id and second.facts["new_vectors"] == 0
     assert results(lake, first) == results(lake, second)
-    anew = deduplicate.run(Execution(lake, []), DeduplicateOptions(block_rows=200, keep_one="first", incremental=False))
+    anew = deduplicate.STAGE.run(
+        Execution(lake, []), Parsed.of(DeduplicateOptions(block_rows=200, keep_one="first", incremental=False))
+    )
     assert anew.upstream.keys() == {"embed"} and results(lake, anew) == results(lake, first)
 
 
@@ -273,7 +281,7 @@ def test_one_of_each_group_is_kept(tmp_path, rule):
     ]  # fmt: skip
     lake.write("samples", "taken", 0, samples)
     write_embeddings(lake, [embedding_rows(list("ambcx"), vectors)], "taken")
-    manifest = deduplicate.run(Execution(lake, []), DeduplicateOptions(keep_one=rule))
+    manifest = deduplicate.STAGE.run(Execution(lake, []), Parsed.of(DeduplicateOptions(keep_one=rule)))
     kept = lake.read("keep_list", manifest.snapshot_id).to_pylist()
     assert {row["sample_id"] for row in kept} == KEPT[rule]
     assert {(row["url"], row["group_id"], row["size"]) for row in kept} == {
@@ -304,7 +312,7 @@ def pictures(tmp_path):
 
 
 def test_pixels_say_which_pairs_near_the_threshold_are_copies(pictures):
-    manifest = deduplicate.run(Execution(pictures, []), DeduplicateOptions())
+    manifest = deduplicate.STAGE.run(Execution(pictures, []), Parsed.of(DeduplicateOptions()))
     rows = {(row["sample_id_a"], row["sample_id_b"]): row for row in
             pictures.read("duplicate_pairs", manifest.snapshot_id).to_pylist()}  # fmt: skip
     assert rows.keys() == {("a", "b"), ("a", "c"), ("a", "d"), ("b", "d"), ("c", "d")}
@@ -322,7 +330,9 @@ def test_pixels_say_which_pairs_near_the_threshold_are_copies(pictures):
 
 
 def test_pixels_may_decide(pictures):
-    manifest = deduplicate.run(Execution(pictures, []), DeduplicateOptions(duplicate_threshold=0.93, pixels_decide=True))
+    manifest = deduplicate.STAGE.run(
+        Execution(pictures, []), Parsed.of(DeduplicateOptions(duplicate_threshold=0.93, pixels_decide=True))
+    )
     groups = pictures.read("duplicate_groups", manifest.snapshot_id).to_pylist()
     assert {row["sample_id"]: row["group_id"] for row in groups} == {"a": "a", "b": "a", "c": "c", "d": "a"}
 
@@ -337,7 +347,7 @@ def test_thumbnails_tell_apart_what_clip_finds_alike(pictures):
     pictures.write("embeddings", embed.snapshot_id, 0, [*rows[:3], rows[3] | {"status": "failed_to_decode", "reason": "none"}])
     share, found = 0.5, {}
     options = DeduplicateOptions(duplicate_threshold=0.8, thumbnail_share=share, pixel_band=0)
-    manifest = deduplicate.run(Execution(pictures, []), options)
+    manifest = deduplicate.STAGE.run(Execution(pictures, []), Parsed.of(options))
     for row in pictures.read("duplicate_pairs", manifest.snapshot_id).to_pylist():
         found[row["sample_id_a"], row["sample_id_b"]] = row["cosine"]
     # The copy, whose angle to the picture is 20 degrees, and not the other picture, which is as near by CLIP.
@@ -347,6 +357,6 @@ def test_thumbnails_tell_apart_what_clip_finds_alike(pictures):
 
 
 def test_nobody_looks_without_a_band(pictures):
-    manifest = deduplicate.run(Execution(pictures, []), DeduplicateOptions(pixel_band=0))
+    manifest = deduplicate.STAGE.run(Execution(pictures, []), Parsed.of(DeduplicateOptions(pixel_band=0)))
     for table in ("duplicate_pairs", "sampled_pairs"):
         assert {row["pixels_agree"] for row in pictures.read(table, manifest.snapshot_id).to_pylist()} == {None}

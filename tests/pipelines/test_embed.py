@@ -10,12 +10,13 @@ from pipelines import embed
 from pipelines.cli import run_verb
 from pipelines.device import DeviceOptions
 from pipelines.embed import EmbedOptions
-from pipelines.stage import Execution
+from pipelines.execution import Execution
+from pipelines.options import Parsed
 from tests.planted import planted_pictures, write_images, write_tiny_clip
-from transforms.clip import ClipModel, OpenClipEncoder
+from transforms.data.images import ImageStore
 from transforms.errors import UserError
-from transforms.images import ImageStore
-from transforms.lake import Lake
+from transforms.models.clip import ClipModel, OpenClipEncoder
+from transforms.store.lake import Lake
 
 CPU = DeviceOptions(device="cpu")
 
@@ -33,7 +34,9 @@ def lake(tmp_path):
 
 
 def run(lake, clip_folder, **options):
-    return embed.run(Execution(lake, []), EmbedOptions(clip_model=clip_folder, clip_batch_size=3, **options), CPU)
+    return embed.STAGE.run(
+        Execution(lake, []), Parsed.of(EmbedOptions(clip_model=clip_folder, clip_batch_size=3, **options), CPU)
+    )
 
 
 def test_every_image_has_a_row_and_the_manifest_says_what_became_of_them(lake, clip_folder):
@@ -63,16 +66,15 @@ def test_a_killed_run_keeps_its_finished_parts(lake, clip_folder):
 
 
 def test_the_snapshot_is_named_by_what_shapes_the_rows(lake, clip_folder, tmp_path):
-    ingest = lake.latest("ingest")
+    ingest = lake.latest("ingest").snapshot_id
 
     def named(folder, device=CPU, ingest=ingest, **options):
-        return embed.stage(lake, EmbedOptions(clip_model=folder, **options), device, ingest).snapshot_id
+        return embed.plan(lake, Parsed.of(EmbedOptions(clip_model=folder, **options), device), ingest).snapshot_id
 
     usual = named(clip_folder)
     moved = str(tmp_path / "moved")
     shutil.copytree(clip_folder, moved)
     assert named(moved) == named(clip_folder, clip_batch_size=7) == named(clip_folder, DeviceOptions("cuda")) == usual
-    assert named(clip_folder, ingest=ingest.snapshot_id) == usual
     assert named(write_tiny_clip(tmp_path / "other", seed=1)) != usual
     assert named(clip_folder, ingest="another") != usual
     assert named("ViT-B-32") != named("ViT-B-32", clip_pretrained="openai")
@@ -80,13 +82,13 @@ def test_the_snapshot_is_named_by_what_shapes_the_rows(lake, clip_folder, tmp_pa
 
 def test_the_plan_counts_images_and_learns_what_they_cost(lake, clip_folder):
     options = EmbedOptions(clip_model=clip_folder)
-    ingest = lake.latest("ingest")
-    planned = embed.stage(lake, options, CPU, ingest)
-    assert (planned.items, planned.unit, planned.seconds_per_item) == (7, "images", None)
-    assert embed.stage(lake, options, CPU, "not there yet").items is None
+    ingest = lake.latest("ingest").snapshot_id
+    planned = embed.plan(lake, Parsed.of(options, CPU), ingest)
+    assert (planned.items, planned.unit, planned.estimate()) == (7, "images", None)
+    assert embed.plan(lake, Parsed.of(options, CPU), "not there yet").items is None
     manifest = run(lake, clip_folder)
-    planned = embed.stage(lake, options, CPU, ingest.snapshot_id)
-    assert planned.seconds_per_item == pytest.approx(manifest.facts["seconds"] / 7)
+    planned = embed.plan(lake, Parsed.of(options, CPU), ingest)
+    assert planned.estimate() == pytest.approx(manifest.facts["seconds"] / 7)
 
 
 def test_match_gets_the_model_that_made_the_vectors(lake, tmp_path):

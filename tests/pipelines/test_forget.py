@@ -17,14 +17,18 @@ import pytest
 from pipelines import deduplicate, embed, forget, generate, ingest, match, measure, nightly
 from pipelines.cli import run_verb
 from pipelines.deduplicate import DeduplicateOptions
+from pipelines.execution import Execution
 from pipelines.ingest import IngestOptions
-from pipelines.stage import Execution
+from pipelines.options import Parsed
 from tests.planted import picture
 from tests.web import free_port, serve
-from transforms import forgetting, measurement, proof, report
-from transforms.images import ImageStore, decode, encode_png
-from transforms.lake import Lake, read_bytes, read_parquet, write_bytes
-from transforms.schema import TABLES
+from transforms.data.images import ImageStore
+from transforms.forgetting import burial, proof, removal
+from transforms.results import marts, report
+from transforms.store.files import read_bytes, read_parquet, write_bytes
+from transforms.store.lake import Lake
+from transforms.store.pictures import decode, encode_png
+from transforms.store.schema import TABLES
 
 CLIP = Path(__file__).resolve().parents[2] / "demo" / "models" / "clip"
 CAPTION = 'a portrait of <somebody> & their "friend" at home'
@@ -113,7 +117,7 @@ def take_in(lake, site, metadata=None):
         metadata=str(metadata or site.metadata), controls=str(site.controls), image_size=32, encode_format="png",
         allow_private_hosts=True, timeout=5.0, rows_per_part=4,
     )  # fmt: skip
-    return ingest.run(Execution(lake, []), options)
+    return ingest.STAGE.run(Execution(lake, []), Parsed.of(options))
 
 
 @pytest.fixture
@@ -182,7 +186,7 @@ def run(lake, *words):
 
 
 def mart(lake, name):
-    return measurement.read_mart(lake, name, lake.latest("measure"))
+    return marts.read_mart(lake, name, lake.latest("measure"))
 
 
 def test_the_lake_that_is_planted_holds_what_is_looked_for(lake):
@@ -284,11 +288,11 @@ def test_the_rest_of_the_lake_can_be_measured_matched_and_reported(lake, site):
 
 
 def test_a_control_is_forgotten_and_no_rate_moves(lake, site):
-    before = {name: mart(lake, name) for name in measurement.MARTS}
+    before = {name: mart(lake, name) for name in marts.MARTS}
     wanted = remains(lake, ("control3.png",))
     assert run(lake, f"--urls={site.web.url}/control3.png") == 0
     assert places(lake, wanted) == set()
-    after = {name: mart(lake, name) for name in measurement.MARTS}
+    after = {name: mart(lake, name) for name in marts.MARTS}
     assert [row["status"] for row in after["yield"]].count("forgotten") == 1
     # What controls say is what they said, but for those that are counted anew: one less.
     for row, old in zip(after["delta_sweep"], before["delta_sweep"], strict=True):
@@ -345,7 +349,7 @@ def test_tonights_search_begins_anew_and_finds_it_no_more(lake, site):
     gone = {row["sample_id"] for row in samples(lake).values() if row["status"] == "forgotten"}
     taken = take_in(lake, site)
     assert taken.snapshot_id == lake.latest("ingest").snapshot_id  # complete, and left alone
-    manifest = deduplicate.run(Execution(lake, []), DeduplicateOptions(duplicate_threshold=0.95))
+    manifest = deduplicate.STAGE.run(Execution(lake, []), Parsed.of(DeduplicateOptions(duplicate_threshold=0.95)))
     groups = lake.read("duplicate_groups", manifest.snapshot_id).to_pylist()
     assert len(groups) == PLAIN + 1 and not gone & {row["sample_id"] for row in groups}
     assert manifest.facts["built_on"] == []
@@ -366,10 +370,10 @@ def test_a_killed_run_goes_on(step, lake, site, monkeypatch):
     """Killed before a step, or after some parts were rewritten: the same command ends as if nothing had been."""
     wanted, rates = remains(lake), mart(lake, "extraction_rate")
     if isinstance(step, str):
-        monkeypatch.setattr(forgetting, step, kill)
+        monkeypatch.setattr(removal, step, kill)
     else:
         written = []
-        write = forgetting.write_parquet
+        write = removal.write_parquet
 
         def some(path, table):
             if len(written) == step:
@@ -377,7 +381,7 @@ def test_a_killed_run_goes_on(step, lake, site, monkeypatch):
             written.append(path)
             write(path, table)
 
-        monkeypatch.setattr(forgetting, "write_parquet", some)
+        monkeypatch.setattr(removal, "write_parquet", some)
     words = [f"--urls={site.web.url}/portrait.png"]
     assert run(lake, *words) == 130
     # From the tombstones on nobody sees the picture, whether it is still there or not.
@@ -455,7 +459,7 @@ def test_a_caption_that_others_have_too_stays_theirs(lake, site, tmp_path):
 
 
 def test_retention_takes_the_pictures_and_leaves_the_numbers(lake, capsys):
-    before = {name: mart(lake, name) for name in measurement.MARTS}
+    before = {name: mart(lake, name) for name in marts.MARTS}
     audit = lake.latest("generate").snapshot_id
     assert run(lake, "--generations_older_than=1") == 0
     assert "removed 0 pictures" in capsys.readouterr().out
@@ -466,7 +470,7 @@ def test_retention_takes_the_pictures_and_leaves_the_numbers(lake, capsys):
     rows = lake.read("generations", audit).to_pylist()
     assert all(row["image"] is None and "older than 0 days" in row["reason"] for row in rows if row["status"] == "success")
     assert places(lake, pictures) == set()
-    after = {name: mart(lake, name) for name in measurement.MARTS}
+    after = {name: mart(lake, name) for name in marts.MARTS}
     (cost,), (old,) = after.pop("cost"), before.pop("cost")
     assert (cost["images_stored"], old["images_stored"]) == (0, kept) and cost["images_copied"] == old["images_copied"]
     assert after == before
@@ -502,8 +506,8 @@ def files(lake):
         (["--sample_ids", "x,y", "z"], "has no sample x, y, z; mend the ids, or leave tombstones for them"),
         (["--file=not_there.txt"], "cannot read --file 'not_there.txt'"),
         (["--file=README.md", "--verify_only"], "--verify_only changes nothing"),
-        (["--generations_older_than=-1"], "--generations_older_than is -1, expected days: 0 to 100,000"),
-        (["--generations_older_than=99999999999"], "--generations_older_than is 99999999999, expected days: 0 to 100,000"),
+        (["--generations_older_than=-1"], "--generations_older_than is -1, expected 0 to 100,000"),
+        (["--generations_older_than=99999999999"], "--generations_older_than is 99999999999, expected 0 to 100,000"),
         (["--urls=u", "--reason= "], "--reason is empty"),
         (["--urls=u", "--wait=-1"], "--wait is -1.0, expected 0 or more"),
     ],
@@ -541,7 +545,7 @@ def test_a_night_is_kept_off_meanwhile(lake, monkeypatch, capsys):
         assert "'eidetic forget'; wait until it is done" in capsys.readouterr().err
         kill()
 
-    monkeypatch.setattr(forgetting, "bury", at_once)
+    monkeypatch.setattr(burial, "bury", at_once)
     assert run(lake, "--urls=u") == 130
 
 
@@ -556,7 +560,7 @@ def test_a_folder_that_is_no_lake(tmp_path, capsys):
 
 def without(lake, *stages):
     """Takes these stages away: their tables, manifests and work files, and what was made of them."""
-    forgetting.remove_what_is_made(lake)
+    removal.remove_what_is_made(lake)
     for stage in stages:
         for table in (table.name for table in TABLES.values() if table.stage == stage):
             shutil.rmtree(Path(lake.root) / table, ignore_errors=True)
@@ -660,7 +664,7 @@ def test_a_lake_in_an_object_store(lake, site, monkeypatch, capsys):
     server.start()
     try:
         remote = Lake("gs://eidetic-forget/lake")
-        forgetting.remove_what_is_made(lake)
+        removal.remove_what_is_made(lake)
         for path in lake.files():
             write_bytes(remote.path(*lake.inside(path).split("/")), Path(path).read_bytes())
         assert run_verb(measure.main, ["--lake=gs://eidetic-forget/lake"]) == 0

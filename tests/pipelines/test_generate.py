@@ -4,8 +4,9 @@ import pytest
 
 from pipelines import generate
 from pipelines.device import DeviceOptions
+from pipelines.execution import Execution
 from pipelines.generate import LARGE, GenerateOptions
-from pipelines.stage import Execution
+from pipelines.options import Parsed
 from tests.fakes import fake_lake
 from tests.models import save_random_pipeline
 
@@ -18,14 +19,14 @@ def test_fewer_prompts_than_strata_are_said(tmp_path, monkeypatch):
     for prompts, told in ((2, 1), (3, 0)):
         said.clear()
         options = GenerateOptions(model=str(tmp_path / "model"), images_per_prompt=1, steps=1, max_prompts=prompts)
-        generate.run(Execution(fake.lake, []), options, DeviceOptions(device="cpu"), fake.deduplicate)
+        generate.STAGE.run(Execution(fake.lake, []), Parsed.of(options, DeviceOptions(device="cpu")), fake.deduplicate)
         assert sum("nothing of the 3 groups that are duplicated least" in line for line in said) == told
 
 
 def made(lake, folder, **options):
     """The rows of ``generations`` of an audit with a random model, and those of its prompts and cliques by prompt."""
     asked = GenerateOptions(model=str(folder), images_per_prompt=2, steps=1, max_prompts=4, **options)
-    done = generate.run(Execution(lake, []), asked, DeviceOptions(device="cpu"), lake.latest("deduplicate"))
+    done = generate.STAGE.run(Execution(lake, []), Parsed.of(asked, DeviceOptions(device="cpu")), lake.latest("deduplicate"))
     tables = {name: lake.read(name, done.snapshot_id).to_pylist() for name in ("generations", "prompts", "cliques")}
     return done, tables["generations"], *({row["prompt_id"]: row for row in tables[name]} for name in ("prompts", "cliques"))
 

@@ -14,13 +14,14 @@ from demo import corpus
 from demo.serve import serving
 from pipelines import forget
 from pipelines.cli import run_verb
-from pipelines.ingest import IngestOptions, in_bins, retry, run, stage
-from pipelines.stage import Execution
+from pipelines.execution import Execution
+from pipelines.ingest import STAGE, IngestOptions, in_bins, plan, retry
+from pipelines.options import Parsed
 from tests.web import free_port, picture, serve
-from transforms import download
+from transforms.data import download
+from transforms.data.ingestion import IngestBucket
 from transforms.errors import UserError
-from transforms.ingestion import IngestBucket
-from transforms.lake import Lake
+from transforms.store.lake import Lake
 
 PROVENANCE = {"source_file", "source_row", "ingested_at"}
 
@@ -34,7 +35,7 @@ def write(path, rows):
 def ingest(lake, metadata, **options):
     """The samples of a run, by id, and its manifest."""
     options = {"image_size": 16, "allow_private_hosts": True, "timeout": 5.0, "threads": 8, **options}
-    manifest = run(Execution(Lake(str(lake)), []), IngestOptions(metadata=str(metadata), **options))
+    manifest = STAGE.run(Execution(Lake(str(lake)), []), Parsed.of(IngestOptions(metadata=str(metadata), **options)))
     return Lake(str(lake)).read("samples", manifest.snapshot_id).to_pylist(), manifest
 
 
@@ -128,7 +129,9 @@ def test_two_workers_in_one_process_leave_the_terminal_alone(web, tmp_path):
     )
     before = [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)]
     lake = Lake(str(tmp_path / "lake"))
-    manifest = run(Execution(lake, ["--direct_running_mode=multi_threading", "--direct_num_workers=2"]), options)
+    manifest = STAGE.run(
+        Execution(lake, ["--direct_running_mode=multi_threading", "--direct_num_workers=2"]), Parsed.of(options)
+    )
     assert [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)] == before
     assert manifest.rows == {"samples": 40, "images": 40}
 
@@ -235,22 +238,25 @@ def test_wrong_options_are_told(options):
 def test_what_shapes_the_rows_names_the_snapshot(tmp_path):
     metadata = write(tmp_path / "m.parquet", [{"URL": "u", "TEXT": "t"}])
     lake = Lake(str(tmp_path / "lake"))
-    base = stage(lake, IngestOptions(metadata=metadata)).snapshot_id
+    base = plan(lake, Parsed.of(IngestOptions(metadata=metadata))).snapshot_id
     shaping = {
         "image_size": 64, "resize_mode": "border", "upscale": True, "encode_format": "png", "encode_quality": 80,
         "punsafe_max": 0.5, "allow_private_hosts": True, "timeout": 1.0, "max_bytes": 10, "max_pixels": 10, "retries": 2,
         "user_agent_token": "other", "honour_opt_outs": False, "rows_per_part": 5, "controls": metadata,
     }  # fmt: skip
-    ids = {name: stage(lake, IngestOptions(metadata=metadata, **{name: value})).snapshot_id for name, value in shaping.items()}
+    ids = {
+        name: plan(lake, Parsed.of(IngestOptions(metadata=metadata, **{name: value}))).snapshot_id
+        for name, value in shaping.items()
+    }
     assert len({base, *ids.values()}) == len(shaping) + 1
-    assert stage(lake, IngestOptions(metadata=metadata, threads=1)).snapshot_id == base
+    assert plan(lake, Parsed.of(IngestOptions(metadata=metadata, threads=1))).snapshot_id == base
     elsewhere = write(tmp_path / "elsewhere" / "m.parquet", [{"URL": "u", "TEXT": "t"}])
-    assert stage(lake, IngestOptions(metadata=elsewhere)).snapshot_id == base
+    assert plan(lake, Parsed.of(IngestOptions(metadata=elsewhere))).snapshot_id == base
 
 
 def test_no_training_set_is_a_mistake_of_the_user(tmp_path):
     with pytest.raises(UserError, match="--metadata"):
-        stage(Lake(str(tmp_path / "lake")), IngestOptions())
+        plan(Lake(str(tmp_path / "lake")), Parsed.of(IngestOptions()))
 
 
 def test_rows_of_laion_with_no_host_in_reach(tmp_path, monkeypatch):
@@ -396,7 +402,7 @@ def test_what_failed_is_tried_again_and_nothing_else(web, tmp_path, rows_per_par
     assert set(pictures) == {now["0.png"]["sample_id"], now["late.png"]["sample_id"]}
     assert web.hits["/0.png"] == 1
     # From here on it is what the metadata have.
-    assert run(execution, IngestOptions(**options)) == better and lake.latest("ingest") == better
+    assert STAGE.run(execution, Parsed.of(IngestOptions(**options))) == better and lake.latest("ingest") == better
 
 
 def test_parts_are_tried_again_together_up_to_a_number_of_rows():

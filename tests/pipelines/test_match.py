@@ -7,7 +7,7 @@ import pytest
 from pipelines.match import DISTANCES, MatchOptions, calibration_rows, copy_calibration_row
 from transforms.errors import UserError
 from transforms.kernels import calibration
-from transforms.schema import TABLES
+from transforms.store.schema import TABLES
 
 CONTROLS, PROMPTS = 40, 6
 

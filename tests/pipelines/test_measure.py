@@ -8,15 +8,16 @@ import pytest
 
 from pipelines import measure
 from pipelines.cli import run_verb
+from pipelines.execution import Execution
 from pipelines.measure import MeasureOptions
-from pipelines.stage import Execution
+from pipelines.options import Parsed
 from tests.fakes import fake_lake
-from transforms import measurement
-from transforms.lake import Lake
+from transforms.results import marts
+from transforms.store.lake import Lake
 
 
 def run(fake, **options):
-    return measure.run(Execution(fake.lake, []), MeasureOptions(**options))
+    return measure.STAGE.run(Execution(fake.lake, []), Parsed.of(MeasureOptions(**options)))
 
 
 def ask(lake, sql):
@@ -29,7 +30,7 @@ def test_it_leaves_marts_database_and_report(tmp_path):
     manifest = run(fake)
     assert manifest.upstream == {"match": fake.match.snapshot_id}
     assert manifest.facts["audit_id"] == fake.generate.snapshot_id
-    assert set(manifest.facts["marts"]) == set(measurement.MARTS)
+    assert set(manifest.facts["marts"]) == set(marts.MARTS)
     page = (tmp_path / "report.html").read_bytes()
     assert page == (tmp_path / "reports" / f"{fake.generate.snapshot_id}.html").read_bytes()
     assert ask(fake.lake, "SELECT count(*) FROM verdicts") == [(len(fake.behaviour),)]
@@ -74,7 +75,7 @@ def test_what_was_asked_for_last_is_what_is_shown(tmp_path):
     run(again)
     assert (tmp_path / "report.html").read_bytes() != page
     # The first matches are still there, with their marts: nothing is made, and all of it is shown.
-    measure.run(Execution(first.lake, []), MeasureOptions(), first.match)
+    measure.STAGE.run(Execution(first.lake, []), Parsed.of(MeasureOptions()), first.match)
     assert ask(first.lake, "SELECT DISTINCT snapshot_id FROM matches") == [(first.match.snapshot_id,)]
     assert ask(first.lake, "SELECT sum(prompts_extracted) FROM extraction_rate") != [(0,)]
     assert (tmp_path / "report.html").read_bytes() == page
@@ -109,7 +110,7 @@ def test_what_a_killed_run_or_a_move_left_behind_is_mended(tmp_path):
     os.remove(fake.lake.path("reports", f"{manifest.facts['audit_id']}.html"))
     os.rename(tmp_path / "before", tmp_path / "after")
     moved = Lake(str(tmp_path / "after"))
-    again = measure.run(Execution(moved, []), MeasureOptions(), fake.match)
+    again = measure.STAGE.run(Execution(moved, []), Parsed.of(MeasureOptions()), fake.match)
     assert again == manifest
     assert os.path.exists(moved.path("reports", f"{manifest.facts['audit_id']}.html"))
     assert ask(moved, "SELECT count(*) FROM extractions") == [(manifest.facts["marts"]["extractions"],)]
@@ -185,11 +186,11 @@ def test_one_control_alone_has_no_others_to_adapt_to(tmp_path):
 
 def test_the_options_shape_the_snapshot(tmp_path):
     fake = fake_lake(tmp_path, controls=0)
-    usual = measure.stage(fake.lake, MeasureOptions(), fake.match.snapshot_id)
+    usual = measure.plan(fake.lake, Parsed.of(MeasureOptions()), fake.match.snapshot_id)
     assert (usual.items, usual.unit) == (fake.match.rows["matches"], "matches")
-    other = measure.stage(fake.lake, MeasureOptions(report_limit=1), fake.match.snapshot_id)
+    other = measure.plan(fake.lake, Parsed.of(MeasureOptions(report_limit=1)), fake.match.snapshot_id)
     assert other.snapshot_id != usual.snapshot_id
-    assert measure.stage(fake.lake, MeasureOptions(), "not there yet").items is None
+    assert measure.plan(fake.lake, Parsed.of(MeasureOptions()), "not there yet").items is None
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

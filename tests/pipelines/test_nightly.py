@@ -1,5 +1,6 @@
 """Nights on a planted model: the first, one with nothing new, one that is worse, one that is better; and what can go wrong."""
 
+import dataclasses
 import datetime
 import json
 import os
@@ -22,10 +23,10 @@ from tests.models import PlantedGenerator, save_random_pipeline
 from tests.planted import write_tiny_clip
 from tests.test_layers import HEAVY
 from tests.web import serve
-from transforms import measurement, nights
 from transforms.errors import UserError
-from transforms.images import encode_png
-from transforms.lake import Lake
+from transforms.results import marts, nights
+from transforms.store.lake import Lake
+from transforms.store.pictures import encode_png
 
 SIDE = 16
 PICTURES = 30
@@ -126,7 +127,7 @@ def test_four_nights(box, capsys, monkeypatch):
     # The same date again is done, whatever changed; nothing runs.
     box.remember(range(20))
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "run", lambda *_: pytest.fail("made images again"))
+        patch.setattr(generate, "STAGE", dataclasses.replace(generate.STAGE, work=lambda *_: pytest.fail("made images again")))
         assert box.night("2026-01-01") == (0, first)
         box.remember([0, 1])
         patch.undo()
@@ -382,7 +383,7 @@ def test_what_breaks_on_the_way_is_exit_code_2_and_the_night_goes_on_later(box, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 0}, "--budget is 0, expected more than 0"),
+        ({"budget": 0}, "--budget is 0, expected over 0"),
         ({"panel_share": 1}, "--panel_share is 1.0, expected between 0 and 1"),
         ({"significance": "nan"}, "--significance is nan, expected between 0 and 1"),
         ({"retry_nights": -1}, "--retry_nights is -1, expected 0 to 100,000"),
@@ -412,13 +413,13 @@ def test_the_alert_names_both_numbers():
              for end, value in (("", 0.2 + shift), ("_lower", 0.1 + shift), ("_upper", 0.3 + shift))}  # fmt: skip
     row = {"date": "2026-01-02", "verdict": "fine", "verdict_used": "extracted_calibrated", "compared_with": "2026-01-01",
            "new_extractions": 2, "gone_extractions": 1, "p_value": 0.5, "baseline": None, **rates}  # fmt: skip
-    assert nightly.told(row) == (
+    assert nightly.summary(row) == (
         "2026-01-02: fine; 30.00% (20.00% to 40.00%) of the prompts return their own image as a copy, and of 40.00% (30.00% to "
         "50.00%) there is evidence that the model was trained on it; against 2026-01-01: 2 new, 1 gone in the panel (copied "
         "and seen), p = 0.5"
     )
     without = {**row, "verdict_used": "copied", **dict.fromkeys(("rate_seen", "rate_seen_lower", "rate_seen_upper"))}
-    assert nightly.told(without) == (
+    assert nightly.summary(without) == (
         "2026-01-02: fine; 30.00% (20.00% to 40.00%) of the prompts return their own image as a copy; against 2026-01-01: 2 "
         "new, 1 gone in the panel (copied), p = 0.5"
     )
@@ -472,7 +473,7 @@ def test_a_night_is_compared_with_what_is_left_after_a_request_to_forget(box, mo
     )
     assert run_verb(forget.main, [f"--lake={box.lake.root}", f"--sample_ids={sample['sample_id']}"]) == 0
     # Other SQL, other marts: their snapshots have other names than on the first night.
-    monkeypatch.setattr(measurement, "sql_digest", lambda: "another")
+    monkeypatch.setattr(marts, "sql_digest", lambda: "another")
     assert run_verb(measure.main, [f"--lake={box.lake.root}"]) == 0
     code, second = box.night("2026-01-02")
     assert (code, second["verdict"], second["verdict_used"]) == (0, "fine", first["verdict_used"])
@@ -544,14 +545,14 @@ def test_the_page_of_the_lake_stays_that_of_the_newest_night(box):
 
 
 def test_a_model_that_changes_during_the_night_is_no_night_of_the_model_before(box, monkeypatch, capsys):
-    real = nightly.deduplicate.run
+    real = nightly.deduplicate.STAGE
 
     def replaced(*words):
         box.remember([0, 1])
-        return real(*words)
+        return real.work(*words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(nightly.deduplicate, "run", replaced)
+        patch.setattr(nightly.deduplicate, "STAGE", dataclasses.replace(real, work=replaced))
         assert box.night("2026-01-01") == (2, None)
     assert "changed while the night was at work" in capsys.readouterr().err
     asked = []

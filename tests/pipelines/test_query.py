@@ -9,13 +9,13 @@ import shutil
 
 import pytest
 
-from pipelines import query
+from pipelines import measure, query
 from pipelines.cli import run_verb
+from pipelines.execution import Execution
 from pipelines.measure import MeasureOptions
-from pipelines.measure import run as measure
-from pipelines.stage import Execution
+from pipelines.options import Parsed
 from tests.fakes import fake_lake
-from transforms.lake import Lake
+from transforms.store.lake import Lake
 
 HOSTILE = "red \x1b[31m, c1 \x9b2J, turned \u202e, bell \x07, end"
 
@@ -26,7 +26,7 @@ def lake(tmp_path_factory):
         tmp_path_factory.mktemp("query") / "it's a lake", sizes=(2, 1), captions=(HOSTILE, "plain, \"quoted\""),
         behaviours=("copy",), controls=0,
     )  # fmt: skip
-    measure(Execution(fake.lake, []), MeasureOptions())
+    measure.STAGE.run(Execution(fake.lake, []), Parsed.of(MeasureOptions()))
     return fake.lake
 
 
@@ -138,7 +138,7 @@ def test_two_queries_at_once(lake, capsys):
 def test_a_lake_that_was_copied_or_moved_answers_for_itself(tmp_path, capsys):
     """The database names the place where it was made: there may still lie another lake."""
     fake = fake_lake(tmp_path / "before", controls=0)
-    measure(Execution(fake.lake, []), MeasureOptions())
+    measure.STAGE.run(Execution(fake.lake, []), Parsed.of(MeasureOptions()))
     copy = Lake(str(shutil.copytree(tmp_path / "before", tmp_path / "it's a copy")))
     for path in (tmp_path / "before").glob("verdicts/*/*.parquet"):
         path.unlink()

@@ -6,8 +6,9 @@ import pytest
 
 import sql
 from tests.fakes import fake_lake
-from transforms import measurement
-from transforms.lake import read_parquet
+from transforms.results import marts
+from transforms.store import scan
+from transforms.store.files import read_parquet
 
 FILES = [(kind, name) for kind in ("tables", "staging", "marts", "checks") for name in sql.names(kind)]
 
@@ -19,8 +20,8 @@ def code(text):
 
 def test_there_are_files():
     assert sql.names("tables") == ["keep_list", "prompts"]
-    assert set(sql.names("marts")) == set(measurement.MARTS) == set(sql.columns())
-    staging = {step.split("/")[1] for step in measurement.STEPS} - set(measurement.MARTS)
+    assert set(sql.names("marts")) == set(marts.MARTS) == set(sql.columns())
+    staging = {step.split("/")[1] for step in marts.STEPS} - set(marts.MARTS)
     assert set(sql.names("staging")) == staging == set(sql.columns("staging"))
     assert len(sql.names("checks")) >= 10
 
@@ -49,8 +50,8 @@ def test_a_function_is_one_macro_with_a_header(name):
 
 
 def test_a_step_reads_only_the_steps_before_it():
-    names = [step.split("/")[1] for step in measurement.STEPS]
-    for place, step in enumerate(measurement.STEPS):
+    names = [step.split("/")[1] for step in marts.STEPS]
+    for place, step in enumerate(marts.STEPS):
         words = set(re.findall(r"(?:FROM|JOIN)\s+(\w+)", code(sql.read(*step.split("/")))))
         assert not words & set(names[place:])
 
@@ -59,14 +60,14 @@ def test_a_step_reads_only_the_steps_before_it():
 def made(tmp_path_factory):
     """Table → Arrow table, of one fake lake: the marts as they're stored, staging as it is made on the way."""
     fake = fake_lake(tmp_path_factory.mktemp("lake"))
-    measurement.run(fake.lake, fake.match, "measured")
-    tables = {mart: read_parquet(fake.lake.part(mart, "measured", 0)) for mart in measurement.MARTS}
-    with measurement.connect() as connection:
-        measurement.make(connection, fake.lake, fake.match)
+    marts.run(fake.lake, fake.match, "measured")
+    tables = {mart: read_parquet(fake.lake.part(mart, "measured", 0)) for mart in marts.MARTS}
+    with scan.connect() as connection:
+        marts.make(connection, fake.lake, fake.match)
         return tables | {name: connection.table(name).to_arrow_table() for name in sql.names("staging")}
 
 
-@pytest.mark.parametrize("step", measurement.STEPS)
+@pytest.mark.parametrize("step", marts.STEPS)
 def test_declared_columns_are_what_comes_out(step, made):
     import duckdb
 

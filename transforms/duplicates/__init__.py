@@ -28,12 +28,24 @@ import numpy as np
 from transforms.duplicates.check import CheckBlock, Prepare
 from transforms.duplicates.compare import CarryOver, ComparePieces
 from transforms.duplicates.groups import GatherBlock, MeasureRecall, MergeGroups, WriteBatch
-from transforms.duplicates.job import Block, Job, blocks_of, keys_of, read_json, read_npz, trained
+from transforms.duplicates.job import Block, Search, blocks_of, keys_of, read_json, read_npz, trained
 from transforms.duplicates.search import CARRY, COMPARE, SPILL, Choose, PlanShards, QueryBlock, SpillBlock
-from transforms.lake import Lake, count_rows, delete, exists, list_files, part_number, read_parquet
-from transforms.tombstones import Tombstones
+from transforms.store.files import count_rows, delete, exists, list_files, read_parquet
+from transforms.store.lake import Lake, part_number
+from transforms.store.tombstones import Tombstones
 
-__all__ = ["Block", "FindDuplicates", "Job", "blocks", "compared", "contained", "facts", "tidy", "to_compare", "training_keys"]
+__all__ = [
+    "Block",
+    "FindDuplicates",
+    "Search",
+    "blocks",
+    "compared",
+    "contained",
+    "facts",
+    "tidy",
+    "to_compare",
+    "training_keys",
+]
 
 
 @dataclasses.dataclass
@@ -43,7 +55,7 @@ class FindDuplicates(beam.PTransform):
     Writes ``duplicate_pairs``, ``duplicate_groups``, ``group_sizes`` and ``sampled_pairs``, of the role training alone.
     """
 
-    job: Job
+    job: Search
 
     def expand(self, blocks: beam.PCollection) -> beam.PCollection:
         job = self.job
@@ -101,7 +113,7 @@ def _distinct(batches: Iterable[Iterable[int]]) -> Iterator[int]:
     yield from sorted({number for some in batches for number in some})
 
 
-def blocks(job: Job) -> list[Block]:
+def blocks(job: Search) -> list[Block]:
     """What ``FindDuplicates`` works on: the parts of ``embeddings``, in blocks of ``block_rows``."""
     rows = {part_number(path): count_rows(path) for path in job.lake.parts("embeddings", job.embed_snapshot)}
     return [Block(number, parts) for number, parts in enumerate(blocks_of(rows, job.block_rows))]
@@ -125,18 +137,18 @@ def training_keys(lake: Lake, embed_snapshot: str) -> np.ndarray:
     return np.concatenate(keys)
 
 
-def compared(job: Job) -> int:
+def compared(job: Search) -> int:
     """Comparisons that are done, last night's included: for the progress line."""
     return len(job.lake.parts("duplicate_pairs", job.snapshot))
 
 
-def to_compare(job: Job) -> int | None:
+def to_compare(job: Search) -> int | None:
     """Comparisons in all; None while it isn't known yet."""
     path = job.work("total.json")
     return read_json(path) if exists(path) else None
 
 
-def facts(job: Job) -> dict[str, Any]:
+def facts(job: Search) -> dict[str, Any]:
     """What the manifest tells of a search; nothing of one that had no training vector."""
     if not exists(job.work("facts.json")):
         return {}
@@ -144,9 +156,8 @@ def facts(job: Job) -> dict[str, Any]:
     return {**read_json(job.work("facts.json")), **{name: merged[name] for name in ("pairs", "pairs_without_a_row")}}
 
 
-def tidy(job: Job) -> None:
+def tidy(lake: Lake, deduplicate_snapshot: str) -> None:
     """Removes what only a restart of this search would need; what the next night builds on stays."""
-    for name in ("vectors", "sample", "marks", "known", "compared", "batches", "gathered"):
-        delete(job.work(name))
-    for name in ("sample.arrow", "known.arrow", "groups.npz"):
-        delete(job.work(name))
+    folders = ("vectors", "sample", "marks", "known", "compared", "batches", "gathered")
+    for name in (*folders, "sample.arrow", "known.arrow", "groups.npz"):
+        delete(lake.work("deduplicate", deduplicate_snapshot, name))

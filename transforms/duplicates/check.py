@@ -1,4 +1,4 @@
-"""Before anything is compared: vectors that have no cosine are refused, identical ones are told by one of them, and a sample
+"""Before anything is compared: vectors that have no cosine are refused, exact duplicates get a canonical image, and a sample
 is drawn."""
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from transforms.duplicates.job import (
     Block,
-    Job,
     Marks,
-    Prepared,
+    Preparation,
+    Search,
     Vectors,
     keys_of,
     matrix,
@@ -31,8 +31,8 @@ from transforms.duplicates.job import (
 )
 from transforms.errors import UserError
 from transforms.kernels.thumbnails import LENGTH, joined
-from transforms.lake import list_files, read_parquet
-from transforms.tombstones import Tombstones
+from transforms.store.files import list_files, read_parquet
+from transforms.store.tombstones import Tombstones
 
 NORM_TOLERANCE = 1e-4
 """How far the norm of a vector may be from 1. Ours are within 1e-7; a cosine is off by as much as the norm is."""
@@ -46,7 +46,7 @@ QUERIES = 2048
 MOST_SAMPLED = 1 << 20
 """Vectors that one worker learns the cells from, at most."""
 
-CROWD = 100
+MANY_IDENTICAL = 100
 """Identical vectors beyond which one of them tells of all, in place of a row for each two."""
 
 
@@ -76,7 +76,7 @@ class CheckBlock(beam.DoFn):
     UserError for vectors that have no cosine.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, block: Block) -> Iterator[Checked]:
@@ -176,7 +176,7 @@ def digests_of(vectors: np.ndarray) -> np.ndarray:
 
 
 class _Base(NamedTuple):
-    """The night before: keys (ascending) and digests of its vectors, and the keys that told of a crowd."""
+    """The night before: keys (ascending) and digests of its vectors, and the keys of its canonical images."""
 
     key: np.ndarray
     digest: np.ndarray
@@ -184,12 +184,12 @@ class _Base(NamedTuple):
 
 
 class Prepare(beam.DoFn):
-    """All ``Checked`` → the blocks with training vectors; writes ``Prepared`` and the blocks' ``Marks``.
+    """All ``Checked`` → the blocks with training vectors; writes ``Preparation`` and the blocks' ``Marks``.
 
     UserError where the table as a whole can't be compared. Nothing comes out where there is no training vector.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, checked: Sequence[Checked]) -> Iterator[Block]:
@@ -198,7 +198,7 @@ class Prepare(beam.DoFn):
         files = {block.number: read_npz(self.job.file("keys", block.number, "npz")) for block in blocks}
         self._check_ids(blocks, files)
         blocks = [block for block in blocks if len(files[block.number]["key"])]
-        if blocks and not Prepared.exists(self.job):
+        if blocks and not Preparation.exists(self.job):
             self._prepare(blocks, files)
         yield from blocks
 
@@ -247,23 +247,23 @@ class Prepare(beam.DoFn):
         digest = np.concatenate([files[block.number]["digest"] for block in blocks])
         base, why_anew = self._base(key, digest)
         new = np.ones(len(key), bool) if base is None else ~np.isin(key, base.key)
-        # A crowd keeps the one that told of it the night before, whose pairs are known; a new crowd takes an old vector.
+        # A set keeps the canonical image of the night before, whose pairs are known; a new set takes an old vector.
         rank = new.astype(np.int8) + 1
         if base is not None:
             rank[np.isin(key, base.leaders)] = 0
-        leader, crowd_keys, crowd_sizes = crowds_of(key, digest, rank)
+        canonical, canonical_keys, set_sizes = exact_sets_of(key, digest, rank)
         counts: list[dict[int, int]] = [{}, {}]
         start = 0
         for block in blocks:
             here = slice(start, start := start + len(files[block.number]["key"]))
-            marks = Marks(key[here], leader[here], new[here])
+            marks = Marks(key[here], canonical[here], new[here])
             write_npz(self.job.file("marks", block.number, "npz"), **marks._asdict())
             for count, chosen in zip(counts, (marks.new, ~marks.new), strict=True):
-                if rows := int((chosen & marks.speaks).sum()):
+                if rows := int((chosen & marks.is_canonical).sum()):
                     count[block.number] = rows
-        # A sampled vector that doesn't speak for itself would be compared by its leader.
-        sample = self._sample(blocks, key[leader != key])
-        Prepared(
+        # A sampled vector that doesn't speak for itself would be compared by its canonical.
+        sample = self._sample(blocks, key[canonical != key])
+        Preparation(
             chain=self.job.chain if base is not None else (),
             why_anew=why_anew,
             vectors=len(key),
@@ -274,8 +274,8 @@ class Prepare(beam.DoFn):
             basis=principal_basis(sample.vector, self.job.threshold),
             query_keys=sample.key[:QUERIES],
             queries=sample.vector[:QUERIES],
-            crowd_keys=crowd_keys,
-            crowd_sizes=crowd_sizes,
+            canonical_keys=canonical_keys,
+            set_sizes=set_sizes,
         ).write(self.job)
 
     def _base(self, key: np.ndarray, digest: np.ndarray) -> tuple[_Base | None, str]:
@@ -283,9 +283,9 @@ class Prepare(beam.DoFn):
         if not self.job.chain:
             return None, ""
         first, last = self.job.of(self.job.chain[0]), self.job.of(self.job.chain[-1])
-        if not (Prepared.exists(first) and Prepared.exists(last)):
+        if not (Preparation.exists(first) and Preparation.exists(last)):
             return None, "the work files of the night before are gone"
-        began, before = Prepared.read(first), Prepared.read(last)
+        began, before = Preparation.read(first), Preparation.read(last)
         # What was chosen for few vectors doesn't suit many.
         if len(key) > 2 * began.vectors:
             return None, f"there are {len(key):,} vectors, more than twice the {began.vectors:,} that the cells were made for"
@@ -299,7 +299,7 @@ class Prepare(beam.DoFn):
         same = there & (digest[order][places] == old_digest)
         if not same.all():
             return None, f"{int((~same).sum()):,} vectors of the night before are gone or changed"
-        return _Base(old_key, old_digest, before.crowd_keys), ""
+        return _Base(old_key, old_digest, before.canonical_keys), ""
 
     def _sample(self, blocks: list[Block], silent: np.ndarray) -> Vectors:
         """The sample in the order of its keys (any first so many are a sample too), those left out that don't speak."""
@@ -317,26 +317,26 @@ class Prepare(beam.DoFn):
         return sample
 
 
-def crowds_of(key: np.ndarray, digest: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(n,) leader of each vector; and the keys (ascending) and sizes of the crowds.
+def exact_sets_of(key: np.ndarray, digest: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) canonical of each vector; and the keys (ascending) and sizes of the sets.
 
     Args:
         key, digest: (n,) int64.
-        rank: (n,) the lowest of a crowd tells of it; of several, the smallest key.
+        rank: (n,) the lowest of a set is canonical; of several, the smallest key.
     """
-    leader = key.copy()
+    canonical = key.copy()
     order = np.lexsort((key, rank, digest))
     starts = np.flatnonzero(np.r_[True, digest[order][1:] != digest[order][:-1]])
     sizes = np.diff(np.r_[starts, len(order)])
-    crowd = np.flatnonzero(sizes > CROWD)
-    for start, size in zip(starts[crowd], sizes[crowd], strict=True):
-        leader[order[start : start + size]] = key[order[start]]
-    told = key[order[starts[crowd]]]
-    by_key = np.argsort(told)
-    return leader, told[by_key], sizes[crowd][by_key]
+    many = np.flatnonzero(sizes > MANY_IDENTICAL)
+    for start, size in zip(starts[many], sizes[many], strict=True):
+        canonical[order[start : start + size]] = key[order[start]]
+    first = key[order[starts[many]]]
+    by_key = np.argsort(first)
+    return canonical, first[by_key], sizes[many][by_key]
 
 
-def training_sample(job: Job) -> np.ndarray:
+def training_sample(job: Search) -> np.ndarray:
     """(m, d) float32: the sampled vectors that cells are learned from, in the order of their keys.
 
     Without the images whose pairs they are judged by, unless there are few others: centroids lie near what they were made of.

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from transforms.data.images import ImageStore
 from transforms.duplicates.job import (
-    Job,
     Marks,
-    Prepared,
+    Preparation,
+    Search,
     Vectors,
     keys_of,
     matrix,
@@ -26,11 +27,11 @@ from transforms.duplicates.job import (
     write_npz,
 )
 from transforms.duplicates.search import Cells, Comparison, Piece, shard_file
-from transforms.images import ImageStore
 from transforms.kernels import cells as kernel
 from transforms.kernels import verification
 from transforms.kernels.groups import Edges, merge_forests, no_edges, spanning_forest_of_rows
-from transforms.lake import exists, read_parquet
+from transforms.store.counters import count
+from transforms.store.files import exists, read_parquet
 
 PREPARED_PICTURES = 1024
 """Pictures that are kept ready for the second opinion: 0.15 MB each."""
@@ -39,7 +40,7 @@ PREPARED_PICTURES = 1024
 class ComparePieces(beam.DoFn):
     """``Comparison`` → its number; writes its part of ``duplicate_pairs``, and ``Compared``, unless they're there."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def setup(self) -> None:
@@ -51,7 +52,7 @@ class ComparePieces(beam.DoFn):
         yield comparison.number
 
     def _compare(self, comparison: Comparison) -> None:
-        job, prepared, cells, shard = self.job, Prepared.read(self.job), Cells.read(self.job), comparison.shard
+        job, prepared, cells, shard = self.job, Preparation.read(self.job), Cells.read(self.job), comparison.shard
         same = comparison.first == comparison.second
         first, lists_a = self._load(shard, comparison.first)
         second, lists_b = (first, lists_a) if same else self._load(shard, comparison.second)
@@ -64,7 +65,7 @@ class ComparePieces(beam.DoFn):
         ids = pa.array(first.sample_id if same else np.concatenate([first.sample_id, second.sample_id]), pa.string())
         place = np.empty(len(ids), np.int64)
         place[pc.sort_indices(ids).to_numpy()] = np.arange(len(ids))
-        sizes = _crowd_sizes(prepared, keys)
+        sizes = _set_sizes(prepared, keys)
         known = _KnownPairs.read(job, prepared, keys)
         # Where pixels decide, what is one picture by pairs that agree need not be looked at again.
         joined = Joined() if job.pixels_decide else None
@@ -95,6 +96,8 @@ class ComparePieces(beam.DoFn):
             keys[forest.i], keys[forest.j], forest.cosine, np.concatenate(found), np.int64(pairs), np.int64(left_out)
         ).write(job, comparison.number)
         job.lake.write("duplicate_pairs", job.snapshot, comparison.number, pa.concat_tables(tables))
+        count("duplicate pairs", pairs)
+        count("duplicate pairs without a row", left_out)
 
     def _load(self, shard: int, pieces: tuple[Piece, ...]) -> tuple[Vectors, np.ndarray]:
         """The vectors that are compared, and the cells of each; without cells all are in one."""
@@ -106,7 +109,7 @@ class ComparePieces(beam.DoFn):
                 lists.append(matrix(table["cells"]))
             else:
                 vectors, marks = read_block(self.job, piece.block)
-                vectors = vectors.take(np.flatnonzero(marks.speaks & (marks.new == piece.new)))
+                vectors = vectors.take(np.flatnonzero(marks.is_canonical & (marks.new == piece.new)))
                 lists.append(np.zeros((len(vectors.key), 1), np.int32))
             loaded.append(vectors)
         return Vectors(*(np.concatenate(column) for column in zip(*loaded, strict=True))), np.concatenate(lists)
@@ -129,11 +132,11 @@ class ComparePieces(beam.DoFn):
         return distance, agree
 
 
-def _block(prepared: Prepared, cells: Cells, shard: int, vectors: Vectors, lists: np.ndarray) -> kernel.Block:
+def _block(prepared: Preparation, cells: Cells, shard: int, vectors: Vectors, lists: np.ndarray) -> kernel.Spread:
     """What is to be compared: in a shard, its own cells alone."""
     mine = lists if shard < 0 else np.where((lists >= 0) & (cells.shard[lists] == shard), lists, -1)
     basis = prepared.basis if cells.quantiser is None else cells.quantiser.basis
-    return kernel.Block(vectors.vector, kernel.sketch(vectors.vector, basis), mine)
+    return kernel.Spread(vectors.vector, kernel.sketch(vectors.vector, basis), mine)
 
 
 def _elsewhere(cells: Cells, shard: int, lists: np.ndarray) -> np.ndarray:
@@ -141,10 +144,10 @@ def _elsewhere(cells: Cells, shard: int, lists: np.ndarray) -> np.ndarray:
     return ((lists >= 0) & (cells.shard[lists] != shard)).any(axis=1) if shard >= 0 else np.zeros(len(lists), bool)
 
 
-def _crowd_sizes(prepared: Prepared, keys: np.ndarray) -> np.ndarray:
+def _set_sizes(prepared: Preparation, keys: np.ndarray) -> np.ndarray:
     """(n,) int64: how many images each vector tells of, itself included."""
-    place, there = positions(prepared.crowd_keys, keys)
-    return np.where(there, prepared.crowd_sizes[place] if len(prepared.crowd_sizes) else 1, 1)
+    place, there = positions(prepared.canonical_keys, keys)
+    return np.where(there, prepared.set_sizes[place] if len(prepared.set_sizes) else 1, 1)
 
 
 def _nearest_pairs(i: np.ndarray, cosine: np.ndarray, most: int) -> np.ndarray:
@@ -179,7 +182,7 @@ class Compared(NamedTuple):
     Attributes:
         i, j, cosine: a spanning forest of the highest cosines, by keys.
         known: (k,) int64 numbers of the known pairs that were found.
-        pairs: of images, over the threshold, crowds counted in full.
+        pairs: of images, over the threshold, exact-duplicate sets counted in full.
         left_out: of those, pairs without a row.
     """
 
@@ -190,11 +193,11 @@ class Compared(NamedTuple):
     pairs: np.int64
     left_out: np.int64
 
-    def write(self, job: Job, number: int) -> None:
+    def write(self, job: Search, number: int) -> None:
         write_npz(job.file("compared", number, "npz"), **self._asdict())
 
     @classmethod
-    def read(cls, job: Job, number: int) -> Compared:
+    def read(cls, job: Search, number: int) -> Compared:
         stored: dict[str, Any] = read_npz(job.file("compared", number, "npz"))
         return cls(**stored)
 
@@ -221,7 +224,7 @@ class _KnownPairs:
                 self.numbers.setdefault(way, []).append(number)
 
     @classmethod
-    def read(cls, job: Job, prepared: Prepared, keys: np.ndarray) -> _KnownPairs:
+    def read(cls, job: Search, prepared: Preparation, keys: np.ndarray) -> _KnownPairs:
         known = read_arrow(job.work("known.arrow"))
         # The others are no pairs of the search; they come after these.
         over = int((known["cosine"].to_numpy() > job.threshold).sum())
@@ -263,10 +266,10 @@ class Joined:
 class SecondOpinion:
     """What pixels say of pairs; see ``kernels/verification.py``."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         assert job.ingest_snapshot is not None, "without pictures there is no second opinion"
         self.store, self.agree = ImageStore(job.lake, job.ingest_snapshot, job.embed_snapshot), job.pixel_distance
-        self._ready: OrderedDict[bytes, verification.Prepared] = OrderedDict()
+        self._ready: OrderedDict[bytes, verification.PreparedPicture] = OrderedDict()
         self._digests: dict[str, bytes | None] = {}
 
     def distances(self, one: Sequence[str], other: Sequence[str], joined: Joined | None = None) -> np.ndarray:
@@ -309,7 +312,7 @@ class SecondOpinion:
                 self._digests[sample_id] = hashlib.blake2b(shape + picture.tobytes(), digest_size=16).digest()
         return self._digests[sample_id]
 
-    def _prepare(self, sample_id: str, digest: bytes) -> verification.Prepared:
+    def _prepare(self, sample_id: str, digest: bytes) -> verification.PreparedPicture:
         ready = self._ready.get(digest)
         if ready is None:
             ready = self._ready[digest] = verification.prepare(self.store.get(sample_id))
@@ -323,10 +326,10 @@ class SecondOpinion:
 class CarryOver(beam.DoFn):
     """Number of a part of last night's ``duplicate_pairs`` → itself; writes it as tonight's, and ``Compared``.
 
-    Pairs of images that a crowd has taken up since are left out: the one that tells of the crowd has them too.
+    Pairs of images that an exact-duplicate set has taken up since are left out: its canonical image has them too.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, number: int) -> Iterator[int]:
@@ -335,14 +338,14 @@ class CarryOver(beam.DoFn):
         yield number
 
     def _carry(self, number: int) -> None:
-        job, prepared = self.job, Prepared.read(self.job)
+        job, prepared = self.job, Preparation.read(self.job)
         rows = read_parquet(job.lake.part("duplicate_pairs", job.chain[-1], number))
-        if len(prepared.crowd_keys):
-            silent = np.concatenate([marks.key[~marks.speaks] for marks in all_marks(job, prepared)])
+        if len(prepared.canonical_keys):
+            silent = np.concatenate([marks.key[~marks.is_canonical] for marks in all_marks(job, prepared)])
             one, other = (keys_of(rows[name].to_pylist()) for name in ("sample_id_a", "sample_id_b"))
             speak = ~(np.isin(one, silent) | np.isin(other, silent))
             rows = rows.filter(pa.array(speak))
-            pairs = int((_crowd_sizes(prepared, one[speak]) * _crowd_sizes(prepared, other[speak])).sum())
+            pairs = int((_set_sizes(prepared, one[speak]) * _set_sizes(prepared, other[speak])).sum())
         else:
             pairs = rows.num_rows
         queries = pa.array(prepared.query_ids)
@@ -354,5 +357,5 @@ class CarryOver(beam.DoFn):
         job.lake.write("duplicate_pairs", job.snapshot, number, rows)
 
 
-def all_marks(job: Job, prepared: Prepared) -> Iterator[Marks]:
+def all_marks(job: Search, prepared: Preparation) -> Iterator[Marks]:
     return (Marks.read(job, block.number) for block in prepared.blocks)

@@ -11,8 +11,8 @@ import pyarrow as pa
 from transforms.duplicates.compare import Compared, SecondOpinion, all_marks
 from transforms.duplicates.job import (
     Block,
-    Job,
-    Prepared,
+    Preparation,
+    Search,
     positions,
     read_arrow,
     read_block,
@@ -24,7 +24,7 @@ from transforms.duplicates.job import (
 )
 from transforms.duplicates.search import Cells, judged
 from transforms.kernels import groups as kernel
-from transforms.lake import exists, list_files
+from transforms.store.files import exists, list_files
 
 SWEPT = 1000
 """Known pairs over the threshold, and as many under it, whose pixels are looked at for the sweep of thresholds."""
@@ -33,16 +33,16 @@ SWEPT = 1000
 class MergeGroups(beam.DoFn):
     """Numbers of all comparisons → the blocks; writes the spanning forest, who is in which group, and ``group_sizes``."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, numbers: Sequence[int]) -> Iterator[Block]:
-        prepared = Prepared.read(self.job)
+        prepared = Preparation.read(self.job)
         if not exists(self.job.work("merged.json")):
             self._merge(prepared, sorted(numbers))
         yield from prepared.blocks
 
-    def _merge(self, prepared: Prepared, numbers: list[int]) -> None:
+    def _merge(self, prepared: Preparation, numbers: list[int]) -> None:
         job = self.job
         pairs = left_out = 0
 
@@ -57,8 +57,8 @@ class MergeGroups(beam.DoFn):
                 yield compared.forest
 
         forest = kernel.merge_forests(forests())
-        crowds = kernel.Crowds(prepared.crowd_keys, prepared.crowd_sizes)
-        groups = kernel.groups_of(forest, crowds)
+        sets = kernel.ExactSets(prepared.canonical_keys, prepared.set_sizes)
+        groups = kernel.groups_of(forest, sets)
         # A batch holds whole groups, together as many vectors as a block where no group is larger.
         vectors = np.bincount(groups.label, minlength=len(groups.size))
         batch = (np.cumsum(vectors) - vectors) // job.block_rows
@@ -67,26 +67,26 @@ class MergeGroups(beam.DoFn):
         columns = ("threshold", "groups", "images_in_groups", "largest")
         # Of pairs under the search's own threshold only the sampled ones are known.
         unknown = [(threshold, None, None, None) for threshold in job.sweep() if threshold < job.threshold]
-        sizes = kernel.sizes_by_threshold(forest, crowds, [one for one in job.sweep() if one >= job.threshold])
+        sizes = kernel.sizes_by_threshold(forest, sets, [one for one in job.sweep() if one >= job.threshold])
         rows = [dict(zip(columns, one, strict=True)) for one in (*unknown, *sizes)]
         job.lake.write("group_sizes", job.snapshot, 0, rows)
         if prepared.chain:
             before = read_json(job.of(prepared.chain[-1]).work("merged.json"))
             pairs, left_out = pairs + before["pairs_without_a_row"], left_out + before["pairs_without_a_row"]
-        inside = int((crowds.size * (crowds.size - 1) // 2).sum())
+        inside = int((sets.size * (sets.size - 1) // 2).sum())
         merged = {"pairs": pairs + inside, "pairs_without_a_row": left_out, "batches": int(batch.max(initial=-1)) + 1}
         write_json(job.work("merged.json"), merged)
 
-    def _forest_of_before(self, prepared: Prepared) -> kernel.Edges:
-        """Last night's forest; images that a crowd has taken up since are told of by their leader."""
+    def _forest_of_before(self, prepared: Preparation) -> kernel.Edges:
+        """Last night's forest; images that an exact-duplicate set has taken up since are replaced by its canonical image."""
         before = kernel.Edges(**read_npz(self.job.of(prepared.chain[-1]).work("forest.npz")))
-        if not len(prepared.crowd_keys):
+        if not len(prepared.canonical_keys):
             return before
-        silent, leader = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        silent, canonical = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for marks in all_marks(self.job, prepared):
-            silent.append(marks.key[~marks.speaks])
-            leader.append(marks.leader[~marks.speaks])
-        keys, leaders = np.concatenate(silent), np.concatenate(leader)
+            silent.append(marks.key[~marks.is_canonical])
+            canonical.append(marks.canonical[~marks.is_canonical])
+        keys, leaders = np.concatenate(silent), np.concatenate(canonical)
         order = np.argsort(keys)
         keys, leaders = keys[order], leaders[order]
 
@@ -101,7 +101,7 @@ class MergeGroups(beam.DoFn):
 class GatherBlock(beam.DoFn):
     """``Block`` → the batches that it has members of groups for, as a list; writes those, and the block's groups of one."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, block: Block) -> Iterator[list[int]]:
@@ -115,7 +115,7 @@ class GatherBlock(beam.DoFn):
         vectors, marks = read_block(job, block.number)
         groups = read_npz(job.work("groups.npz"))
         node, label, batch = (groups[name] for name in ("node", "label", "batch"))
-        place, grouped = positions(node, marks.leader)
+        place, grouped = positions(node, marks.canonical)
         batches = read_json(job.work("merged.json"))["batches"]
         alone = np.sort(vectors.sample_id[~grouped])
         ones = np.ones(len(alone))
@@ -126,8 +126,8 @@ class GatherBlock(beam.DoFn):
         found = batch[mine]
         for number in np.unique(found).tolist():
             here = rows[found == number]
-            # Who is told of by another has that one's vector.
-            speaks = marks.speaks[here]
+            # Who isn't canonical has the canonical image's vector.
+            speaks = marks.is_canonical[here]
             lengths = np.where(speaks, vectors.vector.shape[1], 0)
             column = pa.ListArray.from_arrays(
                 pa.array(np.cumsum([0, *lengths]), pa.int32()), pa.array(vectors.vector[here[speaks]].ravel())
@@ -135,7 +135,7 @@ class GatherBlock(beam.DoFn):
             table = pa.table(
                 {
                     "key": marks.key[here],
-                    "leader": marks.leader[here],
+                    "canonical": marks.canonical[here],
                     "sample_id": pa.array(vectors.sample_id[here], pa.string()),
                     "label": mine[found == number],
                     "vector": column,
@@ -145,14 +145,14 @@ class GatherBlock(beam.DoFn):
         return np.unique(found).tolist()
 
 
-def batch_file(job: Job, batch: int, block: int) -> str:
+def batch_file(job: Search, batch: int, block: int) -> str:
     return job.work("batches", f"{batch:05d}", f"{block:05d}.arrow")
 
 
 class WriteBatch(beam.DoFn):
     """Number of a batch → itself; writes its part of ``duplicate_groups``."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, number: int) -> Iterator[int]:
@@ -164,16 +164,16 @@ class WriteBatch(beam.DoFn):
     def _groups(self, paths: list[str]) -> pa.Table:
         table = pa.concat_tables([read_arrow(path) for path in paths])
         ids = table["sample_id"].to_numpy(zero_copy_only=False)
-        key, leader, label = (table[name].to_numpy() for name in ("key", "leader", "label"))
+        key, canonical, label = (table[name].to_numpy() for name in ("key", "canonical", "label"))
         # Not as one Arrow list, whose offsets end at 2 billion numbers: a group may have more.
         vectors = np.concatenate([chunk.flatten().to_numpy() for chunk in table["vector"].chunks])
-        speaks = np.flatnonzero(key == leader)
+        speaks = np.flatnonzero(key == canonical)
         vectors = vectors.reshape(len(speaks), -1)
         # In the order of their ids inside each group: it decides between equals, whatever the blocks were.
         order = np.lexsort((ids[speaks], label[speaks]))
         speaks, vectors = speaks[order], vectors[order]
         of_key = np.argsort(key[speaks])
-        told_by = of_key[np.searchsorted(key[speaks][of_key], leader)]
+        told_by = of_key[np.searchsorted(key[speaks][of_key], canonical)]
         weight = np.bincount(told_by, minlength=len(speaks))
         starts = np.flatnonzero(np.r_[True, label[speaks][1:] != label[speaks][:-1]])
         if self.job.linkage == "complete":
@@ -187,7 +187,7 @@ class WriteBatch(beam.DoFn):
         by_group = np.lexsort((ids, group))
         first = by_group[np.searchsorted(group[by_group], np.arange(len(starts)))]
         mine = group[by_group]
-        silent = key[by_group] != leader[by_group]
+        silent = key[by_group] != canonical[by_group]
         return _groups_table(
             ids[by_group],
             ids[first][mine],
@@ -224,13 +224,13 @@ def _groups_table(
 class MeasureRecall(beam.DoFn):
     """Numbers of all comparisons → how many sampled pairs there are; writes ``sampled_pairs`` and what the manifest tells."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, numbers: Sequence[int]) -> Iterator[int]:
         from transforms.kernels.rates import clopper_pearson_upper
 
-        job, prepared, cells = self.job, Prepared.read(self.job), Cells.read(self.job)
+        job, prepared, cells = self.job, Preparation.read(self.job), Cells.read(self.job)
         known = read_arrow(job.work("known.arrow"))
         over = known["cosine"].to_numpy() > job.threshold
         found = np.zeros(known.num_rows, bool)
@@ -264,7 +264,7 @@ class MeasureRecall(beam.DoFn):
         yield known.num_rows
 
     def _sampled(
-        self, prepared: Prepared, known: pa.Table, over: np.ndarray, found: np.ndarray, judging: np.ndarray
+        self, prepared: Preparation, known: pa.Table, over: np.ndarray, found: np.ndarray, judging: np.ndarray
     ) -> pa.Table:
         queries, others = np.array(prepared.query_ids, object)[known["query"].to_numpy()], known["sample_id"]
         distance = np.full(known.num_rows, np.nan, np.float32)

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.lake import Lake, exists, read_bytes, replacing, write_bytes
+from transforms.store.files import exists, read_bytes, replacing, write_bytes
+from transforms.store.lake import Lake
 
 SWEEP_DEPTH = 0.1
 """How far under the threshold the sampled pairs go that the sweep of thresholds is made from."""
@@ -23,7 +24,7 @@ SWEEP_STEP = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Search:
     """One search. Small, and pickles.
 
     Attributes:
@@ -67,7 +68,7 @@ class Job:
     thumbnail_share: float = 0.0
     seed: int = 0
 
-    def of(self, snapshot: str) -> Job:
+    def of(self, snapshot: str) -> Search:
         """The same search of another night."""
         return dataclasses.replace(self, snapshot=snapshot)
 
@@ -140,7 +141,7 @@ def trained(table: pa.Table) -> pa.ChunkedArray:
     return pc.and_(pc.equal(table["role"], "training"), pc.equal(table["status"], "success"))
 
 
-def read_block(job: Job, block: int) -> tuple[Vectors, Marks]:
+def read_block(job: Search, block: int) -> tuple[Vectors, Marks]:
     """The training vectors of a block, in the order of their rows, and what is known about each."""
     table = read_arrow(job.file("vectors", block, "arrow"))
     marks = Marks.read(job, block)
@@ -155,25 +156,25 @@ class Marks(NamedTuple):
 
     Attributes:
         key: (n,) int64.
-        leader: (n,) int64: of a vector in a crowd of identical ones, the key of the one that tells of them all; else its own.
+        canonical: (n,) int64: of a vector in a set of exact duplicates, the key of its canonical image; else its own.
         new: (n,) bool: not among those of the night before.
     """
 
     key: np.ndarray
-    leader: np.ndarray
+    canonical: np.ndarray
     new: np.ndarray
 
     @classmethod
-    def read(cls, job: Job, block: int) -> Marks:
+    def read(cls, job: Search, block: int) -> Marks:
         return cls(**read_npz(job.file("marks", block, "npz")))
 
     @property
-    def speaks(self) -> np.ndarray:
-        """(n,) bool: compared with others; the rest are told of by their leader."""
-        return self.leader == self.key
+    def is_canonical(self) -> np.ndarray:
+        """(n,) bool: compared with others; for the rest their canonical image is."""
+        return self.canonical == self.key
 
 
-class Prepared(NamedTuple):
+class Preparation(NamedTuple):
     """What there is to know about all vectors before they are compared.
 
     Attributes:
@@ -186,8 +187,8 @@ class Prepared(NamedTuple):
         basis: (d, s) float32 principal directions.
         query_keys: (q,) int64.
         queries: (q, d) float32: the sampled images.
-        crowd_keys: (c,) int64, ascending: the vectors that tell of a crowd.
-        crowd_sizes: (c,) int64.
+        canonical_keys: (c,) int64, ascending: the canonical images.
+        set_sizes: (c,) int64.
     """
 
     chain: tuple[str, ...]
@@ -200,10 +201,10 @@ class Prepared(NamedTuple):
     basis: np.ndarray
     query_keys: np.ndarray
     queries: np.ndarray
-    crowd_keys: np.ndarray
-    crowd_sizes: np.ndarray
+    canonical_keys: np.ndarray
+    set_sizes: np.ndarray
 
-    def write(self, job: Job) -> None:
+    def write(self, job: Search) -> None:
         plain = {
             "chain": self.chain,
             "why_anew": self.why_anew,
@@ -217,7 +218,7 @@ class Prepared(NamedTuple):
         write_json(job.work("prepared.json"), plain)
 
     @classmethod
-    def read(cls, job: Job) -> Prepared:
+    def read(cls, job: Search) -> Preparation:
         plain = read_json(job.work("prepared.json"))
         return cls(
             chain=tuple(plain["chain"]),
@@ -231,7 +232,7 @@ class Prepared(NamedTuple):
         )
 
     @staticmethod
-    def exists(job: Job) -> bool:
+    def exists(job: Search) -> bool:
         return exists(job.work("prepared.json"))
 
 

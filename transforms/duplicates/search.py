@@ -16,8 +16,8 @@ from transforms.duplicates.check import training_sample
 from transforms.duplicates.job import (
     SWEEP_DEPTH,
     Block,
-    Job,
-    Prepared,
+    Preparation,
+    Search,
     Vectors,
     blocks_of,
     matrix,
@@ -31,7 +31,7 @@ from transforms.duplicates.job import (
     write_npz,
 )
 from transforms.kernels import cells as kernel
-from transforms.lake import exists, list_files
+from transforms.store.files import exists, list_files
 
 PAIRS_OF_A_QUERY = 200
 """Pairs with one block that are kept of a sampled image, over the threshold and under it each. More are drawn from."""
@@ -51,19 +51,19 @@ COMPARE, SPILL, CARRY = "compare", "spill", "carry"
 class QueryBlock(beam.DoFn):
     """``Block`` → itself; writes the sampled images' pairs with it, down to where the sweep of thresholds begins."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, block: Block) -> Iterator[Block]:
         path = self.job.file("known", block.number, "arrow")
         if not exists(path):
-            prepared = Prepared.read(self.job)
+            prepared = Preparation.read(self.job)
             vectors, marks = read_block(self.job, block.number)
-            vectors = vectors.take(np.flatnonzero(marks.speaks))
+            vectors = vectors.take(np.flatnonzero(marks.is_canonical))
             write_arrow(path, self._known(block.number, prepared, vectors))
         yield block
 
-    def _known(self, number: int, prepared: Prepared, block: Vectors) -> pa.Table:
+    def _known(self, number: int, prepared: Preparation, block: Vectors) -> pa.Table:
         floor = self.job.threshold - SWEEP_DEPTH
         query, other, cosine = pairs_of_queries(prepared.queries, block.vector, prepared.basis, floor)
         apart = prepared.query_keys[query] != block.key[other]
@@ -90,7 +90,7 @@ def pairs_of_queries(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(query, row, cosine) of all pairs over the threshold: every query is compared with every vector, by sketches first."""
     one, other = (
-        kernel.Block(some, kernel.sketch(some, basis), np.zeros((len(some), 1), np.int32)) for some in (queries, vectors)
+        kernel.Spread(some, kernel.sketch(some, basis), np.zeros((len(some), 1), np.int32)) for some in (queries, vectors)
     )
     found = list(kernel.pairs_in_cells(one, other, threshold, False))
     query, row, cosine = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -129,7 +129,7 @@ class Cells(NamedTuple):
     shard: np.ndarray
 
     @staticmethod
-    def write(job: Job, choice: kernel.Choice, vectors: int) -> None:
+    def write(job: Search, choice: kernel.Choice, vectors: int) -> None:
         stored: dict[str, Any] = {"assignments": np.int64(choice.assignments), "margin": np.float64(choice.margin)}
         if choice.quantiser is not None:
             # A vector goes to as many shards as its cells lie in, one or two; a shard should fill a block.
@@ -139,7 +139,7 @@ class Cells(NamedTuple):
         write_npz(job.work("cells.npz"), **stored)
 
     @classmethod
-    def read(cls, job: Job) -> Cells:
+    def read(cls, job: Search) -> Cells:
         stored = read_npz(job.work("cells.npz"))
         assignments, margin = int(stored.pop("assignments")), float(stored.pop("margin"))
         shard = stored.pop("shard", np.empty(0, np.int64))
@@ -175,7 +175,7 @@ class Comparison(NamedTuple):
     second: tuple[Piece, ...]
 
 
-def comparisons(job: Job, shard: int, new: dict[Piece, int], old: dict[Piece, int], number: int) -> Iterator[Comparison]:
+def comparisons(job: Search, shard: int, new: dict[Piece, int], old: dict[Piece, int], number: int) -> Iterator[Comparison]:
     """Every two of the new, and every new with every old, block by block; numbered from ``number`` on.
 
     Args:
@@ -204,11 +204,11 @@ class Choose(beam.DoFn):
     Writes the known pairs, cut to ``MOST_KNOWN``, and the cells.
     """
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, blocks: Sequence[Block]) -> Iterator[beam.pvalue.TaggedOutput]:
-        job, prepared = self.job, Prepared.read(self.job)
+        job, prepared = self.job, Preparation.read(self.job)
         known = self._known(blocks)
         if not exists(job.work("cells.npz")):
             if prepared.chain:
@@ -251,7 +251,7 @@ class Choose(beam.DoFn):
         write_arrow(path, known)
         return known
 
-    def _choose(self, prepared: Prepared, known: pa.Table) -> kernel.Choice:
+    def _choose(self, prepared: Preparation, known: pa.Table) -> kernel.Choice:
         if prepared.vectors <= self.job.exact_up_to:
             return kernel.Choice(None, 0, 0.0, 1.0)
         query = known["query"].to_numpy()
@@ -293,7 +293,7 @@ def chosen_by(query: np.ndarray, over: np.ndarray, stands_for: np.ndarray) -> tu
     return chosen, stands_for[chosen] * of_all[query[chosen]] / of_chosen[query[chosen]]
 
 
-def write_total(job: Job, prepared: Prepared, planned: int) -> None:
+def write_total(job: Search, prepared: Preparation, planned: int) -> None:
     """How many parts ``duplicate_pairs`` will have: for the progress line."""
     write_json(job.work("total.json"), planned + (job.carried_parts if prepared.chain else 0))
 
@@ -312,14 +312,14 @@ class Spilled(NamedTuple):
 class SpillBlock(beam.DoFn):
     """``Block`` → a ``Spilled`` for each shard that got some of its new vectors."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, block: Block) -> Iterator[Spilled]:
         done = self.job.file("spilled", block.number, "json")
         if not exists(done):
             vectors, marks = read_block(self.job, block.number)
-            write_json(done, self._spill(block.number, vectors.take(np.flatnonzero(marks.new & marks.speaks))))
+            write_json(done, self._spill(block.number, vectors.take(np.flatnonzero(marks.new & marks.is_canonical))))
         for shard, rows in read_json(done):
             yield Spilled(shard, block.number, rows)
 
@@ -344,18 +344,18 @@ class SpillBlock(beam.DoFn):
         return counts
 
 
-def shard_file(job: Job, snapshot: str, shard: int, block: int) -> str:
+def shard_file(job: Search, snapshot: str, shard: int, block: int) -> str:
     return job.lake.work("deduplicate", snapshot, "shards", f"{shard:05d}", f"{block:05d}.arrow")
 
 
 class PlanShards(beam.DoFn):
     """All ``Spilled`` → the ``Comparison`` in each shard; one that is too large for a worker is compared block by block."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Search):
         self.job = job
 
     def process(self, spilled: Sequence[Spilled]) -> Iterator[Comparison]:
-        prepared = Prepared.read(self.job)
+        prepared = Preparation.read(self.job)
         new: dict[int, dict[Piece, int]] = {}
         old: dict[int, dict[Piece, int]] = {}
         for one in spilled:

@@ -431,7 +431,7 @@ def _enough(needed: np.ndarray, image: np.ndarray, weight: np.ndarray, recall: f
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Spread:
     """Vectors with their sketches and cells.
 
     Attributes:
@@ -455,7 +455,7 @@ class Block:
 
 
 def pairs_in_cells(
-    first: Block, second: Block, threshold: float, same: bool, *, threads: int | None = None, at_once: int = 1 << 26
+    first: Spread, second: Spread, threshold: float, same: bool, *, threads: int | None = None, at_once: int = 1 << 26
 ) -> Iterator[Pairs]:
     """All pairs with a cosine over ``threshold`` that meet in a cell, each once.
 

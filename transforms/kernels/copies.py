@@ -59,7 +59,7 @@ def twins(distances: Sequence[float], within: float, ratio: float) -> int:
     return 0
 
 
-class Limits(NamedTuple):
+class CopyLimits(NamedTuple):
     """A picture is a copy of a training image where it lies below the first two, and not over the last.
 
     Attributes:
@@ -76,7 +76,7 @@ class Limits(NamedTuple):
     l2: float = math.inf
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Limits:
+    def of(cls, row: Mapping[str, Any]) -> CopyLimits:
         """Those that a row of ``copy_calibration`` tells."""
         return cls(row["coarse_l2_limit"], row["coarse_ratio_limit"], row["promised_rate"], row["l2_limit"])
 
@@ -89,7 +89,7 @@ class Distances(NamedTuple):
     coarse_ratio: np.ndarray
 
 
-def limits(held_out: Distances, left_out: Distances, *, most_l2: float, ratio: float, rate: float) -> Limits:
+def limits(held_out: Distances, left_out: Distances, *, most_l2: float, ratio: float, rate: float) -> CopyLimits:
     """How near a copy must lie.
 
     The ratio's limit is given: it has a meaning of its own. The distance's is the smallest of three:
@@ -117,7 +117,7 @@ def limits(held_out: Distances, left_out: Distances, *, most_l2: float, ratio: f
     seldom, _ = _kth_smallest(new, rate)
     like_copies = np.where(held_out.coarse_ratio < ratio, held_out.coarse_l2, np.inf)
     promised, rank = _kth_smallest(like_copies, rate)
-    return Limits(min(most_l2, seldom, promised), ratio, rank / (len(like_copies) + 1) if rank else None)
+    return CopyLimits(min(most_l2, seldom, promised), ratio, rank / (len(like_copies) + 1) if rank else None)
 
 
 def _kth_smallest(values: np.ndarray, rate: float) -> tuple[float, int]:
@@ -129,7 +129,7 @@ def _kth_smallest(values: np.ndarray, rate: float) -> tuple[float, int]:
     return float(np.sort(values)[min(rank, len(values)) - 1]), rank
 
 
-def is_copy(row: Mapping[str, Any], limits: Limits) -> bool:
+def is_copy(row: Mapping[str, Any], limits: CopyLimits) -> bool:
     """Whether a row of ``matches`` or ``decoys`` is a copy; ``sql/staging/training_matches.sql`` says the same."""
     apart = row["coarse_ratio"] is not None and row["coarse_ratio"] < limits.coarse_ratio
     return apart and row["coarse_l2"] < limits.coarse_l2 and row["l2"] <= limits.l2

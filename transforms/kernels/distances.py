@@ -171,6 +171,18 @@ def resize_shorter_side(picture: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
+def square_at(picture: np.ndarray, offset: int) -> np.ndarray:
+    """The square of a picture, (H, W, 3), as large as its shorter side, that begins ``offset`` pixels along the longer one."""
+    side = min(picture.shape[:2])
+    return picture[offset : offset + side] if picture.shape[0] > side else picture[:, offset : offset + side]
+
+
+def central_square(picture: np.ndarray, side: int) -> np.ndarray:
+    """(H, W, 3) uint8 → (side, side, 3): the middle of the picture, as training code of text-to-image models crops it."""
+    resized = resize_shorter_side(picture, side)
+    return np.ascontiguousarray(square_at(resized, (max(resized.shape[:2]) - side) // 2))
+
+
 def best_crop(generation: np.ndarray, picture: np.ndarray) -> tuple[int, np.ndarray]:
     """Where a square generation lies in a training image that is not square.
 
@@ -199,9 +211,7 @@ def best_crop(generation: np.ndarray, picture: np.ndarray) -> tuple[int, np.ndar
     correlation = np.fft.irfft(spectrum.sum(axis=0), 2 * length)[: length - side + 1]
     energy = np.concatenate([[0.0], np.cumsum((image**2).sum(axis=0))])
     offset = int(np.argmin(energy[side:] - energy[:-side] - 2 * correlation))
-    if along_height:
-        return offset, resized[offset : offset + side]
-    return offset, resized[:, offset : offset + side]
+    return offset, square_at(resized, offset)
 
 
 def aligned_l2(generation: np.ndarray, picture: np.ndarray) -> float:

@@ -113,11 +113,11 @@ def connected_components(n: int, pairs: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 
-class Crowds(NamedTuple):
+class ExactSets(NamedTuple):
     """Identical vectors that one of them tells of.
 
     Attributes:
-        node: (c,) int64, ascending: the node that tells of each crowd.
+        node: (c,) int64, ascending: the canonical node of each set.
         size: (c,) int64 vectors in it, itself included.
     """
 
@@ -131,7 +131,7 @@ class Groups(NamedTuple):
     Attributes:
         node: (n,) int64, ascending: every node that is in a group.
         label: (n,) int64: the group of each, from 0, numbered by each group's first node.
-        size: (g,) int64 vectors in each group, crowds counted in full.
+        size: (g,) int64 vectors in each group, exact-duplicate sets counted in full.
     """
 
     node: np.ndarray
@@ -139,13 +139,13 @@ class Groups(NamedTuple):
     size: np.ndarray
 
 
-def groups_of(edges: Edges, crowds: Crowds) -> Groups:
-    """The groups that edges and crowds make; single linkage."""
-    node = np.unique(np.concatenate([edges.i, edges.j, crowds.node]))
+def groups_of(edges: Edges, sets: ExactSets) -> Groups:
+    """The groups that edges and exact-duplicate sets make; single linkage."""
+    node = np.unique(np.concatenate([edges.i, edges.j, sets.node]))
     pairs = np.stack([np.searchsorted(node, edges.i), np.searchsorted(node, edges.j)], axis=1)
     label = connected_components(len(node), pairs)
     weight = np.ones(len(node), np.int64)
-    weight[np.searchsorted(node, crowds.node)] = crowds.size
+    weight[np.searchsorted(node, sets.node)] = sets.size
     return Groups(node, label, np.bincount(label, weights=weight).astype(np.int64))
 
 
@@ -165,12 +165,12 @@ class Sizes(NamedTuple):
     largest: int
 
 
-def sizes_by_threshold(forest: Edges, crowds: Crowds, thresholds: Iterable[float]) -> list[Sizes]:
+def sizes_by_threshold(forest: Edges, sets: ExactSets, thresholds: Iterable[float]) -> list[Sizes]:
     """Groups at each threshold, by a spanning forest of the highest cosines. Right from the pairs' own threshold on."""
     found = []
     for threshold in thresholds:
         over = forest.cosine > threshold
-        groups = groups_of(Edges(forest.i[over], forest.j[over], forest.cosine[over]), crowds)
+        groups = groups_of(Edges(forest.i[over], forest.j[over], forest.cosine[over]), sets)
         found.append(Sizes(float(threshold), len(groups.size), int(groups.size.sum()), int(groups.size.max(initial=1))))
     return found
 

@@ -100,7 +100,7 @@ class Alignment(NamedTuple):
     window_b: tuple[float, float, float, float]
 
 
-class Prepared(NamedTuple):
+class PreparedPicture(NamedTuple):
     """One picture, ready to be aligned with others.
 
     Attributes:
@@ -126,7 +126,7 @@ def aligned_tiled_l2(a: np.ndarray, b: np.ndarray) -> Alignment:
     return align(prepare(a), prepare(b))
 
 
-def prepare(picture: np.ndarray) -> Prepared:
+def prepare(picture: np.ndarray) -> PreparedPicture:
     """What ``align`` takes of a picture, in under a millisecond; worth keeping where it is compared with several.
 
     Args:
@@ -145,10 +145,12 @@ def prepare(picture: np.ndarray) -> Prepared:
     small, cuts = square(COARSE.side), _coarse_cuts()
     views = [_tiles(_crops(view, cuts, cuts)) for view in (small, small[:, ::-1])]
     tiles = np.ascontiguousarray(np.stack(views).transpose(0, 3, 4, 1, 2, 5)).reshape(2, TILES**2, len(cuts) ** 2, -1)
-    return Prepared(tiles, np.einsum("vtcx,vtcx->vtc", tiles, tiles), {level.side: square(level.side) for level in FINER})
+    return PreparedPicture(
+        tiles, np.einsum("vtcx,vtcx->vtc", tiles, tiles), {level.side: square(level.side) for level in FINER}
+    )
 
 
-def align(a: Prepared, b: Prepared) -> Alignment:
+def align(a: PreparedPicture, b: PreparedPicture) -> Alignment:
     """As ``aligned_tiled_l2``, of pictures that are prepared."""
     ways = _coarse_ways(a, b)
     far = COARSE.far
@@ -193,7 +195,7 @@ def _coarse_penalty() -> np.ndarray:
     return (axis[:, None, :, None] + axis[None, :, None, :]).reshape(len(cuts) ** 2, -1).astype(np.float32)
 
 
-def _coarse_ways(a: Prepared, b: Prepared) -> list[Way]:
+def _coarse_ways(a: PreparedPicture, b: PreparedPicture) -> list[Way]:
     """The best combinations of a crop of each, nearest first; one alone where even that is far."""
     values = a.tiles.shape[-1]
     found = np.stack(

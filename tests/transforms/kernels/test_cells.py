@@ -7,8 +7,8 @@ from tests.planted import clusters
 from transforms.kernels import cells as cells_module
 from transforms.kernels.cells import (
     NOWHERE,
-    Block,
     Known,
+    Spread,
     choose,
     first_common,
     made_up,
@@ -36,7 +36,7 @@ def brute_force(vectors, threshold=THRESHOLD):
 
 def one_cell(vectors, threshold=THRESHOLD):
     basis = principal_basis(vectors, threshold)
-    return Block(vectors, sketch(vectors, basis), np.zeros((len(vectors), 1), np.int32))
+    return Spread(vectors, sketch(vectors, basis), np.zeros((len(vectors), 1), np.int32))
 
 
 def found(first, second, same=True, **options):
@@ -65,7 +65,9 @@ def test_two_blocks_hold_the_pairs_of_the_whole():
     vectors = planted()
     n = len(vectors) // 3
     whole = one_cell(vectors)
-    first, second = (Block(whole.vectors[part], whole.sketches[part], whole.cells[part]) for part in (slice(n), slice(n, None)))
+    first, second = (
+        Spread(whole.vectors[part], whole.sketches[part], whole.cells[part]) for part in (slice(n), slice(n, None))
+    )
     across = {(i, j + n) for i, j in found(first, second, same=False)}
     inside = found(first, first) | {(i + n, j + n) for i, j in found(second, second)}
     assert across | inside == brute_force(vectors)
@@ -78,7 +80,7 @@ def test_what_meets_in_no_cell_is_lost_and_nothing_else():
     sketches = sketch(vectors, quantiser.basis)
     cells = quantiser.assign(sketches, 2, np.inf)
     expected = {(i, j) for i, j in brute_force(vectors) if set(cells[i]) & set(cells[j])}
-    assert found(Block(vectors, sketches, cells), Block(vectors, sketches, cells)) == expected
+    assert found(Spread(vectors, sketches, cells), Spread(vectors, sketches, cells)) == expected
 
 
 def test_cells_are_the_nearest_first():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from transforms.kernels.copies import BLUR, MAX_TWINS, Distances, Limits, blurred, is_copy, limits, ratio, twins
+from transforms.kernels.copies import BLUR, MAX_TWINS, CopyLimits, Distances, blurred, is_copy, limits, ratio, twins
 from transforms.kernels.distances import block_means
 
 
@@ -38,7 +38,7 @@ def test_twins_by_hand(distances, expected):
 
 
 def test_a_copy_lies_below_both_limits():
-    found = Limits(0.1, 0.5, None, 0.12)
+    found = CopyLimits(0.1, 0.5, None, 0.12)
     rows = [({"l2": l2, "coarse_l2": distance, "coarse_ratio": share},
              l2 <= 0.12 and distance < 0.1 and share is not None and share < 0.5)
             for l2 in (0.05, 0.12, 0.13)
@@ -79,7 +79,7 @@ def test_left_out_pictures_that_are_as_near_as_only_twins_lower_nothing():
 
 
 def test_without_decoys_the_limits_are_those_given_and_nothing_is_promised():
-    assert limits(NONE, NONE, most_l2=0.15, ratio=0.5, rate=0.01) == Limits(0.15, 0.5, None)
+    assert limits(NONE, NONE, most_l2=0.15, ratio=0.5, rate=0.01) == CopyLimits(0.15, 0.5, None)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])

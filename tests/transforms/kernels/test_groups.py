@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.planted import clusters
 from transforms.kernels import groups
 from transforms.kernels.groups import (
-    Crowds,
     Edges,
+    ExactSets,
     complete_linkage,
     connected_components,
     cut_by_complete_linkage,
@@ -23,7 +23,7 @@ from transforms.kernels.groups import (
     spanning_forest_of_rows,
 )
 
-NO_CROWDS = Crowds(np.empty(0, np.int64), np.empty(0, np.int64))
+NO_SETS = ExactSets(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def unit(*rows):
@@ -127,17 +127,17 @@ def test_a_forest_of_sorted_rows_is_the_same():
 
 def test_nothing_makes_no_forest_and_no_group():
     assert len(merge_forests([]).i) == 0
-    assert len(groups_of(merge_forests([]), NO_CROWDS).size) == 0
-    assert sizes_by_threshold(merge_forests([]), NO_CROWDS, [0.9]) == [(0.9, 0, 0, 1)]
+    assert len(groups_of(merge_forests([]), NO_SETS).size) == 0
+    assert sizes_by_threshold(merge_forests([]), NO_SETS, [0.9]) == [(0.9, 0, 0, 1)]
 
 
 def test_crowds_count_in_full():
     edges = Edges(np.array([10, 20]), np.array([20, 30]), np.array([0.95, 0.92]))
-    crowds = Crowds(np.array([20, 90]), np.array([500, 101]))
-    found = groups_of(edges, crowds)
+    sets = ExactSets(np.array([20, 90]), np.array([500, 101]))
+    found = groups_of(edges, sets)
     assert found.node.tolist() == [10, 20, 30, 90]
     assert found.label.tolist() == [0, 0, 0, 1] and found.size.tolist() == [502, 101]
-    sizes = sizes_by_threshold(edges, crowds, [0.9, 0.93, 0.99])
+    sizes = sizes_by_threshold(edges, sets, [0.9, 0.93, 0.99])
     assert sizes == [(0.9, 2, 603, 502), (0.93, 2, 602, 501), (0.99, 2, 601, 500)]
 
 

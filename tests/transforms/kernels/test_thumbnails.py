@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transforms.images import thumbnail
 from transforms.kernels.thumbnails import LENGTH, joined, unit_thumbnails
+from transforms.store.pictures import thumbnail
 
 
 def random_thumbnails(count, seed=0):

@@ -1,0 +1,240 @@
+"""How a stage runs: skip what is complete, run Beam with progress in sight, write the manifest.
+
+A stage's module says what its snapshot is and builds its Beam pipelines; this module is the only one that starts a runner.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, SetupOptions
+
+from pipelines.stages import Planned
+from transforms.errors import TemplateWritten, UserError
+from transforms.store.counters import NAMESPACE
+from transforms.store.lake import Lake, Manifest
+
+PACKAGES = ("apache-beam", "torch", "open-clip-torch", "faiss-cpu", "pyarrow", "duckdb", "img2dataset", "diffusers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """Where and how the pipelines run.
+
+    Attributes:
+        lake: what they read and write.
+        beam_args: Beam's own options, as the user gave them.
+        verbose: show Beam's log and leave out the progress line.
+    """
+
+    lake: Lake
+    beam_args: list[str]
+    verbose: bool = False
+
+    def run(self, build: Callable[[beam.Pipeline], Any], progress: Progress | None = None) -> None:
+        """Builds one pipeline and runs it to its end.
+
+        Raises:
+            UserError: if a step raised one.
+            TemplateWritten: if Beam's options ask for a Dataflow template.
+            RuntimeError: if the job did not end well.
+        """
+        quiet_beam(self.verbose)
+        options = PipelineOptions(self.beam_args)
+        # Every DoFn lives in an importable module, so nothing of the main session need travel.
+        options.view_as(SetupOptions).save_main_session = False
+        template = options.view_as(GoogleCloudOptions).template_location
+        pipeline = beam.Pipeline(runner=None if self._names_runner() else "FnApiRunner", options=options)
+        build(pipeline)
+        with progress or Progress("", lambda: 0, 0, "", silent=True):
+            try:
+                result = pipeline.run()
+                if template:
+                    raise TemplateWritten(template)
+                state = result.wait_until_finish()
+            except Exception as error:
+                raise_user_error(error)
+                raise
+        if state not in (None, "DONE"):
+            raise RuntimeError(f"the Beam job ended in state {state}; see the runner's own log")
+        if self.verbose:
+            for name, value in counted(result):
+                say(f"  {name:<40} {value:,}")
+
+    def _names_runner(self) -> bool:
+        # Without a --runner, Beam's DirectRunner would first try to download another runner (Prism) and so behave
+        # differently with a network and without one. FnApiRunner is what it falls back to.
+        return any(word == "--runner" or word.startswith("--runner=") for word in self.beam_args)
+
+    def stage(self, planned: Planned, work: Callable[[], dict[str, Any] | None]) -> Manifest:
+        """Does ``work`` unless the snapshot is complete already; returns its manifest, now the latest of the stage.
+
+        ``work`` writes the tables and returns facts for the manifest. It may find parts that an earlier, interrupted run left
+        behind, and does only what is missing.
+        """
+        self.lake.create()
+        done = self.lake.manifest(planned.stage, planned.snapshot_id)
+        if done is not None:
+            say(f"{planned.stage:<12} complete ({_rows(done)})")
+            return self.lake.ask_for(done)
+        begun = time.monotonic()
+        facts = work() or {}
+        facts = {**facts, "seconds": round(time.monotonic() - begun, 2), "versions": versions(), "machine": machine()}
+        manifest = self.lake.complete(planned.stage, planned.snapshot_id, planned.parameters, planned.upstream, facts)
+        say(f"{planned.stage:<12} done in {facts['seconds']:.0f} s ({_rows(manifest)})")
+        return manifest
+
+
+def _rows(manifest: Manifest) -> str:
+    tables = manifest.rows or manifest.facts.get("marts", {})
+    return ", ".join(f"{table} {rows:,}" for table, rows in tables.items())
+
+
+def raise_user_error(error: BaseException) -> None:
+    """Raises the UserError that is inside a runner's error, if there is one.
+
+    In-process runners keep the type and add the step's name to the text; the others send the remote traceback as text,
+    whose last line is the error.
+    """
+    step = " [while running "
+    if isinstance(error, UserError):
+        raise UserError(str(error).split(step)[0]) from error
+    marker = f"{UserError.__module__}.{UserError.__name__}: "
+    text = str(error)
+    if marker in text:
+        raise UserError(text.rsplit(marker, 1)[1].split(step)[0].strip().splitlines()[0]) from error
+
+
+def counted(result: Any) -> list[tuple[str, int]]:
+    """What the steps of a finished job have counted, by name; nothing where the runner keeps no counters."""
+    try:
+        counters = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+    except (NotImplementedError, ValueError):
+        return []
+    sums: collections.Counter[str] = collections.Counter()
+    for one in counters:
+        sums[one.key.metric.name] += one.committed if one.committed is not None else one.attempted
+    return sorted(sums.items())
+
+
+def versions() -> dict[str, str]:
+    """The packages that shape the results, with their versions."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def quiet_beam(verbose: bool) -> None:
+    """Keeps the log of Beam and of the libraries below it out of the way, unless ``verbose``."""
+    logging.basicConfig()
+    logging.getLogger().setLevel(logging.INFO if verbose else logging.ERROR)
+    steps = logging.getLogger("apache_beam.runners.common")
+    if verbose:
+        steps.removeFilter(_not_a_users_mistake)
+    else:
+        steps.addFilter(_not_a_users_mistake)
+
+
+def _not_a_users_mistake(record: logging.LogRecord) -> bool:
+    """False for what a step raised as UserError: it is said in one line when the pipeline ends."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], UserError)
+
+
+# -- what the user sees ---------------------------------------------------------------------------------------------
+
+# img2dataset points file descriptors 1 and 2 at /dev/null while it resizes a picture, so what is printed meanwhile
+# would be lost. Our lines go to a copy of the descriptor that was made before.
+_terminal: Any = None
+
+
+def _stream() -> Any:
+    global _terminal
+    if _terminal is None:
+        try:
+            _terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+        except (OSError, ValueError, AttributeError):  # stderr is not a file (a test captures it)
+            return sys.stderr
+    return _terminal
+
+
+def say(text: str) -> None:
+    """One line to the user, on stderr: stdout is for results."""
+    print(text, file=_stream(), flush=True)
+
+
+class Progress:
+    """Shows a stage's progress by counting what has become durable; works on every runner.
+
+    Args:
+        stage: its name.
+        count: returns the items done so far; called every few seconds from a thread.
+        total: items in all; a function where that becomes known on the way (None until then).
+        unit: what an item is, in the plural.
+        silent: show nothing.
+        every: seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        count: Callable[[], int],
+        total: int | Callable[[], int | None],
+        unit: str,
+        silent: bool = False,
+        every: float = 2.0,
+    ):
+        self.stage, self.count, self.unit = stage, count, unit
+        self.total = total if callable(total) else lambda: total
+        self.silent, self.every = silent, every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Progress:
+        if not self.silent:
+            self._begun, self._first = time.monotonic(), self.count()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.silent:
+            self._stop.set()
+            self._thread.join()
+            if _stream().isatty():
+                print("\r\x1b[K", end="", file=_stream(), flush=True)
+
+    def line(self, done: int, seconds: float) -> str:
+        """What is shown ``seconds`` after the start: stage, items done of all, rate, time left."""
+        rate = (done - self._first) / seconds if seconds > 0 else 0.0
+        total = self.total()
+        if total is None:
+            return f"{self.stage:<12} getting ready"
+        left = f"{(total - done) / rate:,.0f} s left" if rate > 0 else "time left unknown"
+        share = 100 * done / total if total else 100
+        return f"{self.stage:<12} {done:,} of {total:,} {self.unit} ({share:.0f}%), {rate:,.1f}/s, {left}"
+
+    def _watch(self) -> None:
+        terminal = _stream().isatty()
+        waits = 0
+        shown = -1
+        while not self._stop.wait(self.every):
+            waits += 1
+            done = self.count()
+            # On a terminal one line is rewritten; elsewhere (a log, CI) a line is written when something has moved.
+            if terminal or (done != shown and waits % 5 == 0):
+                shown = done
+                line = self.line(done, time.monotonic() - self._begun)
+                print(f"\r\x1b[K{line}" if terminal else line, end="" if terminal else "\n", file=_stream(), flush=True)

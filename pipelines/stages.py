@@ -1,0 +1,149 @@
+"""The registry: every verb in one line, and what a stage is.
+
+A stage is written down once, as the ``STAGE`` of its module: its name, its options, the stage that it reads, what it would make
+and how it is made. ``cli``, ``audit``, ``--plan`` and ``nightly`` walk the registry; lineage and forgetting go by the manifests
+and by ``TABLES``. Another stage is one module and one line here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipelines.options import CommonOptions, Parsed, parse
+
+if TYPE_CHECKING:
+    # Both import Beam, which a verb that only asks need not wait for.
+    from pipelines.execution import Execution
+    from transforms.store.lake import Lake, Manifest
+
+STAGES = {
+    "ingest": "metadata → samples, images",
+    "embed": "images → embeddings",
+    "deduplicate": "embeddings → duplicate_pairs, duplicate_groups",
+    "generate": "groups → prompts, generations, cliques",
+    "match": "generations → matches, decoys, regenerations, calibration, copy_calibration, eidetic_counts, audits",
+    "measure": "all tables → marts, audit.duckdb, report",
+}
+"""Stage → what ``--help`` says of it, in the order in which an audit runs them. The module has the same name."""
+
+OTHER_VERBS = {
+    "audit": "all of the above, in order",
+    "nightly": "the audit of one night: only what is new, compared with the night before",
+    "history": "prints the nights, one a line",
+    "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
+    "again": "makes one generation of an audit again, as a PNG",
+    "forget": "takes pictures out of the lake, keeps them out, and proves it",
+    "demo": "serves the embedded corpus on loopback and audits the embedded model",
+}
+"""The verbs that are no stages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What a stage is about to make.
+
+    Attributes:
+        stage: its name.
+        parameters: every option that shapes its rows.
+        upstream: stage → snapshot id of what it reads.
+        unit: what an item is, in the plural.
+        count: how many items it works on, or None where that is not known before the stages in front have run. Asked for a
+            plan or a progress line alone, since it may take a while.
+        estimate: expected device time of an item in seconds, or None where nothing is known.
+    """
+
+    stage: str
+    parameters: dict[str, Any]
+    upstream: dict[str, str]
+    unit: str
+    count: Callable[[], int | None] = lambda: None
+    estimate: Callable[[], float | None] = lambda: None
+
+    @functools.cached_property
+    def items(self) -> int | None:
+        return self.count()
+
+    @property
+    def snapshot_id(self) -> str:
+        from transforms.store.lake import snapshot_id
+
+        return snapshot_id(self.stage, self.parameters, self.upstream)
+
+
+def _nothing(*_: Any) -> None:
+    """What a stage does that has nothing to do at that point."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of the audit.
+
+    Attributes:
+        name: the verb, and its module.
+        description: what ``--help`` says, with a command that can be pasted.
+        upstream: the stage whose snapshot it reads; None for the first.
+        options: its option dataclasses, in an audit too.
+        alone: those that it takes where it runs alone.
+        plan: (lake, options, upstream's snapshot id) → what it would make; the upstream need not be complete.
+        work: (execution, options, planned, upstream's manifest) → facts for the manifest. Writes the tables; what an earlier
+            run that was killed has left is not done again.
+        check: looks at options before anything runs: UserError for what can't work, such as a model that isn't there.
+        found: what to do where the snapshot is complete, before it becomes the latest.
+        finish: what to do at the end, whether there was work or not.
+    """
+
+    name: str
+    description: str
+    upstream: str | None
+    options: tuple[type, ...]
+    plan: Callable[[Lake, Parsed, str | None], Planned]
+    work: Callable[[Execution, Parsed, Planned, Manifest | None], dict[str, Any] | None]
+    alone: tuple[type, ...] = ()
+    check: Callable[[Parsed], None] = _nothing
+    found: Callable[[Execution, Parsed, Manifest], None] = _nothing
+    finish: Callable[[Execution, Parsed, Manifest], None] = _nothing
+
+    def run(self, execution: Execution, parsed: Parsed, upstream: Manifest | None = None) -> Manifest:
+        """Runs the stage on ``upstream``, or on what was asked for last; does nothing again that is complete."""
+        lake = execution.lake
+        if upstream is None and self.upstream is not None:
+            upstream = lake.latest(self.upstream)
+        planned = self.plan(lake, parsed, None if upstream is None else upstream.snapshot_id)
+        if (done := lake.manifest(self.name, planned.snapshot_id)) is not None:
+            self.found(execution, parsed, done)
+        manifest = execution.stage(planned, lambda: self.work(execution, parsed, planned, upstream))
+        self.finish(execution, parsed, manifest)
+        return manifest
+
+    def main(self, argv: Sequence[str]) -> None:
+        """The verb: this stage alone."""
+        execution, parsed = self.parse(argv)
+        self.run(execution, parsed)
+
+    def parse(self, argv: Sequence[str]) -> tuple[Execution, Parsed]:
+        """The verb's command line."""
+        parsed = parse(argv, self.name, self.description, (CommonOptions, *self.options, *self.alone))
+        return execution_of(parsed), parsed
+
+
+def execution_of(parsed: Parsed) -> Execution:
+    """Where and how a command line wants its pipelines to run."""
+    from pipelines.execution import Execution
+    from transforms.store.lake import Lake
+
+    common = parsed[CommonOptions]
+    return Execution(Lake(common.lake), parsed.beam, common.verbose)
+
+
+def stages() -> list[Stage]:
+    """All stages, in order."""
+    return [importlib.import_module(f"pipelines.{name}").STAGE for name in STAGES]
+
+
+def options_of(some: Sequence[Stage]) -> tuple[type, ...]:
+    """The option dataclasses of several stages, each once."""
+    return tuple(dict.fromkeys(kind for stage in some for kind in stage.options))

@@ -1,0 +1,82 @@
+"""A stage runs once, shows progress from what is durable, and passes a user's mistake on from inside a runner."""
+
+import apache_beam as beam
+import pytest
+
+from pipelines.execution import Execution, Progress, raise_user_error
+from pipelines.stages import Planned
+from transforms.errors import UserError
+from transforms.store.lake import Lake
+
+
+class Refuse(beam.DoFn):
+    def process(self, element):
+        raise UserError(f"got {element}, expected less; mend it")
+
+
+def execution(tmp_path, *words):
+    return Execution(Lake(str(tmp_path / "lake")), list(words))
+
+
+def test_a_complete_stage_is_skipped(tmp_path):
+    runs = []
+    planned = Planned("deduplicate", {"a": 1}, {"embed": "e"}, "pairs")
+    first = execution(tmp_path).stage(planned, lambda: runs.append(1))
+    again = execution(tmp_path).stage(planned, lambda: runs.append(2))
+    assert runs == [1]
+    assert first == again
+    other = Planned("deduplicate", {"a": 2}, {"embed": "e"}, "pairs")
+    execution(tmp_path).stage(other, lambda: runs.append(3))
+    assert runs == [1, 3]
+
+
+def test_a_stage_that_fails_is_not_complete(tmp_path):
+    def work():
+        raise RuntimeError("halfway")
+
+    planned = Planned("deduplicate", {}, {}, "pairs")
+    with pytest.raises(RuntimeError, match="halfway"):
+        execution(tmp_path).stage(planned, work)
+    assert Lake(str(tmp_path / "lake")).manifest("deduplicate", planned.snapshot_id) is None
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_users_mistake_comes_out_of_the_runner_as_one_line(tmp_path, caplog, verbose):
+    loud = Execution(Lake(str(tmp_path / "lake")), [], verbose)
+    with pytest.raises(UserError) as caught:
+        loud.run(lambda pipeline: pipeline | beam.Create([7]) | "Refuse" >> beam.ParDo(Refuse()))
+    assert str(caught.value) == "got 7, expected less; mend it"
+    # Its traceback is Beam's log, which --verbose shows.
+    assert any("mend it" in record.getMessage() for record in caplog.records) == verbose
+
+
+def test_a_fault_of_ours_keeps_its_traceback(tmp_path, caplog):
+    with pytest.raises(ZeroDivisionError):
+        execution(tmp_path).run(lambda pipeline: pipeline | beam.Create([0]) | "Divide" >> beam.Map(lambda number: 1 / number))
+    assert any(record.exc_info for record in caplog.records)
+
+
+def test_a_mistake_inside_a_remote_traceback():
+    text = (
+        "Traceback (most recent call last):\n  File x\n"
+        "transforms.errors.UserError: got 7, expected less [while running 'Refuse']\n\nmore"
+    )
+    with pytest.raises(UserError, match=r"^got 7, expected less$"):
+        raise_user_error(RuntimeError(text))
+    raise_user_error(RuntimeError("something else"))  # stays what it is
+
+
+def test_the_progress_line():
+    progress = Progress("generate", lambda: 20, 100, "prompts", silent=True)
+    progress._first = 20
+    assert progress.line(60, 10.0) == "generate     60 of 100 prompts (60%), 4.0/s, 10 s left"
+    assert progress.line(20, 10.0).endswith("time left unknown")
+
+
+def test_a_total_that_is_not_known_yet_is_not_made_up():
+    total = None
+    progress = Progress("s", lambda: 3, lambda: total, "things")
+    progress._first = 0
+    assert "getting ready" in progress.line(3, 1.0)
+    total = 6
+    assert "3 of 6 things (50%)" in progress.line(3, 1.0)

@@ -1,0 +1,628 @@
+"""One picture from a stranger: every limit holds, only the open internet is asked, and only FetchError comes out."""
+
+import datetime
+import gzip
+import http.server
+import io
+import socket
+import ssl
+import struct
+import threading
+import time
+import zlib
+
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from PIL import Image
+
+from tests.web import free_port, picture, serve
+from transforms.data import download
+from transforms.data.download import (
+    OPTED_OUT,
+    DownloadLimits,
+    FetchError,
+    as_download_image,
+    check_pixels,
+    fetch_http,
+    is_public,
+)
+
+LIMITS = DownloadLimits(seconds=5, allow_private_hosts=True)
+HURRIED = DownloadLimits(seconds=0.5, allow_private_hosts=True)
+PATIENCE = 2.0
+"""Seconds after which a fetch that was given 0.5 has plainly not been cut off; the rest is for a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def web():
+    with serve() as server:
+        yield server
+
+
+def reason(url, limits=LIMITS):
+    with pytest.raises(FetchError) as caught:
+        fetch_http(url, limits)
+    return str(caught.value)
+
+
+def address(ip, port):
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    return [(family, socket.SOCK_STREAM, 6, "", (ip, port))]
+
+
+def plant(monkeypatch, answers):
+    """Host → addresses, in place of the name server. Returns the hosts that were asked for."""
+    asked = []
+
+    def look_up(host, port):
+        asked.append(host)
+        return [entry for ip in answers[host] for entry in address(ip, port)]
+
+    monkeypatch.setattr(download, "look_up", look_up)
+    return asked
+
+
+# -- what comes through --------------------------------------------------------------------------------------------
+
+
+def test_the_file_as_it_was_sent(web):
+    content = picture(1)
+    assert fetch_http(web.answer("/a.png", content, headers=[("Content-Type", "image/png")]), LIMITS) == content
+    assert fetch_http(web.answer("/b.png", content, length=False), LIMITS) == content
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(content) + content + b"\r\n0\r\n\r\n"
+    assert fetch_http(web.raw("/c.png", chunked), LIMITS) == content
+
+
+def test_who_asks_is_said(web):
+    fetch_http(web.answer("/who.png", b"x"), DownloadLimits(allow_private_hosts=True, user_agent_token="tester"))
+    assert any("tester" in agent for agent in web.agents)
+
+
+def test_a_file_packed_against_our_wish_is_whole_though_shorter_than_its_length(web):
+    # Random pixels grow when packed, so the file has fewer bytes than Content-Length says.
+    content = picture(2)
+    packed = gzip.compress(content)
+    assert len(packed) > len(content)
+    assert fetch_http(web.answer("/packed.png", packed, headers=[("Content-Encoding", "gzip")]), LIMITS) == content
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("/a b.png", "/a%20b.png"),
+        ("/café.png", "/caf%C3%A9.png"),
+        ("/caf%C3%A9.png", "/caf%C3%A9.png"),
+        ("/a.png?title=a b&é", "/a.png?title=a%20b&%C3%A9"),
+        ("/a.png#part", "/a.png"),
+        ("?x=1", "/?x=1"),
+    ],
+)
+def test_a_path_is_sent_as_browsers_send_it(web, written, sent):
+    web.answer(sent, b"found")
+    assert fetch_http(web.url + written, LIMITS) == b"found"
+
+
+def test_a_redirect_is_followed_relative_and_beyond_ascii(web):
+    web.answer("/to/caf%C3%A9.png", b"found")
+    # Servers send raw UTF-8 in Location, though they may not; http.client hands it on as Latin-1.
+    url = web.raw("/from", b"HTTP/1.1 302 Found\r\nLocation: to/caf\xc3\xa9.png\r\nContent-Length: 0\r\n\r\n")
+    assert fetch_http(url, LIMITS) == b"found"
+    spaced = web.answer("/spaced", status=301, headers=[("Location", "/with a space.png")])
+    web.answer("/with%20a%20space.png", b"also found")
+    assert fetch_http(spaced, LIMITS) == b"also found"
+
+
+# -- bytes ---------------------------------------------------------------------------------------------------------
+
+
+def test_too_many_bytes_are_refused_by_the_length_they_claim(web):
+    limits = DownloadLimits(seconds=5, max_bytes=1000, allow_private_hosts=True)
+    # The body never comes: it is refused before it is read.
+    url = web.silence("/claims", b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n")
+    assert reason(url, limits) == "more than 1000 bytes"
+
+
+def test_too_many_bytes_are_refused_without_a_length(web):
+    limits = DownloadLimits(seconds=5, max_bytes=1000, allow_private_hosts=True)
+    endless = web.raw("/endless", b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", drip=b"x" * 400, every=0.01)
+    assert reason(endless, limits) == "more than 1000 bytes"
+    chunk = b"190\r\n" + b"x" * 400 + b"\r\n"
+    chunked = web.raw("/chunks", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", drip=chunk, every=0.01)
+    assert reason(chunked, limits) == "more than 1000 bytes"
+
+
+def test_exactly_as_many_bytes_as_allowed_pass(web):
+    limits = DownloadLimits(seconds=5, max_bytes=1000, allow_private_hosts=True)
+    assert len(fetch_http(web.answer("/exact", b"x" * 1000), limits)) == 1000
+    assert len(fetch_http(web.answer("/exact2", b"x" * 1000, length=False), limits)) == 1000
+
+
+def test_a_packed_bomb_stops_at_the_limit(web):
+    bomb = gzip.compress(bytes(50 << 20))
+    url = web.answer("/bomb", bomb, headers=[("Content-Encoding", "gzip")])
+    assert "bytes" in reason(url, DownloadLimits(seconds=5, max_bytes=1 << 20, allow_private_hosts=True))
+
+
+def test_a_truncated_file_is_no_file(web):
+    cut_short = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this"
+    assert "9" in reason(web.raw("/short", cut_short))
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nonly this"
+    assert "broken" in reason(web.raw("/short-chunk", chunked))
+
+
+# -- time ----------------------------------------------------------------------------------------------------------
+
+DRIPS = {
+    "body": b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n",
+    "body without a length": b"HTTP/1.0 200 OK\r\n\r\n",
+    "status": b"HTTP/1.1 200 ",
+    "header": b"HTTP/1.1 200 OK\r\nX-Long: ",
+    # A length of a chunk may have an extension of any size; the connection that will close has let go of its socket.
+    "chunk": b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n5;",
+    "trailer": b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nA: ",
+}
+
+
+@pytest.mark.parametrize("where", DRIPS)
+@pytest.mark.parametrize("dripping", [True, False], ids=["drip", "silence"])
+def test_the_time_is_a_total_wherever_the_server_dawdles(web, where, dripping):
+    path = f"/{where.replace(' ', '-')}-{dripping}"
+    url = web.raw(path, DRIPS[where], drip=b"a") if dripping else web.silence(path, DRIPS[where])
+    begun = time.monotonic()
+    assert reason(url, HURRIED) == "took longer than allowed"
+    assert time.monotonic() - begun < PATIENCE
+
+
+def test_the_time_is_a_total_over_endless_interim_answers(web):
+    url = web.raw("/continue", b"", drip=b"HTTP/1.1 100 Continue\r\n\r\n", every=0.01)
+    begun = time.monotonic()
+    assert reason(url, HURRIED) == "took longer than allowed"
+    assert time.monotonic() - begun < PATIENCE
+
+
+def test_the_time_is_a_total_over_redirects(web):
+    def slowly(handler):
+        time.sleep(0.2)
+        handler.send_response(302)
+        handler.send_header("Location", handler.path)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web.pages["/slow-loop"] = slowly
+    begun = time.monotonic()
+    assert reason(web.url + "/slow-loop", HURRIED) == "took longer than allowed"
+    assert time.monotonic() - begun < PATIENCE
+
+
+def test_a_name_server_that_dawdles_is_not_waited_for(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(download, "look_up", lambda host, port: release.wait(20) and [])
+    begun = time.monotonic()
+    assert reason("http://slow.example/a.png", HURRIED) == "took longer than allowed"
+    assert time.monotonic() - begun < PATIENCE
+    release.set()
+
+
+def test_a_handshake_that_never_ends():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun = time.monotonic()
+        assert reason(f"https://127.0.0.1:{silent.getsockname()[1]}/", HURRIED) == "took longer than allowed"
+        assert time.monotonic() - begun < PATIENCE
+
+
+# -- https ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory):
+    """(port, file of its authority) of a server whose certificate is for secure.example."""
+    now = datetime.datetime.now(datetime.UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "secure.example")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("secure.example")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    authority = folder / "certificate.pem"
+    authority.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(private)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority, folder / "key.pem")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"found")
+
+        def log_message(self, *_):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_):  # clients that turn away are what the tests are about
+            pass
+
+    server = Server(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1], authority
+    server.shutdown()
+    server.server_close()
+
+
+def test_https_is_fetched_where_the_certificate_is_good(secure, monkeypatch):
+    port, authority = secure
+    plant(monkeypatch, {"secure.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]})
+    assert "certificate verify failed" in reason(f"https://secure.example:{port}/a.png")
+    trusting = download.tls_context.__wrapped__()
+    trusting.load_verify_locations(authority)
+    monkeypatch.setattr(download, "tls_context", lambda: trusting)
+    assert fetch_http(f"https://secure.example:{port}/a.png", LIMITS) == b"found"
+    # The certificate of another host is no certificate of this one, whatever address it has.
+    assert "certificate verify failed" in reason(f"https://other.example:{port}/a.png")
+
+
+def test_the_authorities_are_read_once():
+    assert download.tls_context() is download.tls_context()
+
+
+# -- redirects, refusals, faults -----------------------------------------------------------------------------------
+
+
+def test_redirects_that_go_round_end(web):
+    web.answer("/ping", status=302, headers=[("Location", "/pong")])
+    web.answer("/pong", status=307, headers=[("Location", "/ping")])
+    before = web.hits["/ping"] + web.hits["/pong"]
+    assert reason(web.url + "/ping") == "more than 5 redirects"
+    assert web.hits["/ping"] + web.hits["/pong"] - before == 6
+
+
+def test_a_redirect_to_another_scheme_is_refused(web):
+    for number, target in enumerate(("file:///etc/passwd", "ftp://127.0.0.1/x", "data:image/png;base64,AAAA")):
+        url = web.answer(f"/scheme{number}", status=302, headers=[("Location", target)])
+        assert reason(url).startswith("only http and https")
+
+
+def test_a_redirect_to_what_is_no_url(web):
+    for number, target in enumerate(("http://[::1", "http://127.0.0.1:99999/", "http://a b/", "http://[zz]/")):
+        url = web.answer(f"/broken{number}", status=302, headers=[("Location", target)])
+        assert reason(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        None,
+        "",
+        "nonsense",
+        "/bare/path.png",
+        "C:\\pictures\\a.png",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/a.png",
+        "data:image/png;base64,AAAA",
+        "gopher://127.0.0.1/",
+        "javascript:alert(1)",
+        "http://",
+        "http:///a.png",
+        "https://:80/a.png",
+        "http://127.0.0.1:99999/a.png",
+        "http://127.0.0.1:-1/a.png",
+        "http://127.0.0.1:port/a.png",
+        "http://[::1/a.png",
+        "http://[zz]/a.png",
+        "http://[v1.x]/a.png",
+        "http://℀.example/a.png",
+        "http://a b.example/a.png",
+        "http://a\x00b.example/a.png",
+        "http://a\x7fb.example/a.png",
+        "http://a..b/a.png",
+        "http://" + "a" * 300 + ".example/a.png",
+    ],
+)
+def test_what_is_no_url_of_the_web_is_refused_without_a_connection(url, monkeypatch):
+    def no_look_up(host, port):
+        host.encode("idna")  # as getaddrinfo does before it asks
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(download, "look_up", no_look_up)
+    assert "\n" not in reason(url)
+
+
+def test_statuses_and_web_pages_are_told(web):
+    assert reason(web.url + "/nowhere") == "HTTP 404"
+    assert reason(web.answer("/gone", status=410)) == "HTTP 410"
+    assert reason(web.answer("/empty-redirect", status=302)) == "HTTP 302"
+    page = web.answer("/page.png", b"<html>", headers=[("Content-Type", "Text/HTML; charset=utf-8")])
+    assert reason(page) == "not an image: text/html"
+    unknown = web.answer("/unknown.png", b"x", headers=[("Content-Type", "application/octet-stream")])
+    assert fetch_http(unknown, LIMITS) == b"x"
+
+
+def test_what_is_not_http_at_all(web):
+    assert "broken" in reason(web.raw("/ssh", b"SSH-2.0-OpenSSH_9.6\r\n"))
+    assert "broken" in reason(web.raw("/nothing"))
+    assert "can't connect" in reason(f"http://127.0.0.1:{free_port()}/")
+    many = b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: x\r\n" % number for number in range(500)) + b"\r\n"
+    assert "broken" in reason(web.raw("/many", many))
+
+
+def test_reasons_are_the_same_each_time(web):
+    # They are rows of a table that must not change from run to run: no object's address may be in them.
+    for url in (web.raw("/nothing-again"), f"http://127.0.0.1:{free_port()}/", web.raw("/cut", b"HTTP/1.1 2")):
+        said = reason(url)
+        assert said == reason(url)
+        assert "0x" not in said
+
+
+# -- opting out ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "opted_out"),
+    [
+        (["noai"], True),
+        (["NoImageAI"], True),
+        (["nofollow, noindex"], True),
+        (["eidetic: noai"], True),
+        (["EIDETIC: nofollow, noai"], True),
+        (["nofollow", "noai"], True),
+        (["otherbot: noai"], False),
+        (["otherbot: noai", "eidetic: nofollow"], False),
+        (["nofollow"], False),
+        ([], False),
+    ],
+)
+def test_opting_out(web, tags, opted_out):
+    path = "/tags-" + "-".join(tags).replace(" ", "").replace(",", "").replace(":", "")
+    url = web.answer(path, b"x", headers=[("X-Robots-Tag", tag) for tag in tags])
+    if opted_out:
+        assert reason(url) == OPTED_OUT
+        heedless = DownloadLimits(seconds=5, allow_private_hosts=True, opt_out_directives=())
+        assert fetch_http(url, heedless) == b"x"
+    else:
+        assert fetch_http(url, LIMITS) == b"x"
+
+
+def test_a_redirect_can_opt_out_too(web):
+    web.answer("/beyond", b"x")
+    url = web.answer("/tagged", status=302, headers=[("Location", "/beyond"), ("X-Robots-Tag", "noai")])
+    assert reason(url) == OPTED_OUT
+    assert web.hits["/beyond"] == 0
+
+
+# -- private networks ----------------------------------------------------------------------------------------------
+
+PRIVATE = [
+    "127.0.0.1",
+    "127.8.8.8",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "198.18.0.1",
+    "224.0.0.1",
+    "255.255.255.255",
+    "::1",
+    "::",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::127.0.0.1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fd00::1",
+    "fec0::1",
+    "ff02::1",
+    "2002:7f00:1::",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::1",
+]
+
+
+@pytest.mark.parametrize("ip", PRIVATE)
+def test_private_addresses_are_refused(ip, monkeypatch):
+    assert not is_public(ip)
+    plant(monkeypatch, {"inside.example": [ip]})
+    assert "private network" in reason("http://inside.example/a.png", DownloadLimits(seconds=5))
+
+
+@pytest.mark.parametrize("ip", ["8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_the_open_internet_is_public(ip):
+    assert is_public(ip)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0"])
+def test_loopback_is_refused_however_it_is_written(web, host):
+    before = web.hits["/a.png"]
+    assert reason(f"http://{host}:{web.port}/a.png", DownloadLimits(seconds=5))
+    assert web.hits["/a.png"] == before
+
+
+def test_a_redirect_into_a_private_network_is_refused(web, monkeypatch):
+    # The first host counts as public because the test says so; the second is judged as it is.
+    monkeypatch.setattr(download, "is_public", lambda ip: ip == "127.0.0.1")
+    asked = plant(monkeypatch, {"outside.example": ["127.0.0.1"], "inside.example": ["10.0.0.1"]})
+    target = f"http://inside.example:{web.port}/secret"
+    web.answer("/inwards", status=302, headers=[("Location", target)])
+    assert "private network" in reason(f"http://outside.example:{web.port}/inwards", DownloadLimits(seconds=5))
+    assert asked == ["outside.example", "inside.example"]
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(web, monkeypatch):
+    # A name server that answers differently the second time gains nothing: it is asked once for each hop.
+    asked = plant(monkeypatch, {"rebinding.example": ["127.0.0.1"]})
+    web.answer("/once", b"x")
+    assert fetch_http(f"http://rebinding.example:{web.port}/once", LIMITS) == b"x"
+    assert asked == ["rebinding.example"]
+
+
+def test_an_address_that_does_not_answer_gives_way_to_the_next(web, monkeypatch):
+    plant(monkeypatch, {"two.example": ["::1", "127.0.0.1"]})
+    web.answer("/two", b"x")
+    assert fetch_http(f"http://two.example:{web.port}/two", LIMITS) == b"x"
+
+
+def test_a_machine_without_ipv6(web, monkeypatch):
+    plant(monkeypatch, {"two.example": ["::1", "127.0.0.1"], "six.example": ["::1"]})
+    made = socket.socket
+
+    def without_ipv6(family=socket.AF_INET, *rest, **options):
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        return made(family, *rest, **options)
+
+    monkeypatch.setattr(download.socket, "socket", without_ipv6)
+    web.answer("/four", b"x")
+    assert fetch_http(f"http://two.example:{web.port}/four", LIMITS) == b"x"
+    assert reason("http://six.example/a.png") == "can't connect: Address family not supported by protocol"
+
+
+# -- pixels --------------------------------------------------------------------------------------------------------
+
+
+def header_of(width, height):
+    """A PNG that claims a size and has no pixels."""
+    chunk = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in ((b"IHDR", chunk), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("side", [7072, 9000, 15000, 32000, 100_000])
+def test_pixels_are_counted_by_the_header(side):
+    # 32000 and more is what Pillow itself calls a bomb and will not open; OpenCV would.
+    with pytest.raises(FetchError, match="pixels"):
+        check_pixels(header_of(side, side), 50_000_000)
+
+
+def test_as_many_pixels_as_allowed_pass():
+    check_pixels(picture(0, 24, 16), 24 * 16)
+    with pytest.raises(FetchError, match="24 × 16 pixels, more than 383 in all"):
+        check_pixels(picture(0, 24, 16), 24 * 16 - 1)
+
+
+@pytest.mark.parametrize("encoding", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_pixels_of_every_format(encoding):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, encoding)
+    with pytest.raises(FetchError, match="64 × 64"):
+        check_pixels(buffer.getvalue(), 1000)
+
+
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def flawed_png(side):
+    """A whole picture with a chunk that Pillow stumbles over and OpenCV does not."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, "PNG")
+    whole = buffer.getvalue()
+    return whole[:33] + chunk(b"iCCP", b"") + whole[33:]
+
+
+def test_what_only_the_decoder_forgives_is_counted_too():
+    import cv2
+
+    flawed = flawed_png(64)
+    with pytest.raises(Exception, match="identify"):
+        Image.open(io.BytesIO(flawed))
+    assert cv2.imdecode(np.frombuffer(flawed, np.uint8), cv2.IMREAD_UNCHANGED).shape == (64, 64, 3)
+    check_pixels(flawed, 64 * 64)
+    with pytest.raises(FetchError, match="64 × 64 pixels"):
+        check_pixels(flawed, 64 * 64 - 1)
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", picture()[:20], b"\xff\xd8\xff\xe0", b"BM", b"\0\0\0 ftypavif"])
+def test_a_picture_without_a_size_is_not_given_to_the_decoder(content):
+    with pytest.raises(FetchError, match="can't be known"):
+        check_pixels(content, 50_000_000)
+
+
+@pytest.mark.parametrize("encoding", [".pam", ".pfm", ".hdr"])
+def test_what_only_the_decoder_reads_is_refused(encoding):
+    import cv2
+
+    kind = np.uint8 if encoding == ".pam" else np.float32
+    _, content = cv2.imencode(encoding, np.zeros((8, 8, 3), kind))
+    with pytest.raises(FetchError, match="can't be known"):
+        check_pixels(content.tobytes(), 50_000_000)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", picture()[:40]])
+def test_what_is_no_picture_is_left_to_the_decoder(content):
+    check_pixels(content, 50_000_000)
+
+
+# -- as img2dataset calls it ---------------------------------------------------------------------------------------
+
+
+def test_the_form_that_img2dataset_expects(web):
+    download_image = as_download_image(fetch_http, LIMITS)
+    key, stream, error = download_image((7, web.answer("/seven.png", picture(7))), 10, "eidetic", None)
+    assert (key, stream.read(), error) == (7, picture(7), None)
+    assert download_image((8, web.url + "/eight.png"), timeout=10) == (8, None, "HTTP 404")
+    big = as_download_image(fetch_http, DownloadLimits(max_pixels=10, allow_private_hosts=True))
+    assert big((9, web.url + "/seven.png"))[1:] == (None, "24 × 16 pixels, more than 10 in all")
+
+
+def test_further_tries_share_the_time_of_one(web):
+    download_image = as_download_image(fetch_http, HURRIED)
+    url = web.silence("/tries", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+    begun = time.monotonic()
+    assert [download_image((1, url))[2] for _ in range(20)] == ["took longer than allowed"] * 20
+    assert time.monotonic() - begun < PATIENCE
+    # A connection that breaks at once is tried again, as long as there is time.
+    broken = web.raw("/broken-each-time")
+    while (said := download_image((2, broken))[2]).startswith("broken"):
+        time.sleep(0.05)
+        assert time.monotonic() - begun < 2 * PATIENCE
+    assert said == "took longer than allowed"
+    assert web.hits["/broken-each-time"] > 1
+
+
+def test_only_faults_that_may_pass_are_tried_again(web):
+    download_image = as_download_image(fetch_http, LIMITS)
+    web.answer("/no-ai", b"x", headers=[("X-Robots-Tag", "noai")])
+    web.answer("/down", status=503)
+    web.answer("/large-one", picture())
+    for key, (path, asked) in enumerate({"/no-ai": 1, "/missing": 1, "/down": 3}.items()):
+        assert len({download_image((key, web.url + path))[1:] for _ in range(3)}) == 1
+        assert web.hits[path] == asked
+    small = as_download_image(fetch_http, DownloadLimits(max_pixels=10, allow_private_hosts=True))
+    assert {small((0, web.url + "/large-one"))[2] for _ in range(3)} == {"24 × 16 pixels, more than 10 in all"}
+    assert web.hits["/large-one"] == 1
+
+
+def test_a_reason_is_one_short_line_whatever_the_server_says(web):
+    download_image = as_download_image(fetch_http, LIMITS)
+    rude = web.raw("/rude", b"HTTP/1.1 BAD " + b"\xff\x0c" * 20_000 + b"\r\n\r\n")
+    long = web.answer("/long-type", b"x", headers=[("Content-Type", "text/" + "z" * 50_000)])
+    for key, url in enumerate((rude, long)):
+        said = download_image((key, url))[2]
+        assert 0 < len(said) <= download.MAX_REASON
+        assert said.splitlines() == [said]
+
+
+def test_what_nobody_thought_of_is_the_fault_of_one_row():
+    def broken(url, limits):
+        raise ZeroDivisionError(f"at {url}\n\ud800")
+
+    assert as_download_image(broken, LIMITS)((3, "u")) == (3, None, "unexpected ZeroDivisionError: at u ?")

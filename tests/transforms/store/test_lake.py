@@ -1,0 +1,144 @@
+"""Tables are whole or absent, snapshots are complete or not there, and faults name what to do."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from transforms.errors import UserError
+from transforms.store import files
+from transforms.store.lake import Lake, snapshot_id
+from transforms.store.schema import SCHEMA_VERSION, TABLES
+
+PAIR = {"sample_id_a": "a", "sample_id_b": "b", "cosine": 0.5, "pixel_distance": None, "pixels_agree": True}
+
+
+@pytest.fixture
+def lake(tmp_path):
+    made = Lake(str(tmp_path / "lake"))
+    made.create()
+    return made
+
+
+def test_what_is_written_is_read(lake):
+    lake.write("duplicate_pairs", "s1", 0, [PAIR])
+    lake.write("duplicate_pairs", "s1", 1, [PAIR, PAIR])
+    assert lake.read("duplicate_pairs", "s1").to_pylist() == [PAIR] * 3
+    assert lake.read("duplicate_pairs", "s1", ["cosine"]).column_names == ["cosine"]
+    assert lake.count("duplicate_pairs", "s1") == 3
+    assert lake.read("duplicate_pairs", "nothing").schema.names == TABLES["duplicate_pairs"].schema.names
+
+
+def test_meanings_travel_inside_the_files(lake):
+    path = lake.write("duplicate_pairs", "s1", 0, [PAIR])
+    assert files.read_parquet(path).schema.field("cosine").metadata[b"meaning"].startswith(b"of the vectors")
+
+
+def test_every_column_has_a_meaning():
+    for table in TABLES.values():
+        for name in table.schema.names:
+            assert table.meaning(name)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [({"sample_id_a": "a"}, "has columns"), (PAIR | {"cosine": None}, "may not be null"), (PAIR | {"more": 1}, "has columns")],
+)
+def test_rows_that_do_not_fit(lake, row, message):
+    with pytest.raises(ValueError, match=message):
+        lake.write("duplicate_pairs", "s1", 0, [row])
+    assert lake.parts("duplicate_pairs", "s1") == []
+
+
+def test_a_snapshot_is_complete_with_its_manifest(lake):
+    lake.write("duplicate_pairs", "s1", 0, [PAIR])
+    assert lake.manifest("deduplicate", "s1") is None
+    with pytest.raises(UserError, match="no complete 'deduplicate' yet; run 'eidetic deduplicate' first"):
+        lake.latest("deduplicate")
+    done = lake.complete("deduplicate", "s1", {"threshold": 0.9}, {"embed": "e"}, {"note": 1})
+    assert done.rows == {"duplicate_pairs": 1, "duplicate_groups": 0, "group_sizes": 0, "sampled_pairs": 0, "keep_list": 0}
+    assert lake.latest("deduplicate") == done
+    lake.complete("deduplicate", "s0", {}, {})
+    assert lake.latest("deduplicate").snapshot_id == "s0"  # completed last, whatever its name
+
+
+def test_the_latest_is_what_was_asked_for_last(lake):
+    first, second = (lake.complete("ingest", snapshot, {}, {}) for snapshot in ("b", "a"))
+    assert lake.latest("ingest") == second == lake.ask_for(second)
+    asked = lake.ask_for(first)
+    assert lake.latest("ingest") == asked and asked.finished_at == first.finished_at
+    # Their order is that in which they were finished.
+    assert [manifest.snapshot_id for manifest in lake.manifests("ingest")] == ["b", "a"]
+
+
+def test_snapshot_ids_depend_on_everything():
+    ids = {
+        snapshot_id("match", {"delta": 0.15}, {"generate": "g"}),
+        snapshot_id("match", {"delta": 0.1}, {"generate": "g"}),
+        snapshot_id("match", {"delta": 0.15}, {"generate": "h"}),
+        snapshot_id("embed", {"delta": 0.15}, {"generate": "g"}),
+    }
+    assert len(ids) == 4
+
+
+def test_a_write_that_fails_leaves_nothing_under_the_name(lake, monkeypatch):
+    def broken(sources, destinations):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(files.os, "replace", broken)
+    with pytest.raises(OSError, match="disk is full"):
+        lake.write("duplicate_pairs", "s1", 0, [PAIR])
+    assert lake.parts("duplicate_pairs", "s1") == []
+
+
+def test_a_lake_of_another_version(lake):
+    files.write_bytes(lake.path("lake.json"), json.dumps({"schema_version": 99}).encode())
+    reads = f"this eidetic reads version {SCHEMA_VERSION}; use the eidetic that wrote it"
+    with pytest.raises(UserError, match=f"schema version 99, {reads}"):
+        lake.create()
+
+
+def test_a_lake_that_is_damaged(lake):
+    files.write_bytes(lake.path("lake.json"), b"{")
+    with pytest.raises(UserError, match="is damaged"):
+        lake.check()
+
+
+def test_a_folder_that_is_no_lake(tmp_path):
+    with pytest.raises(UserError, match="is not a lake"):
+        Lake(str(tmp_path)).check()
+
+
+def test_a_path_that_is_a_pattern(tmp_path):
+    with pytest.raises(UserError, match=r"without \*, \? and \["):
+        Lake(str(tmp_path / "lake[1]"))
+
+
+@pytest.mark.parametrize("spelt", ["{}", "{}/", "{}//", "{}/."])
+def test_every_file_is_found_however_the_path_is_spelt(spelt, lake):
+    lake = Lake(spelt.format(lake.root))
+    lake.create()
+    lake.write("tombstones", "one", 0, [])
+    assert [lake.inside(path) for path in lake.files()] == ["lake.json", "tombstones/snapshot_id=one/part-00000.parquet"]
+
+
+def test_a_lake_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write to the lake"):
+        Lake(str(tmp_path / "file" / "lake")).create()
+
+
+def test_not_parquet(tmp_path):
+    path = tmp_path / "x.parquet"
+    path.write_text("no")
+    with pytest.raises(UserError, match="is not a Parquet file"):
+        files.read_parquet(str(path))
+
+
+def test_rows_come_in_order_over_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_ROW_GROUP_BYTES", 100)
+    path = str(tmp_path / "many.parquet")
+    files.write_parquet(path, pa.table({"number": list(range(500))}))
+    with files.open_parquet(path) as file:
+        assert file.num_row_groups > 10
+    assert [row["number"] for row in files.read_rows(path)] == list(range(500))

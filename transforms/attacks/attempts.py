@@ -1,0 +1,381 @@
+"""Generates the images of each prompt, judges and filters them where they were made, and keeps what is needed.
+
+The unit of work is one prompt: its images are made, compared and kept or dropped by one call, and its rows are durable
+(``work/generate/<id>/prompts/<prompt_id>.parquet``) before the next prompt begins. At the end the little files are
+compacted, one part of ``generations`` and ``cliques`` for each part of ``prompts``.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+
+from transforms.data.images import ImageStore
+from transforms.errors import UserError
+from transforms.kernels.cliques import SWEEP, largest_clique
+from transforms.models.base import Attempt, Generator
+from transforms.store.counters import count
+from transforms.store.files import list_files, open_parquet, read_rows, write_parquet
+from transforms.store.identity import seed, unit_interval
+from transforms.store.lake import Lake, as_table, part_number
+from transforms.store.pictures import encode_png, thumbnail
+
+PROMPTS_PER_PART = 256
+"""Prompts in one part of ``prompts``, and so in one part of ``cliques``."""
+
+MAX_PART_BYTES = 256 << 20
+"""A part of ``generations`` is closed when its pictures reach this size."""
+
+PARTS_PER_PROMPTS_PART = 1000
+"""Part numbers of ``generations`` that belong to one part of ``prompts``."""
+
+GIVE_UP_AFTER = 3
+"""So many prompts in a row without a single image, and the run stops: that is not the prompts' fault."""
+
+AUDIT_COLUMNS = ("audit_id", "model_revision", "parameters_digest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """The clique test and what is kept after it.
+
+    Attributes:
+        clique_distance: two generations are joined where their tiled l2 is below this.
+        clique_size: flagged from this many nodes on.
+        keep: flagged, nearest, all or none: which images are stored.
+        unflagged_fraction: share of the unflagged prompts (by the prompt's hash) whose images are stored all the same.
+    """
+
+    clique_distance: float
+    clique_size: int
+    keep: str
+    unflagged_fraction: float
+
+    def decide(self, prompt: dict[str, Any], flagged: bool) -> tuple[str, float, bool]:
+        """(why, with which probability, whether) all images of a prompt are kept, not the nearest and central ones alone."""
+        if self.keep == "none":
+            return "dropped", 0.0, False
+        if self.keep == "nearest":
+            return "nearest", 0.0, False
+        if prompt["origin"] == "control":
+            return "control", 1.0, True
+        if self.keep == "all":
+            return "all", 1.0, True
+        if flagged:
+            return "flagged", 1.0, True
+        drawn = unit_interval("slice", prompt["prompt_id"]) < self.unflagged_fraction
+        return ("slice" if drawn else "dropped"), self.unflagged_fraction, drawn
+
+
+class Judged(NamedTuple):
+    """One prompt's generations after the clique test.
+
+    Attributes:
+        clique: a row of ``cliques``.
+        members: indices of the attempts in the clique.
+        own_l2: index → l2 to the prompt's own image; of all attempts with a picture, {} where the prompt has no image.
+        nearest: index of the smallest of those; None without any.
+        kept: indices of the attempts whose pictures are stored.
+    """
+
+    clique: dict[str, Any]
+    members: set[int]
+    own_l2: dict[int, float]
+    nearest: int | None
+    kept: set[int]
+
+
+def judge(
+    prompt: dict[str, Any],
+    attempts: Sequence[Attempt],
+    own: np.ndarray | None,
+    filter: Filter,
+    device: str,
+    seconds: float,
+) -> Judged:
+    """The clique test over one prompt's generations, and how far each lies from the image whose caption the prompt is.
+
+    That distance is taken of every attempt, before anything is dropped, and the nearest one is stored whatever the filter
+    says: so what is said of a prompt and its own image doesn't wait for the clique test's leave.
+
+    Args:
+        prompt: a row of ``prompts``.
+        attempts: what became of each; those without an image take no part. All images have one size.
+        own: (H, W, 3) uint8, the image whose caption the prompt is; None where there is none.
+        filter: thresholds.
+        device: where the distances between generations are computed.
+        seconds: what the generation took.
+    """
+    import torch
+
+    from transforms.kernels.distances import aligned_l2, pairwise_tiled_l2, resize_shorter_side
+
+    begun = time.perf_counter()
+    images = {index: attempt.image for index, attempt in enumerate(attempts) if attempt.image is not None}
+    usable = list(images)
+    if usable:
+        stacked = torch.from_numpy(np.stack(list(images.values())))
+        pictures = stacked.permute(0, 3, 1, 2).to(device).float() / 255
+        distances = pairwise_tiled_l2(pictures).cpu().numpy()
+    else:
+        distances = np.zeros((0, 0), dtype=np.float32)
+    clique = largest_clique(distances, filter.clique_distance)
+    sweep = {str(edge): len(largest_clique(distances, edge).members) for edge in SWEEP}
+    flagged = len(clique.members) >= filter.clique_size
+    rule, probability, all_kept = filter.decide(prompt, flagged)
+    own_l2: dict[int, float] = {}
+    if own is not None and images:
+        resized = resize_shorter_side(own, next(iter(images.values())).shape[0])
+        own_l2 = {index: aligned_l2(image, resized) for index, image in images.items()}
+    nearest = min(own_l2, key=lambda index: (own_l2[index], index)) if own_l2 else None
+    kept = set(usable) if all_kept else set()
+    if filter.keep != "none" and not all_kept:
+        centre = [usable[_central(distances, clique.members)]] if flagged else []
+        kept = {index for index in (nearest, *centre) if index is not None}
+    row = {
+        **{name: prompt[name] for name in AUDIT_COLUMNS},
+        "prompt_id": prompt["prompt_id"],
+        "n_generated": len(usable),
+        "n_failed": len(attempts) - len(usable),
+        "edge_distance": filter.clique_distance,
+        "clique_size": len(clique.members),
+        "clique_exact": clique.exact,
+        "clique_threshold": filter.clique_size,
+        "mean_distance": None if np.isnan(clique.mean_distance) else clique.mean_distance,
+        "flagged": flagged,
+        "keep_rule": rule,
+        "keep_probability": probability,
+        "sizes_by_distance": json.dumps(sweep),
+        "seconds": seconds + time.perf_counter() - begun,
+    }
+    return Judged(row, {usable[member] for member in clique.members}, own_l2, nearest, kept)
+
+
+def _central(distances: np.ndarray, members: Sequence[int]) -> int:
+    """The clique's member that lies nearest to the others: (n, n) distances, members' rows → one of those."""
+    inside = distances[np.ix_(members, members)].sum(axis=1)
+    return members[int(np.argmin(inside))]
+
+
+class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):
+    """A ``Generator`` in Beam's RunInference: one prompt in, its rows out; one model per process.
+
+    Args:
+        generator: what makes the images.
+        filter: the clique test that follows on the same device.
+        base_seed: the audit's seed.
+        store: the pictures whose captions the prompts are.
+
+    An inference is ``(rows of generations, row of cliques)``.
+    """
+
+    def __init__(self, generator: Generator, filter: Filter, base_seed: int, store: ImageStore):
+        super().__init__()
+        self.generator, self.filter, self.base_seed, self.store = generator, filter, base_seed, store
+        self._without_image = 0
+
+    def load_model(self) -> Generator:
+        self.generator.load()
+        return self.generator
+
+    def batch_elements_kwargs(self) -> dict[str, int]:
+        return {"min_batch_size": 1, "max_batch_size": 1}
+
+    def run_inference(
+        self, batch: Sequence[dict], model: Generator, inference_args: dict[str, Any] | None = None
+    ) -> Iterator[PredictionResult]:
+        for prompt in batch:
+            yield PredictionResult(example=prompt, inference=self._try(prompt, model))
+
+    def _try(self, prompt: dict[str, Any], generator: Generator) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        seeds = [seed(self.base_seed, prompt["prompt_id"], index) for index in range(prompt["images_requested"])]
+        begun = time.perf_counter()
+        try:
+            attempts = same_size(generator.generate(prompt["text"], seeds))
+        except (RuntimeError, ValueError) as error:
+            # A prompt that the model can't take is a fact about the prompt. A model that can't take any is an error.
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no text'}"
+            attempts = [Attempt(None, "failed", reason, 0.0)] * len(seeds)
+        self._without_image = 0 if any(attempt.image is not None for attempt in attempts) else self._without_image + 1
+        if self._without_image >= GIVE_UP_AFTER:
+            reasons = {attempt.reason for attempt in attempts} or {"the generator made no attempt"}
+            raise UserError(
+                f"{GIVE_UP_AFTER} prompts in a row gave no image ({'; '.join(sorted(map(str, reasons)))}); "
+                "finished prompts are kept: mend the model or the options and start again"
+            )
+        device = generator.describe()["device"] or "cpu"
+        own = self._own_picture(prompt)
+        judged = judge(prompt, attempts, own, self.filter, device, time.perf_counter() - begun)
+        return [
+            {
+                **{name: prompt[name] for name in AUDIT_COLUMNS},
+                "prompt_id": prompt["prompt_id"],
+                "sample_index": index,
+                "seed": seeds[index] if generator.kind == "diffusers" else None,
+                "status": attempt.status,
+                "reason": attempt.reason,
+                "in_clique": index in judged.members,
+                "own_l2": judged.own_l2.get(index),
+                "nearest": index == judged.nearest,
+                "image": encode_png(attempt.image) if index in judged.kept and attempt.image is not None else None,
+                "thumbnail": None if attempt.image is None else thumbnail(attempt.image),
+                "width": None if attempt.image is None else attempt.image.shape[1],
+                "height": None if attempt.image is None else attempt.image.shape[0],
+                "seconds": attempt.seconds,
+                **generator.describe(),
+            }
+            for index, attempt in enumerate(attempts)
+        ], judged.clique
+
+    def _own_picture(self, prompt: dict[str, Any]) -> np.ndarray | None:
+        """The image whose caption the prompt is; None for nobody's caption, or where the image can't be shown any more."""
+        if prompt["sample_id"] is None:
+            return None
+        try:
+            return self.store.get(prompt["sample_id"])
+        except ValueError:  # forgotten since the prompt was drawn, or undecodable
+            return None
+
+
+def same_size(attempts: list[Attempt]) -> list[Attempt]:
+    """Attempts that can be compared: square, sides a multiple of four, all as large as the first; the rest failed."""
+    first: tuple[int, ...] | None = None
+    checked = []
+    for attempt in attempts:
+        if attempt.image is not None:
+            shape = attempt.image.shape[:2]
+            if shape[0] != shape[1] or shape[0] % 4:
+                reason = f"the image has {shape[1]} × {shape[0]} pixels, expected a square with a side divisible by 4"
+                attempt = Attempt(None, "failed", reason, attempt.seconds)
+            elif first is not None and shape != first:
+                reason = f"the image has {shape[1]} × {shape[0]} pixels, the prompt's first one {first[1]} × {first[0]}"
+                attempt = Attempt(None, "failed", reason, attempt.seconds)
+            else:
+                first = shape
+        checked.append(attempt)
+    return checked
+
+
+# -- Beam -------------------------------------------------------------------------------------------------------------
+
+
+def result_folder(lake: Lake, audit: str) -> str:
+    """Where the finished prompts of an audit lie until they are compacted."""
+    return lake.work("generate", audit, "prompts")
+
+
+class ReadPrompts(beam.DoFn):
+    """Number of a part of ``prompts`` → its prompts that have no result yet."""
+
+    def __init__(self, lake: Lake, audit: str):
+        self.lake, self.audit = lake, audit
+
+    def process(self, part: int) -> Iterator[dict[str, Any]]:
+        done = {path.rsplit("/", 1)[1] for path in list_files(result_folder(self.lake, self.audit), ".parquet")}
+        for prompt in read_rows(self.lake.part("prompts", self.audit, part)):
+            if f"{prompt['prompt_id']}.parquet" not in done:
+                yield prompt
+
+
+class WriteResult(beam.DoFn):
+    """Makes one prompt's rows durable: one file, so that both tables' rows are there or neither is."""
+
+    def __init__(self, lake: Lake, audit: str):
+        self.lake, self.audit = lake, audit
+
+    def process(self, result: PredictionResult) -> Iterator[str]:
+        inference: Any = result.inference
+        generations, clique = inference
+        table = as_table("generations", generations)
+        table = table.replace_schema_metadata({"clique": json.dumps(clique)})
+        path = self.lake.path("work", "generate", self.audit, "prompts", f"{clique['prompt_id']}.parquet")
+        write_parquet(path, table)
+        count("prompts tried")
+        count("prompts flagged", int(clique["flagged"]))
+        for status, number in collections.Counter(row["status"] for row in generations).items():
+            count(f"generations {status}", number)
+        count("generations kept", sum(row["image"] is not None for row in generations))
+        yield clique["prompt_id"]
+
+
+@dataclasses.dataclass
+class _GenerateAndWrite(beam.PTransform):
+    """Model and writer in one, so that a hint holds for both: else the pictures would cross between two workers."""
+
+    lake: Lake
+    audit: str
+    handler: GeneratorHandler
+
+    def expand(self, prompts: beam.PCollection) -> beam.PCollection:
+        return (
+            prompts | "Generate" >> RunInference(self.handler) | "WriteResult" >> beam.ParDo(WriteResult(self.lake, self.audit))
+        )
+
+
+@dataclasses.dataclass
+class GenerateImages(beam.PTransform):
+    """Parts of ``prompts`` (numbers) → ids of the prompts that were tried now. Prompts with a result are left alone.
+
+    Attributes:
+        lake, audit: where prompts and results are.
+        handler: the model.
+        accelerator: a Beam resource hint for the steps with the model, or None.
+    """
+
+    lake: Lake
+    audit: str
+    handler: GeneratorHandler
+    accelerator: str | None = None
+
+    def expand(self, parts: beam.PCollection) -> beam.PCollection:
+        make: beam.PTransform = _GenerateAndWrite(self.lake, self.audit, self.handler)
+        if self.accelerator:
+            make = make.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
+        return (
+            parts
+            | "ReadPrompts" >> beam.ParDo(ReadPrompts(self.lake, self.audit))
+            | "SpreadPrompts" >> beam.Reshuffle()
+            | "MakeAndWrite" >> make
+        )
+
+
+class Compact(beam.DoFn):
+    """Number of a part of ``prompts`` → the parts of ``generations`` and ``cliques`` that belong to it.
+
+    ``cliques`` is written last: a part of it that exists says that the compaction of these prompts is complete.
+    """
+
+    def __init__(self, lake: Lake, audit: str):
+        self.lake, self.audit = lake, audit
+
+    def process(self, part: int) -> Iterator[int]:
+        if part in {part_number(path) for path in self.lake.parts("cliques", self.audit)}:
+            return
+        cliques: list[dict[str, Any]] = []
+        pending: list[pa.Table] = []
+        number = part * PARTS_PER_PROMPTS_PART
+        for prompt in read_rows(self.lake.part("prompts", self.audit, part), ["prompt_id"]):
+            path = self.lake.path("work", "generate", self.audit, "prompts", f"{prompt['prompt_id']}.parquet")
+            with open_parquet(path) as file:
+                table = file.read()
+            cliques.append(json.loads(table.schema.metadata[b"clique"]))
+            pending.append(table.replace_schema_metadata())
+            if sum(rows.nbytes for rows in pending) > MAX_PART_BYTES:
+                self._flush(pending, number)
+                number, pending = number + 1, []
+        self._flush(pending, number)
+        self.lake.write("cliques", self.audit, part, cliques)
+        yield part
+
+    def _flush(self, pending: list[pa.Table], number: int) -> None:
+        if pending:
+            self.lake.write("generations", self.audit, number, pa.concat_tables(pending))

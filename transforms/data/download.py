@@ -1,0 +1,371 @@
+"""Fetches one picture from a stranger's server, within limits that the server can't stretch.
+
+img2dataset opens a URL and reads it all, whatever it is, wherever it leads and however long it takes. This takes the place
+of that one function (``img2dataset.downloader.download_image``): only http and https, no address inside a private network
+(looked up and checked at every redirect, and the checked address is the one that is connected to), and limits on bytes,
+pixels and total time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import http.client
+import io
+import ipaddress
+import os
+import queue
+import re
+import socket
+import ssl
+import string
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+CHUNK = 1 << 16
+REDIRECTS = (301, 302, 303, 307, 308)
+OPTED_OUT = "opted out by X-Robots-Tag"
+PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
+NOT_PICTURES = ("text/", "application/json", "application/javascript", "video/", "audio/")
+
+MAX_REASON = 300
+"""Characters of a reason that are kept: servers have a say in it, and it stands in every such row."""
+
+
+class FetchError(Exception):
+    """A picture can't be had; the text says why. An expected fault of data: it becomes a row with a status."""
+
+
+class PassingFault(FetchError):
+    """A fault that may be gone at another try: a broken connection, a busy server. The others are not tried again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DownloadLimits:
+    """What one URL may cost.
+
+    Attributes:
+        seconds: in all, from look-up to last byte, redirects and further tries included.
+        max_bytes: of the file.
+        max_pixels: of the picture, read from its header before it is decoded.
+        max_redirects: hops.
+        allow_private_hosts: whether loopback and private addresses may be connected to.
+        user_agent_token: who asks, in the User-Agent and for X-Robots-Tag.
+        opt_out_directives: X-Robots-Tag directives that are honoured; empty for none.
+    """
+
+    seconds: float = 10.0
+    max_bytes: int = 32 << 20
+    max_pixels: int = 50_000_000
+    max_redirects: int = 5
+    allow_private_hosts: bool = False
+    user_agent_token: str = "eidetic"
+    opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet's: not loopback, private, link-local, multicast or reserved."""
+    found = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        found = _inner(found) or found
+    return found.is_global and not found.is_multicast and not getattr(found, "is_site_local", False)
+
+
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+_TRANSLATED_LOCALLY = ipaddress.ip_network("64:ff9b:1::/48")
+_COMPATIBLE = ipaddress.ip_network("::/96")
+
+
+def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that one of IPv6 stands for, if it stands for another: mapped, 6to4, translated (NAT64), compatible."""
+    if address in _TRANSLATED_LOCALLY:
+        return ipaddress.IPv6Address("fc00::")  # an operator's own translation: as private as its network
+    if address in _TRANSLATED or address in _COMPATIBLE:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
+def look_up(host: str, port: int) -> list[tuple]:
+    """The addresses of a host: what ``socket.getaddrinfo`` says. A function of its own, so that tests can plant answers."""
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _connect(host: str, port: int, limits: DownloadLimits, deadline: float) -> socket.socket:
+    """A connection to an address of ``host`` that may be connected to. The address that was checked is the one used."""
+    found = _looked_up(host, port, deadline)
+    allowed = [entry for entry in found if limits.allow_private_hosts or is_public(entry[4][0])]
+    if not allowed:
+        raise FetchError("the host is inside a private network (--allow_private_hosts lets it pass)")
+    problem: OSError | None = None
+    for family, kind, protocol, _, address in allowed:
+        left = _left(deadline)
+        try:
+            connection = socket.socket(family, kind, protocol)
+        except OSError as error:  # a machine without IPv6, say
+            problem = error
+            continue
+        try:
+            connection.settimeout(left)
+            connection.connect(address)
+            return connection
+        except OSError as error:
+            connection.close()
+            problem = error
+    raise PassingFault(f"can't connect: {getattr(problem, 'strerror', None) or problem}") from problem
+
+
+def _looked_up(host: str, port: int, deadline: float) -> list[tuple]:
+    """``look_up`` that ends at the deadline: a name server may be a stranger's too, and ``getaddrinfo`` has no timeout."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(look_up(host, port))
+        except Exception as error:  # travels to the thread that waits
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_left(deadline))
+    except queue.Empty:
+        raise FetchError("took longer than allowed") from None
+    if isinstance(answer, (OSError, UnicodeError)):
+        reason = getattr(answer, "strerror", None) or answer
+        raise PassingFault(f"the host can't be looked up: {reason}") from answer
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise FetchError("took longer than allowed")
+    return left
+
+
+def _connection(scheme: str, host: str, port: int, limits: DownloadLimits, deadline: float) -> HTTPConnection:
+    base: type[HTTPConnection] = HTTPSConnection if scheme == "https" else HTTPConnection
+
+    class Checked(base):  # type: ignore[misc, valid-type]
+        def _new_conn(self) -> socket.socket:
+            return _connect(host, port, limits, deadline)
+
+    options: dict[str, Any] = {"timeout": _left(deadline)}
+    if scheme == "https":
+        options["ssl_context"] = tls_context()
+    return Checked(host, port, **options)
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Checks certificates against the system's authorities. Made once: reading those takes longer than many a download."""
+    context = urllib3.util.ssl_.create_urllib3_context()
+    context.load_default_certs()
+    return context
+
+
+def fetch_http(url: str, limits: DownloadLimits) -> bytes:
+    """The file behind a URL.
+
+    Args:
+        url: as the metadata has it.
+        limits: what it may cost.
+
+    Returns:
+        its bytes, as sent.
+
+    Raises:
+        FetchError: with the reason, for whatever keeps it from being had within the limits.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version on the network
+    from img2dataset.downloader import is_disallowed
+
+    deadline = time.monotonic() + limits.seconds
+    for _ in range(limits.max_redirects + 1):
+        with _open(url, limits, deadline) as response:
+            redirected = response.status in REDIRECTS and bool(response.headers.get("Location"))
+            if response.status != 200 and not redirected:
+                fault = PassingFault if response.status in PASSING_STATUSES else FetchError
+                raise fault(f"HTTP {response.status}")
+            if limits.opt_out_directives and is_disallowed(
+                response.headers, limits.user_agent_token.lower(), set(limits.opt_out_directives)
+            ):
+                raise FetchError(OPTED_OUT)
+            if redirected:
+                # Headers come as Latin-1: bytes that are not ASCII are sent on as they came.
+                location = quote(response.headers["Location"], encoding="latin-1", safe=string.punctuation)
+                url = urljoin(url, location)
+                continue
+            kind = response.headers.get("Content-Type", "").lower()
+            if kind.startswith(NOT_PICTURES):
+                raise FetchError(f"not an image: {kind.split(';')[0]}")
+            return _read(response, limits, deadline)
+    raise FetchError(f"more than {limits.max_redirects} redirects")
+
+
+@contextlib.contextmanager
+def _open(url: str, limits: DownloadLimits, deadline: float) -> Any:
+    """The response to a GET; cut off at the deadline, wherever it is, by a timer that closes the socket."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise FetchError(f"not a URL: {error}") from error
+    if parts.scheme not in ("http", "https"):
+        raise FetchError(f"only http and https are fetched, not {parts.scheme or 'a bare path'!r}")
+    if not parts.hostname:
+        raise FetchError("not a URL: it names no host")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection = _connection(parts.scheme, parts.hostname, port, limits, deadline)
+        # What a URL may not hold (spaces, other alphabets) is sent as browsers send it.
+        path = urllib3.util.parse_url(f"http://h{path}").request_uri
+    except (http.client.InvalidURL, urllib3.exceptions.HTTPError, ValueError) as error:
+        raise FetchError(f"not a URL: {error}") from error
+    expired = threading.Event()
+    opened: list[socket.socket] = []
+
+    def cut() -> None:
+        expired.set()
+        # The connection forgets its socket when the server says that it will close; the response still reads from it.
+        for sock in [*opened, connection.sock]:
+            with contextlib.suppress(OSError, AttributeError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(_left(deadline), cut)
+    timer.daemon = True
+    timer.start()
+    agent = f"Mozilla/5.0 (compatible; {limits.user_agent_token}; +https://github.com/rom1504/img2dataset)"
+    try:
+        connection.connect()
+        opened.append(connection.sock)
+        headers = {"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+        connection.request("GET", path, headers=headers, preload_content=False)
+        yield connection.getresponse()
+    except FetchError:
+        if expired.is_set():
+            raise FetchError("took longer than allowed") from None
+        raise
+    except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+        if expired.is_set() or isinstance(error, TimeoutError):
+            raise FetchError("took longer than allowed") from error
+        raise PassingFault(f"broken connection: {error}") from error
+    except Exception as error:  # http.client's own errors have no common base with the rest
+        if expired.is_set():
+            raise FetchError("took longer than allowed") from error
+        raise PassingFault(f"broken answer: {type(error).__name__}: {error}") from error
+    finally:
+        timer.cancel()
+        connection.close()
+
+
+def _read(response: Any, limits: DownloadLimits, deadline: float) -> bytes:
+    buffer = io.BytesIO()
+    expected = response.headers.get("Content-Length")
+    if expected and expected.isdigit() and int(expected) > limits.max_bytes:
+        raise FetchError(f"more than {limits.max_bytes} bytes")
+    while True:
+        _left(deadline)
+        chunk = response.read1(CHUNK) if hasattr(response, "read1") else response.read(CHUNK)
+        if not chunk:
+            break
+        buffer.write(chunk)
+        if buffer.tell() > limits.max_bytes:
+            raise FetchError(f"more than {limits.max_bytes} bytes")
+    _left(deadline)
+    packed = response.headers.get("Content-Encoding", "identity") != "identity"  # then the length is not the file's
+    if expected and expected.isdigit() and buffer.tell() < int(expected) and not packed:
+        raise PassingFault(f"the file ended after {buffer.tell()} of {expected} bytes")
+    return buffer.getvalue()
+
+
+# How every file begins that the decoder (OpenCV) reads, whether Pillow reads it or not; AVIF has "ftyp" after four bytes.
+_DECODABLE = (
+    b"\xff\xd8\xff",  # JPEG
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"RIFF",  # WebP
+    b"BM",
+    b"II*\0",  # TIFF, in four ways
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+    b"\0\0\0\x0cjP  ",  # JPEG 2000, as a file and as a bare stream
+    b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cJXL ",  # JPEG XL, likewise
+    b"\xff\x0a",
+    *(b"P%d" % kind for kind in range(1, 8)),  # PBM, PGM, PPM, PAM
+    b"PF",  # PFM
+    b"Pf",
+    b"\x59\xa6\x6a\x95",  # Sun raster
+    b"#?",  # Radiance
+    b"\x76\x2f\x31\x01",  # OpenEXR
+)
+_PNG = re.compile(rb"\x89PNG\r\n\x1a\n....IHDR(....)(....)", re.DOTALL)
+
+
+def check_pixels(content: bytes, max_pixels: int) -> None:
+    """FetchError for a picture with more pixels than allowed, by its header. What is no picture is left to the decoder.
+
+    The decoder forgives faults that Pillow does not. So a picture that Pillow can't open is not passed on: its few bytes
+    could stand for gigabytes. Broken PNG files are common, and say their size in the same place always.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            width, height = picture.size
+    except Image.DecompressionBombError as error:
+        raise FetchError(f"too many pixels: {error}") from error
+    except Exception as error:  # Pillow raises nearly anything here
+        if found := _PNG.match(content):
+            width, height = (int.from_bytes(side, "big") for side in found.groups())
+        elif content.startswith(_DECODABLE) or content[4:8] == b"ftyp":
+            raise FetchError("a picture whose size in pixels can't be known before it is decoded") from error
+        else:
+            return
+    if width * height > max_pixels:
+        raise FetchError(f"{width} × {height} pixels, more than {max_pixels} in all")
+
+
+def as_download_image(fetch: Callable[[str, DownloadLimits], bytes], limits: DownloadLimits) -> Callable[..., tuple]:
+    """``fetch`` in the form of ``img2dataset.downloader.download_image``: (key, url) → (key, stream or None, error or None).
+
+    For one shard: img2dataset calls it again for the same key as often as it was told to retry, whatever went wrong. All
+    those tries share the seconds of one, and a server that has refused or opted out is not asked again.
+    """
+    deadlines: dict[int, float] = {}
+    settled: dict[int, str] = {}
+
+    def download_image(row: tuple[int, str], *_: Any, **__: Any) -> tuple[int, io.BytesIO | None, str | None]:
+        key, url = row
+        if key in settled:
+            return key, None, settled[key]
+        left = deadlines.setdefault(key, time.monotonic() + limits.seconds) - time.monotonic()
+        try:
+            content = fetch(url, dataclasses.replace(limits, seconds=left))
+            check_pixels(content, limits.max_pixels)
+            return key, io.BytesIO(content), None
+        except PassingFault as error:
+            return key, None, _told(error)
+        except FetchError as error:
+            settled[key] = _told(error)
+        except Exception as error:  # one row that nobody has thought of must not end a shard of thousands
+            settled[key] = _told(f"unexpected {type(error).__name__}: {error}")
+        return key, None, settled[key]
+
+    return download_image
+
+
+def _told(error: object) -> str:
+    """A reason on one line of bounded length that any table can hold."""
+    line = " ".join(str(error).encode("utf-8", "replace").decode("utf-8").split())
+    return line[:MAX_REASON] or "unknown"

@@ -1,0 +1,160 @@
+"""The training and control pictures of one ingest, by ``sample_id``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from transforms.store.counters import count
+from transforms.store.files import open_parquet, read_parquet
+from transforms.store.lake import Lake, part_number
+from transforms.store.pictures import decode, to_array
+from transforms.store.tombstones import Tombstones
+
+# -- where a sample's picture lies ------------------------------------------------------------------------------------
+
+
+class ImageStore:
+    """The training and control pictures of one ingest, by ``sample_id``.
+
+    ``images`` part k and ``embeddings`` part k hold the same samples in the same order; so the index is made from the
+    small column of ``embeddings``, and a picture is read with the row group that it lies in. What was read is kept, the
+    least recently used goes first.
+
+    Cheap to pickle: index and cache are made on first use and stay behind.
+
+    Args:
+        lake: the lake.
+        ingest_snapshot: whose ``images``.
+        embed_snapshot: whose ``embeddings``.
+        cache_bytes: limit of the cache; half of it for encoded row groups, half for decoded pictures.
+    """
+
+    def __init__(self, lake: Lake, ingest_snapshot: str, embed_snapshot: str, *, cache_bytes: int = 256 << 20):
+        self.lake, self.ingest_snapshot, self.embed_snapshot = lake, ingest_snapshot, embed_snapshot
+        self.cache_bytes = cache_bytes
+        self._start()
+
+    def _start(self) -> None:
+        self._index: _Index | None = None
+        self._row_groups: _ByteLimitedCache[tuple[int, int], pa.Table] = _ByteLimitedCache(self.cache_bytes // 2)
+        self._pictures: _ByteLimitedCache[str, np.ndarray] = _ByteLimitedCache(self.cache_bytes // 2)
+        self._starts: dict[int, np.ndarray] = {}
+        self._paths: dict[int, str] = {}
+        self._tombstones: Tombstones | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("lake", "ingest_snapshot", "embed_snapshot", "cache_bytes")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def __contains__(self, sample_id: str) -> bool:
+        return self._find(sample_id) is not None
+
+    def get(self, sample_id: str) -> np.ndarray:
+        """The picture as (H, W, 3) uint8, not to be written to.
+
+        KeyError: there is no such sample; ValueError: undecodable, or forgotten.
+        """
+        picture = self._pictures.get(sample_id)
+        if picture is None:
+            picture = to_array(decode(self.encoded(sample_id)))
+            picture.flags.writeable = False
+            self._pictures.put(sample_id, picture, picture.nbytes)
+        return picture
+
+    def encoded(self, sample_id: str) -> bytes:
+        """The picture as it is stored. KeyError: there is no such sample; ValueError: it was forgotten."""
+        if self._tombstones is None:
+            self._tombstones = Tombstones.read(self.lake)
+        if sample_id in self._tombstones.samples:
+            raise ValueError(f"sample {sample_id!r} was forgotten: {self._tombstones.samples[sample_id]}")
+        place = self._find(sample_id)
+        if place is None:
+            raise KeyError(f"sample {sample_id!r} is not in the embeddings {self.embed_snapshot!r}")
+        part, row = place
+        if not self._paths:
+            self._paths = self.lake.paths("images", self.ingest_snapshot)
+        if part not in self._starts:
+            with open_parquet(self._paths[part]) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            self._starts[part] = np.cumsum([0, *sizes])
+        starts = self._starts[part]
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        table = self._row_groups.get((part, group))
+        if table is None:
+            count("row groups of pictures read")
+            with open_parquet(self._paths[part]) as file:
+                table = file.read_row_group(group, columns=["sample_id", "image"])
+            self._row_groups.put((part, group), table, table.nbytes)
+        inside = row - int(starts[group])
+        # The position only says where to look; the id in the row says whether it is the one.
+        if table["sample_id"][inside].as_py() != sample_id:
+            raise ValueError(
+                f"images part {part} of {self.ingest_snapshot!r} and embeddings part {part} of {self.embed_snapshot!r} "
+                f"hold different samples in row {row}"
+            )
+        return table["image"][inside].as_py()
+
+    def _find(self, sample_id: str) -> tuple[int, int] | None:
+        if self._index is None:
+            self._index = _Index.read(self.lake, self.embed_snapshot)
+        return self._index.find(sample_id)
+
+
+class _Index:
+    """sample_id → (part, row), in sorted arrays: 44 bytes a sample with ids of 32 characters."""
+
+    def __init__(self, ids: np.ndarray, parts: np.ndarray, rows: np.ndarray):
+        order = np.argsort(ids, kind="stable")
+        self.ids, self.parts, self.rows = ids[order], parts[order], rows[order]
+
+    @classmethod
+    def read(cls, lake: Lake, embed_snapshot: str) -> _Index:
+        ids, parts, rows = [np.empty(0, "S1")], [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+        for path in lake.parts("embeddings", embed_snapshot):
+            column = read_parquet(path, ["sample_id"])["sample_id"].to_numpy(zero_copy_only=False)
+            ids.append(np.char.encode(column.astype(str), "utf-8"))
+            parts.append(np.full(len(column), part_number(path), np.int32))
+            rows.append(np.arange(len(column), dtype=np.int64))
+        return cls(np.concatenate(ids), np.concatenate(parts), np.concatenate(rows))
+
+    def find(self, sample_id: str) -> tuple[int, int] | None:
+        key = np.bytes_(sample_id.encode("utf-8"))
+        place = int(np.searchsorted(self.ids, key))
+        if place == len(self.ids) or self.ids[place] != key:
+            return None
+        return int(self.parts[place]), int(self.rows[place])
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class _ByteLimitedCache(Generic[Key, Value]):
+    """Keeps what was used last, up to ``limit`` bytes. A value larger than that is not kept at all."""
+
+    def __init__(self, limit: int):
+        self.limit, self.used = limit, 0
+        self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        if key not in self._values:
+            return None
+        self._values.move_to_end(key)
+        return self._values[key][0]
+
+    def put(self, key: Key, value: Value, size: int) -> None:
+        if key in self._values or size > self.limit:
+            return
+        self._values[key] = (value, size)
+        self.used += size
+        while self.used > self.limit:
+            _, (_, freed) = self._values.popitem(last=False)
+            self.used -= freed

@@ -1,0 +1,435 @@
+"""Metadata → samples and images, over Beam: rows are spread to buckets by what they say, and a bucket is a part.
+
+Only paths of files are shuffled. A bucket's rows are sorted by content before they are numbered, so a part holds the same
+samples however the metadata was cut into files. The download itself is img2dataset's: its Downloader, Resizer and writer.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import os
+import tempfile
+import threading
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from transforms.data.download import OPTED_OUT, DownloadLimits, as_download_image
+from transforms.data.sources import ROW, Source
+from transforms.store.counters import count
+from transforms.store.files import exists, read_parquet, read_rows, write_parquet
+from transforms.store.identity import row_digest, sample_id
+from transforms.store.lake import Lake
+from transforms.store.tombstones import FORGOTTEN, Tombstones
+
+KNOWN = "known-"
+"""Begins the names of the files that say which samples the base has."""
+
+LOST = "lost inside the downloader"
+
+SPREAD_BYTES = 128 << 20
+"""Metadata that are spread over the buckets at once: some 500,000 rows. Less would leave many files of a few rows each."""
+
+_downloader_lock = threading.Lock()
+"""img2dataset points the process's stdout and stderr at /dev/null while it resizes, and its download function is a module's:
+one shard at a time in a process. Its threads are inside."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How pictures are stored: img2dataset's Resizer.
+
+    Attributes:
+        image_size: side in pixels.
+        resize_mode: no, keep_ratio, center_crop, border or keep_ratio_largest.
+        upscale: whether smaller pictures are enlarged.
+        encode_format: jpg, png or webp.
+        encode_quality: 0 to 100; for png the compression, 0 to 9.
+    """
+
+    image_size: int
+    resize_mode: str
+    upscale: bool
+    encode_format: str
+    encode_quality: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """The training samples or the controls, and the buckets that are theirs.
+
+    Attributes:
+        role: training or control.
+        source: where its rows come from.
+        first_bucket, buckets: numbers of its buckets, and so of its parts.
+    """
+
+    role: str
+    source: Source
+    first_bucket: int
+    buckets: int
+
+
+class SpreadRows(beam.DoFn):
+    """(population, partition) → (bucket, path of a file with the rows of this partition that fall into it)."""
+
+    def __init__(self, lake: Lake, snapshot: str):
+        self.lake, self.snapshot = lake, snapshot
+
+    def process(self, element: tuple[Buckets, int, str]) -> Iterator[tuple[int, str]]:
+        population, number, partition = element
+        gathered: list[pa.Table] = []
+        piece = 0
+        for table in population.source.read(partition):
+            gathered.append(_with_buckets(table, population))
+            if sum(one.nbytes for one in gathered) >= SPREAD_BYTES:
+                yield from self._spread(gathered, population, partition, f"{number:05d}-{piece:05d}")
+                gathered, piece = [], piece + 1
+        if gathered:
+            yield from self._spread(gathered, population, partition, f"{number:05d}-{piece:05d}")
+
+    def _spread(self, gathered: list[pa.Table], population: Buckets, partition: str, name: str) -> Iterator[tuple[int, str]]:
+        rows = pa.concat_tables(gathered).sort_by("bucket")
+        buckets = rows["bucket"].to_numpy()
+        rows = rows.drop_columns("bucket")
+        rows = rows.append_column("source_file", pa.repeat(pa.scalar(partition, pa.string()), rows.num_rows))
+        found, starts = np.unique(buckets, return_index=True)
+        ends = [*starts[1:], rows.num_rows]
+        for bucket, start, end in zip(found.tolist(), starts.tolist(), ends, strict=True):
+            path = self.lake.work("ingest", self.snapshot, "buckets", f"{bucket:05d}", f"{population.role}-{name}.parquet")
+            write_parquet(path, rows.slice(start, end - start))
+            yield bucket, path
+
+
+class SpreadKnown(beam.DoFn):
+    """(populations, number of a part of the base) → (bucket, path of a file that says which samples are there already).
+
+    Only of the buckets that are being filled: a url and caption that come again are told apart by how often they were there.
+    """
+
+    def __init__(self, lake: Lake, snapshot: str, base: str):
+        self.lake, self.snapshot, self.base = lake, snapshot, base
+
+    def process(self, element: tuple[list[Buckets], int]) -> Iterator[tuple[int, str]]:
+        populations, number = element
+        table = read_parquet(self.lake.paths("samples", self.base)[number], ["role", "url", "caption"])
+        for population in populations:
+            rows = table.filter(pc.equal(table["role"], population.role))
+            keys = [row_digest(*row) for row in zip(rows["url"].to_pylist(), rows["caption"].to_pylist(), strict=True)]
+            buckets: dict[int, collections.Counter[str]] = {}
+            for key in keys:
+                bucket = population.first_bucket + int(key, 16) % population.buckets
+                buckets.setdefault(bucket, collections.Counter())[key] += 1
+            for bucket, counts in buckets.items():
+                path = self.lake.work("ingest", self.snapshot, "buckets", f"{bucket:05d}", f"{KNOWN}{number:05d}.parquet")
+                write_parquet(path, pa.table({"key": list(counts), "count": list(counts.values())}))
+                yield bucket, path
+
+
+def _with_buckets(table: pa.Table, population: Buckets) -> pa.Table:
+    """``table`` with the number of the bucket that each row falls into, by what it says."""
+    rows = zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)
+    buckets = [population.first_bucket + int(row_digest(url, caption), 16) % population.buckets for url, caption in rows]
+    return table.append_column("bucket", pa.array(buckets, pa.int64()))
+
+
+@dataclasses.dataclass(eq=False)
+class IngestBucket(beam.DoFn):
+    """(bucket, paths) → the bucket's parts of ``images`` and ``samples``, written; yields the bucket.
+
+    ``samples`` is written last: a bucket that has it is complete, and is left alone.
+
+    Attributes:
+        lake, snapshot: where to write.
+        populations: whose buckets there are.
+        storage: how pictures are stored.
+        limits: of one download.
+        punsafe_max: rows whose punsafe is over this are not downloaded.
+        threads: downloads at once.
+        retries: further tries of a download.
+        lies_over: whether the snapshot has samples of another one, too.
+    """
+
+    lake: Lake
+    snapshot: str
+    populations: list[Buckets]
+    storage: Storage
+    limits: DownloadLimits
+    punsafe_max: float
+    threads: int
+    retries: int
+    lies_over: bool = False
+
+    def process(self, element: tuple[int, Iterable[str]]) -> Iterator[int]:
+        bucket, paths = element
+        if not exists(self.lake.part("samples", self.snapshot, bucket)):
+            population = next(one for one in self.populations if 0 <= bucket - one.first_bucket < one.buckets)
+            paths = sorted(paths)
+            known = {path for path in paths if os.path.basename(path).startswith(KNOWN)}
+            rows = [row for path in paths if path not in known for row in read_parquet(path).to_pylist()]
+            seen: collections.Counter[str] = collections.Counter()
+            for path in known:
+                seen.update({row["key"]: row["count"] for row in read_parquet(path).to_pylist()})
+            # Of what was forgotten in the base nothing is left but its id.
+            taken = Tombstones.read(self.lake).samples if self.lies_over else ()
+            samples = number_occurrences(rows, seen, taken)
+            outcomes = self.outcomes(samples, population.source)
+            self.write(bucket, population.role, samples, outcomes)
+        yield bucket
+
+    def outcomes(self, samples: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
+        """What became of each sample: status, reason, and for a success sizes, hash and the encoded picture."""
+        tombstones = Tombstones.read(self.lake)
+        outcomes: list[dict[str, Any]] = []
+        for sample in samples:
+            reason = tombstones.of(sample["sample_id"], sample["url"])
+            outcomes.append(self._before(sample) if reason is None else {"status": FORGOTTEN, "reason": reason})
+        wanted = [index for index, outcome in enumerate(outcomes) if outcome["status"] == "wanted"]
+        if wanted:
+            found = self._download([samples[index]["url"] for index in wanted], source)
+            for place, index in enumerate(wanted):
+                # A row that img2dataset loses is printed by it, and no more.
+                outcome = found.get(place, {"status": "failed_to_download", "reason": LOST})
+                # A picture that was forgotten may come back under another url: it is known by its bytes.
+                reason = tombstones.contents.get(outcome.get("sha256") or "")
+                outcomes[index] = outcome if reason is None else {"status": FORGOTTEN, "reason": reason}
+        return outcomes
+
+    def _before(self, sample: dict[str, Any]) -> dict[str, Any]:
+        punsafe = sample["punsafe"]
+        # Both as the 32-bit numbers that the metadata hold, or 0.1 would be over 0.1.
+        if punsafe is not None and np.float32(punsafe) > np.float32(self.punsafe_max):
+            return {"status": "filtered", "reason": f"punsafe {punsafe:.2f} is over {self.punsafe_max}"}
+        if not sample["url"]:
+            return {"status": "failed_to_download", "reason": "the metadata has no url"}
+        return {"status": "wanted", "reason": None}
+
+    def _download(self, urls: list[str], source: Source) -> dict[int, dict[str, Any]]:
+        """Place in ``urls`` → outcome, by img2dataset's own machinery, in a folder of this machine's."""
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else an import looks for a newer version on the network
+        with _downloader_lock, tempfile.TemporaryDirectory() as folder:
+            from img2dataset import downloader
+            from img2dataset.resizer import Resizer
+            from img2dataset.writer import ParquetSampleWriter
+
+            shard = os.path.join(folder, "shard.feather")
+            table = pa.table({"url": urls, "place": pa.array(range(len(urls)), pa.int64())})
+            with pa.OSFile(shard, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            download = downloader.Downloader(
+                sample_writer_class=ParquetSampleWriter,
+                resizer=Resizer(
+                    image_size=self.storage.image_size,
+                    resize_mode=self.storage.resize_mode,
+                    resize_only_if_bigger=not self.storage.upscale,
+                    encode_quality=self.storage.encode_quality,
+                    encode_format=self.storage.encode_format,
+                ),
+                thread_count=self.threads,
+                save_caption=False,
+                extract_exif=False,
+                output_folder=folder,
+                column_list=["url", "place"],
+                timeout=self.limits.seconds,
+                number_sample_per_shard=max(2, len(urls)),
+                oom_shard_count=5,
+                compute_hash="sha256",
+                verify_hash_type=None,
+                encode_format=self.storage.encode_format,
+                retries=self.retries,
+                user_agent_token=self.limits.user_agent_token,
+                disallowed_header_directives=None,  # ours looks at them, at every redirect
+            )
+            original = downloader.download_image
+            downloader.download_image = as_download_image(source.fetch, self.limits)
+            try:
+                done, _ = download((0, shard))
+            finally:
+                downloader.download_image = original
+            if not done:
+                raise RuntimeError("img2dataset could not process a shard; its traceback is above")
+            rows = pq.read_table(os.path.join(folder, "00000.parquet")).to_pylist()
+        return {row["place"]: _outcome(row, row[self.storage.encode_format]) for row in rows}
+
+    def write(self, bucket: int, role: str, samples: list[dict[str, Any]], outcomes: list[dict[str, Any]]) -> None:
+        """A part of ``images`` and then of ``samples``."""
+        now = datetime.datetime.now(datetime.UTC)
+        images, rows = [], []
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            rows.append(
+                {
+                    **{name: sample[name] for name in (*ROW.names, "sample_id", "occurrence", "source_file")},
+                    **{name: outcome.get(name) for name in _OUTCOME},
+                    "role": role,
+                    # Of one that is tried again it stays: for so many nights it's tried.
+                    "ingested_at": sample.get("ingested_at", now),
+                    **(_NOTHING_SAID if outcome["status"] == FORGOTTEN else {}),
+                }
+            )
+            if outcome["status"] == "success":
+                images.append(
+                    {
+                        "sample_id": sample["sample_id"],
+                        "role": role,
+                        "image": outcome["image"],
+                        "encoding": self.storage.encode_format,
+                        "width": outcome["width"],
+                        "height": outcome["height"],
+                        "image_size": self.storage.image_size,
+                        "resize_mode": self.storage.resize_mode,
+                    }
+                )
+        self.lake.write("images", self.snapshot, bucket, images)
+        self.lake.write("samples", self.snapshot, bucket, rows)
+        for status, number in collections.Counter(row["status"] for row in rows).items():
+            count(f"samples {status}", number)
+
+
+_NOTHING_SAID = dict.fromkeys(("url", "caption", "metadata_hash"))
+"""What the row of a forgotten sample doesn't repeat."""
+
+_OUTCOME = ("status", "reason", "sha256", "original_width", "original_height", "width", "height")
+
+
+def _outcome(row: dict[str, Any], image: bytes | None) -> dict[str, Any]:
+    """A row of img2dataset's in our words."""
+    status, reason = row["status"], row["error_message"]
+    if status == "failed_to_download" and reason == OPTED_OUT:
+        status = "opted_out"
+    sizes = {name: row[name] for name in ("sha256", "original_width", "original_height", "width", "height")}
+    return {**sizes, "status": status, "reason": reason, "image": image}
+
+
+def number_occurrences(
+    rows: list[dict[str, Any]], seen: Mapping[str, int] | None = None, taken: Container[str] = ()
+) -> list[dict[str, Any]]:
+    """Rows of one bucket with ``occurrence`` and ``sample_id``, in an order that follows from their content.
+
+    Where a url and caption repeat, the rest of the row decides which is first, and provenance only between rows that say
+    the same in every column; so a metadata file that is moved or cut otherwise changes no id. ``seen``: digest of url and
+    caption → how often they are there already; these come after. ``taken``: sample_ids that none of them gets.
+    """
+    content = [name for name in ROW.names if name != "source_row"]
+
+    def order(row: dict[str, Any]) -> tuple:
+        said = tuple((row[name] is not None, str(row[name])) for name in content)
+        return (*said, os.path.basename(row["source_file"]), row["source_row"])
+
+    numbered = []
+    counts = collections.Counter(seen)
+    for row in sorted(rows, key=order):
+        key = row_digest(row["url"], row["caption"])
+        while (identity := sample_id(row["url"], row["caption"], counts[key])) in taken:
+            counts[key] += 1
+        numbered.append({**row, "occurrence": counts[key], "sample_id": identity})
+        counts[key] += 1
+    return numbered
+
+
+class RetryParts(beam.DoFn):
+    """(role, numbers of parts of ``base``) → those of which a failed download became something else, written anew.
+
+    What failed in any of them is tried at once: a dead link then keeps nothing else waiting.
+
+    Args:
+        bucket: how it is downloaded and written.
+        base: snapshot of ``ingest``.
+        since: rows that failed before then are left alone.
+    """
+
+    def __init__(self, bucket: IngestBucket, base: str, since: datetime.datetime):
+        self.bucket, self.base, self.since = bucket, base, since
+
+    def process(self, element: tuple[str, Sequence[int]]) -> Iterator[int]:
+        role, numbers = element
+        lake, bucket = self.bucket.lake, self.bucket
+        done = lake.own("samples", bucket.snapshot)
+        yield from (number for number in numbers if number in done)
+        paths = lake.paths("samples", self.base)
+        failed = [
+            (number, place, row)
+            for number in numbers
+            if number not in done
+            for place, row in enumerate(read_rows(paths[number]))
+            if failed_since(row, self.since)
+        ]
+        population = next(one for one in bucket.populations if one.role == role)
+        tried = bucket.outcomes([row for _, _, row in failed], population.source)
+        parts: dict[int, dict[int, dict[str, Any]]] = {}
+        for (number, place, _), outcome in zip(failed, tried, strict=True):
+            parts.setdefault(number, {})[place] = outcome
+        for number, found in parts.items():
+            # A picture that is there now, or one whose server has opted out meanwhile: that isn't asked again.
+            if any(outcome["status"] != "failed_to_download" for outcome in found.values()):
+                self._write_anew(number, role, found)
+                yield number
+
+    def _write_anew(self, number: int, role: str, found: dict[int, dict[str, Any]]) -> None:
+        """A part of the base with other outcomes at some places."""
+        lake = self.bucket.lake
+        samples = read_parquet(lake.paths("samples", self.base)[number]).to_pylist()
+        images = {row["sample_id"]: row["image"] for row in read_rows(lake.paths("images", self.base)[number])}
+        before = [{**{name: row[name] for name in _OUTCOME}, "image": images.get(row["sample_id"])} for row in samples]
+        self.bucket.write(number, role, samples, [found.get(place, outcome) for place, outcome in enumerate(before)])
+
+
+def failed_since(row: dict[str, Any], since: datetime.datetime) -> bool:
+    """Whether a row of ``samples`` is one that failed to download at that time or after."""
+    return row["status"] == "failed_to_download" and row["ingested_at"] >= since and bool(row["url"])
+
+
+@dataclasses.dataclass
+class Ingest(beam.PTransform):
+    """(population, number, partition) → numbers of the buckets that are complete.
+
+    Attributes:
+        lake, snapshot: where to write.
+        bucket: what is done with one.
+        base: the snapshot that this one lies over, or None.
+    """
+
+    lake: Lake
+    snapshot: str
+    bucket: IngestBucket
+    base: str | None = None
+
+    def expand(self, partitions: beam.PCollection) -> beam.PCollection:
+        spread = partitions | "SpreadRows" >> beam.ParDo(SpreadRows(self.lake, self.snapshot))
+        # Every bucket becomes a part, one without rows too: so the parts that there must be are known beforehand.
+        ranges = [(one.first_bucket, one.first_bucket + one.buckets) for one in self.bucket.populations]
+        every = partitions.pipeline | "Buckets" >> beam.Create(ranges) | "EveryBucket" >> beam.FlatMap(_without_paths)
+        known = partitions.pipeline | "NothingKnown" >> beam.Create([])
+        if self.base is not None:
+            numbers = [(self.bucket.populations, number) for number in self.lake.paths("samples", self.base)]
+            known = (
+                partitions.pipeline
+                | "BaseParts" >> beam.Create(numbers, reshuffle=True)
+                | "SpreadKnown" >> beam.ParDo(SpreadKnown(self.lake, self.snapshot, self.base))
+            )
+        return (
+            (spread | "OnePath" >> beam.Map(_one_path), known | "KnownPath" >> beam.Map(_one_path), every)
+            | "Together" >> beam.Flatten()
+            | "GroupByBucket" >> beam.GroupByKey()
+            | "Paths" >> beam.Map(_paths)
+            | "IngestBucket" >> beam.ParDo(self.bucket)
+        )
+
+
+def _without_paths(element: tuple[int, int]) -> Iterator[tuple[int, list[str]]]:
+    for bucket in range(*element):
+        yield bucket, []
+
+
+def _one_path(element: tuple[int, str]) -> tuple[int, list[str]]:
+    return element[0], [element[1]]
+
+
+def _paths(element: tuple[int, Iterable[list[str]]]) -> tuple[int, list[str]]:
+    return element[0], sorted(path for paths in element[1] for path in paths)

@@ -1,0 +1,116 @@
+"""Runs the SQL of ``sql/`` over one audit: staging, marts and checks.
+
+The names in the SQL (prompts, matches, …) are views on exactly the snapshots that the audit is made of.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+import sql
+from transforms.store.files import read_parquet, write_parquet
+from transforms.store.identity import digest
+from transforms.store.lake import Lake, Manifest
+from transforms.store.lineage import lineage
+from transforms.store.scan import bind, connect
+from transforms.store.schema import TABLES
+
+if TYPE_CHECKING:
+    import duckdb
+
+STEPS = (
+    "staging/training_matches",
+    "staging/control_distances",
+    "staging/decoy_verdicts",
+    "marts/verdicts",
+    "staging/buckets",
+    "marts/extraction_rate",
+    "marts/extractions",
+    "marts/agreement",
+    "marts/eidetic_memorisation",
+    "marts/precision_curve",
+    "marts/delta_sweep",
+    "marts/false_positives",
+    "marts/filter_misses",
+    "marts/takedown",
+    "marts/cost",
+    "marts/yield",
+    "marts/duplication",
+    "marts/threshold_sweep",
+)
+"""The files of ``sql/`` in the order in which they are run: each may read what is before it."""
+
+MARTS = tuple(step.removeprefix("marts/") for step in STEPS if step.startswith("marts/"))
+
+AUDIT_COLUMNS = ("audit_id", "model_revision", "parameters_digest")
+"""Every mart begins with these."""
+
+
+def sql_digest() -> str:
+    """Digest of every SQL file: other SQL makes other marts."""
+    kinds = ("functions", "staging", "marts", "checks")
+    return digest("sql", [(kind, name, sql.read(kind, name)) for kind in kinds for name in sql.names(kind)])
+
+
+def run(lake: Lake, match: Manifest, snapshot: str) -> dict[str, int]:
+    """Makes the marts of one audit and checks them.
+
+    Args:
+        lake: the lake.
+        match: the audit's newest matches.
+        snapshot: of ``measure``; where the marts are written.
+
+    Returns:
+        mart → rows.
+
+    Raises:
+        RuntimeError: if a check finds rows, with the checks' names and the first row of each.
+    """
+    with connect() as connection:
+        make(connection, lake, match)
+        audit = connection.execute("SELECT audit_id, model_revision, parameters_digest FROM audits").fetchall()[0]
+        check(connection)
+        rows = {}
+        for mart in MARTS:
+            table = connection.table(mart).to_arrow_table()
+            for value, name in zip(reversed(audit), reversed(AUDIT_COLUMNS), strict=True):
+                table = table.add_column(0, name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
+            write_parquet(lake.part(mart, snapshot, 0), table)
+            rows[mart] = table.num_rows
+    return rows
+
+
+def make(connection: duckdb.DuckDBPyConnection, lake: Lake, match: Manifest, last: str = STEPS[-1]) -> None:
+    """Binds the tables of one audit, and makes those of ``STEPS`` from them, up to ``last``."""
+    made_of = lineage(lake, match)
+    for table in TABLES.values():
+        if table.stage in made_of:
+            bind(connection, lake, table.name, made_of[table.stage].snapshot_id)
+    for step in STEPS[: STEPS.index(last) + 1]:
+        kind, name = step.split("/")
+        connection.execute(f'CREATE TABLE "{name}" AS {sql.read(kind, name)}')
+
+
+def check(connection: duckdb.DuckDBPyConnection) -> None:
+    """RuntimeError unless every file of ``sql/checks`` returns no rows."""
+    failed = []
+    for name in sql.names("checks"):
+        rows = connection.execute(sql.read("checks", name)).fetchall()
+        if rows:
+            failed.append(f"{name}: {len(rows)} rows, the first is {rows[0]}")
+    if failed:
+        raise RuntimeError(f"the audit's own checks failed: {'; '.join(failed)}")
+
+
+def current(lake: Lake) -> list[Manifest]:
+    """Of each audit of the lake the ``measure`` that was asked for last."""
+    by_time = sorted(lake.manifests("measure"), key=lambda manifest: manifest.last_asked)
+    newest = {manifest.facts["audit_id"]: manifest for manifest in by_time}
+    return list(newest.values())
+
+
+def read_mart(lake: Lake, mart: str, measure: Manifest) -> list[dict[str, Any]]:
+    """The rows of one audit's mart."""
+    return [row for path in lake.parts(mart, measure.snapshot_id) for row in read_parquet(path).to_pylist()]

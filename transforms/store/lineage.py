@@ -1,0 +1,28 @@
+"""What a snapshot was made of."""
+
+from __future__ import annotations
+
+from transforms.errors import UserError
+from transforms.store.lake import Lake, Manifest
+
+
+def lineage(lake: Lake, manifest: Manifest) -> dict[str, Manifest]:
+    """Stage → manifest of everything that a snapshot is made of, itself included.
+
+    What a snapshot builds on that is of its own stage (the night before) is no part of it: its rows are there again.
+
+    Raises:
+        UserError: if one of the manifests isn't there any more.
+    """
+    found = {manifest.stage: manifest}
+    walk = [manifest]
+    while walk:
+        for stage, snapshot in walk.pop().upstream.items():
+            if stage in found:
+                continue
+            upstream = lake.manifest(stage, snapshot)
+            if upstream is None:
+                raise UserError(f"the lake {lake.root!r} lacks the manifest of {stage} {snapshot}; restore it")
+            found[stage] = upstream
+            walk.append(upstream)
+    return found

@@ -1,0 +1,38 @@
+"""Lets DuckDB read what Beam can reach: a lake behind a URL is asked where it lies, and not copied into memory first."""
+
+from __future__ import annotations
+
+import datetime
+from typing import IO, Any
+
+import fsspec
+
+from transforms.store.files import is_url, open_file, stat
+
+PROTOCOL = "eidetic"
+
+
+def readable(path: str) -> str:
+    """A path as DuckDB is to be told it: a URL gets the scheme that ``BeamFiles`` answers to."""
+    return f"{PROTOCOL}://{path}" if is_url(path) else path
+
+
+class BeamFiles(fsspec.AbstractFileSystem):
+    """Beam's FileSystems as one of fsspec's: for reading alone."""
+
+    protocol = PROTOCOL
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix(f"{PROTOCOL}://")
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        found = stat(self._strip_protocol(path))
+        return {"name": path, "size": found.size, "type": "file"}
+
+    def modified(self, path: str) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(stat(self._strip_protocol(path)).modified, datetime.UTC)
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> IO[bytes]:
+        return open_file(self._strip_protocol(path))

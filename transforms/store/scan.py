@@ -1,0 +1,127 @@
+"""SQL over the parts of tables: the one place where a whole table may be looked at.
+
+DuckDB reads the parts where they lie, only the columns that the SQL names, and streams what doesn't fit into memory through
+files of its own. Answers come in batches. ``Lake.read`` is for tables that are small by nature: tests/test_layers.py holds the
+list of who calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+import sql
+from transforms.kernels.rates import (
+    blaker_interval,
+    clopper_pearson_upper,
+    slice_interval,
+    stratified_interval,
+    wilson_interval,
+)
+from transforms.store.lake import Lake
+from transforms.store.remote import BeamFiles, readable
+from transforms.store.schema import TABLES
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+PICTURES = {"images": "image", "generations": "image", "regenerations": "image"}
+"""Table → its column of pictures, which SQL sees as the flag ``kept``."""
+
+BATCH_ROWS = 1 << 16
+
+
+def scan(lake: Lake, tables: Mapping[str, str], query: str, **parameters: Any) -> Iterator[pa.RecordBatch]:
+    """The answer to a SELECT, a batch of rows at a time.
+
+    Args:
+        lake: the lake.
+        tables: table → snapshot; two snapshots of one table as ``{"samples AS before": …, "samples AS after": …}``.
+        query: the SQL; ``$name`` stands for a parameter.
+        parameters: of the query.
+    """
+    with connect() as connection:
+        for name, snapshot in tables.items():
+            table, _, alias = name.partition(" AS ")
+            bind(connection, lake, table, snapshot, alias or table)
+        reader: pa.RecordBatchReader = connection.sql(query, params=parameters).to_arrow_reader(BATCH_ROWS)
+        yield from reader
+
+
+def ask(lake: Lake, tables: Mapping[str, str], query: str, **parameters: Any) -> list[dict[str, Any]]:
+    """All rows of an answer that is small by nature, such as sums by status."""
+    return [row for batch in scan(lake, tables, query, **parameters) for row in batch.to_pylist()]
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection, in memory, with the functions that the SQL uses."""
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.register_filesystem(BeamFiles())
+    for name in sql.names("functions"):
+        connection.execute(sql.read("functions", name))
+    connection.create_function("clopper_pearson_upper", clopper_pearson_upper, ["BIGINT", "BIGINT"], "DOUBLE")
+    connection.create_function("wilson_interval", wilson_interval_of, ["BIGINT", "BIGINT"], "DOUBLE[]")
+    connection.create_function("exact_interval", exact_interval, ["BIGINT[]", "BIGINT[]", "DOUBLE[]"], "DOUBLE[]")
+    connection.create_function(
+        "slice_interval", slice_interval_of, ["BIGINT[]", "BIGINT[]", "DOUBLE[]", "BIGINT[]", "DOUBLE[]"], "DOUBLE[]"
+    )
+    return connection
+
+
+def wilson_interval_of(successes: int, trials: int) -> list[float]:
+    """[lower, upper] of the rate, by Wilson."""
+    return list(wilson_interval(successes, trials))
+
+
+def exact_interval(successes: list[int], trials: list[int], weights: list[float]) -> list[float]:
+    """[lower, upper] of the rate of a population, of which strata were tried: Blaker's where all prompts weigh the same."""
+    each = [weight / tried for weight, tried in zip(weights, trials, strict=True)]
+    if max(each) - min(each) <= 1e-9 * max(each):
+        return list(blaker_interval(sum(successes), sum(trials)))
+    return list(stratified_interval(successes, trials, weights))
+
+
+def slice_interval_of(
+    surely: list[int], in_slice: list[int], slice_weights: list[float], trials: list[int], weights: list[float]
+) -> list[float]:
+    """[lower, upper] of the rate of a population, where of some prompts only a slice kept its images."""
+    return list(slice_interval(surely, in_slice, slice_weights, trials, weights))
+
+
+def bind(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str, snapshot: str, name: str | None = None) -> None:
+    """Makes ``name`` (the table's own by default) a view on one snapshot.
+
+    Pictures are left out; ``kept`` says whether there is one.
+    """
+    name = name or table
+    parts = [readable(path) for path in lake.parts(table, snapshot)]
+    if not parts:
+        connection.register(name, empty(table))
+        return
+    connection.execute(f'SET VARIABLE "parts_of_{name}" = $parts', {"parts": parts})
+    # Without hive partitions: a folder "role=…" above the lake would take the place of the column.
+    files = f"read_parquet(getvariable('parts_of_{name}'), hive_partitioning = false, union_by_name = true)"
+    connection.execute(f'CREATE VIEW "{name}" AS SELECT {columns_of(table)} FROM {files}')
+
+
+def columns_of(table: str, *without: str) -> str:
+    """What SQL sees of a table's columns, ``without`` some of those that the parts have."""
+    picture = PICTURES.get(table)
+    left_out = ", ".join((*without, *([] if picture is None else [picture])))
+    columns = f"* EXCLUDE ({left_out})" if left_out else "*"
+    return columns if picture is None else f"{columns}, {picture} IS NOT NULL AS kept"
+
+
+def empty(table: str) -> pa.Table:
+    """What SQL sees of a table without rows."""
+    schema = TABLES[table].schema
+    picture = PICTURES.get(table)
+    if picture is None:
+        return schema.empty_table()
+    rest = [column for column in schema.names if column != picture]
+    return schema.empty_table().select(rest).append_column("kept", pa.array([], pa.bool_()))

@@ -1,0 +1,584 @@
+"""The tables of the lake: what one row is, and what each column means.
+
+The grain of a table is in its ``grain``; a column's meaning (unit, range, what null says) travels inside the Parquet
+files as field metadata. Every table from ``prompts`` on carries the audit in its grain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 2
+"""Of the lake as a whole. A reader of another version refuses the lake and says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgets:
+    """What becomes of a table's rows when samples are forgotten; docs/forgetting.md says it in words.
+
+    Attributes:
+        rule: one of forgetting/removal.py's RULES, or stays: ids, counts and distances show nothing.
+        cells: with the rule cells, what is emptied.
+    """
+
+    rule: str
+    cells: tuple[str, ...] = ()
+
+
+STAYS, ROWS_GO, PICTURES_GO = Forgets("stays"), Forgets("rows"), Forgets("pictures")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table of the lake.
+
+    Attributes:
+        name: the folder in the lake and the view in ``audit.duckdb``.
+        stage: the stage that writes it.
+        grain: what one row is.
+        schema: columns in order; each field's metadata has a ``meaning``.
+        forgets: what ``eidetic forget`` does to it.
+    """
+
+    name: str
+    stage: str
+    grain: str
+    schema: pa.Schema
+    forgets: Forgets = STAYS
+
+    def meaning(self, column: str) -> str:
+        return self.schema.field(column).metadata[b"meaning"].decode()
+
+
+def _column(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
+
+
+TEXT, INT, LONG, FLOAT, DOUBLE, FLAG = (
+    pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_(),
+)  # fmt: skip
+MOMENT = pa.timestamp("us", tz="UTC")
+
+_SAMPLE_ID = _column("sample_id", TEXT, "hash of url, caption and occurrence number: see transforms/identity.py")
+_ROLE = _column("role", TEXT, "training: the model saw it; control: no model ever saw it")
+_AUDIT = (
+    _column("audit_id", TEXT, "the audit: digest of the data, the model's revision and every parameter of generation"),
+    _column("model_revision", TEXT, "commit of the hub, digest of the local folder, or digest of the generations"),
+    _column("parameters_digest", TEXT, "digest of every parameter that shaped this row, of this stage and those before"),
+)
+_PROMPT_ID = _column("prompt_id", TEXT, "hash of text, origin and sample: see transforms/identity.py")
+
+SAMPLES = Table(
+    "samples",
+    "ingest",
+    "one row of the metadata, whatever became of it",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _ROLE,
+            _column("url", TEXT, "as the metadata has it; for a folder, the file's path inside it", nullable=True),
+            _column("caption", TEXT, "as the metadata has it: hostile text", nullable=True),
+            _column("occurrence", INT, "which repetition of this url and caption: 0 is the first"),
+            _column("source_file", TEXT, "provenance: the metadata file"),
+            _column("source_row", LONG, "provenance: row in that file, from 0"),
+            _column("status", TEXT, "success, filtered, opted_out, failed_to_download, failed_to_resize or forgotten"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+            _column("sha256", TEXT, "of the bytes as downloaded, before resizing", nullable=True),
+            _column("original_width", INT, "pixels, as downloaded", nullable=True),
+            _column("original_height", INT, "pixels, as downloaded", nullable=True),
+            _column("width", INT, "pixels, as stored", nullable=True),
+            _column("height", INT, "pixels, as stored", nullable=True),
+            _column("punsafe", FLOAT, "LAION's probability that the picture is unsafe, 0 to 1", nullable=True),
+            _column("pwatermark", FLOAT, "LAION's probability of a watermark, 0 to 1", nullable=True),
+            _column("similarity", FLOAT, "LAION's cosine between picture and caption", nullable=True),
+            _column("metadata_hash", TEXT, "the metadata's own hash column, as text", nullable=True),
+            _column("metadata_width", INT, "pixels, as the metadata claims", nullable=True),
+            _column("metadata_height", INT, "pixels, as the metadata claims", nullable=True),
+            _column("ingested_at", MOMENT, "when the row was decided"),
+        ]
+    ),
+    Forgets("cells", ("url", "caption", "sha256", "metadata_hash")),
+)
+
+IMAGES = Table(
+    "images",
+    "ingest",
+    "one downloaded image, as stored",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _ROLE,
+            _column("image", pa.binary(), "encoded picture; null where it was forgotten", nullable=True),
+            _column("encoding", TEXT, "jpg, png or webp"),
+            _column("width", INT, "pixels"),
+            _column("height", INT, "pixels"),
+            _column("image_size", INT, "the side that ingest resized to, in pixels"),
+            _column("resize_mode", TEXT, "img2dataset's resize mode"),
+        ]
+    ),
+    Forgets("cells", ("image",)),
+)
+
+EMBEDDINGS = Table(
+    "embeddings",
+    "embed",
+    "one image under one CLIP model",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _ROLE,
+            _column("model", TEXT, "open_clip's name of the architecture, or the local folder's digest"),
+            _column("pretrained", TEXT, "tag or digest of the weights"),
+            _column("preprocessing", TEXT, "the transform between picture and model, as open_clip prints it"),
+            _column("vector", pa.list_(FLOAT), "unit l2 norm; null where the picture could not be decoded", nullable=True),
+            _column("thumbnail", pa.binary(), "8 x 8 RGB, row by row; null where there is none", nullable=True),
+            _column("status", TEXT, "success, failed_to_decode, failed_to_embed or forgotten"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+        ]
+    ),
+    Forgets("cells", ("vector", "thumbnail")),
+)
+
+DUPLICATE_PAIRS = Table(
+    "duplicate_pairs",
+    "deduplicate",
+    "one pair of training images over the cosine threshold, smaller id first; of an exact-duplicate set (over 100 "
+    "images with the same vector) the canonical image alone has pairs: see duplicate_groups.identical_to",
+    pa.schema(
+        [
+            _column("sample_id_a", TEXT, "the smaller sample_id"),
+            _column("sample_id_b", TEXT, "the larger sample_id"),
+            _column(
+                "cosine",
+                FLOAT,
+                "of the vectors that were compared: CLIP's, or with --thumbnail_share CLIP's and thumbnail's as one",
+            ),
+            _column("pixel_distance", FLOAT, "aligned tiled l2 of the two pictures; null where nobody looked", nullable=True),
+            _column("pixels_agree", FLAG, "whether the pixels agree with CLIP; null where nobody looked", nullable=True),
+        ]
+    ),
+)
+
+DUPLICATE_GROUPS = Table(
+    "duplicate_groups",
+    "deduplicate",
+    "one embedded training image, in its group (a group of one too)",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _column("group_id", TEXT, "the smallest sample_id of the group"),
+            _column("size", INT, "images in the group"),
+            _column("representative", TEXT, "sample_id of the image nearest to the group's centroid"),
+            _column("lowest_cosine", FLOAT, "over all pairs of the group: far under the threshold is a chain; 1 for one"),
+            _column("diameter", INT, "steps from pair to pair across the group: over 1 is a chain; 0 for one"),
+            _column(
+                "identical_to",
+                TEXT,
+                "canonical image of its exact-duplicate set, whose pairs are its pairs; null for one with its own",
+                nullable=True,
+            ),
+        ]
+    ),
+)
+
+GROUP_SIZES = Table(
+    "group_sizes",
+    "deduplicate",
+    "one threshold of the sweep, and the groups that it would make by single linkage: null under that of the search",
+    pa.schema(
+        [
+            _column("threshold", DOUBLE, "cosine; pairs over it join"),
+            _column("groups", LONG, "of two images and more", nullable=True),
+            _column("images_in_groups", LONG, "training images in those groups", nullable=True),
+            _column("largest", LONG, "images in the largest of them; 1 where there is none", nullable=True),
+        ]
+    ),
+)
+
+SAMPLED_PAIRS = Table(
+    "sampled_pairs",
+    "deduplicate",
+    "one pair of a sampled training image with any other, found by brute force down to 0.1 under the threshold",
+    pa.schema(
+        [
+            _column("sample_id_a", TEXT, "the sampled image"),
+            _column("sample_id_b", TEXT, "the other one"),
+            _column(
+                "cosine",
+                FLOAT,
+                "of the vectors that were compared: CLIP's, or with --thumbnail_share CLIP's and thumbnail's as one",
+            ),
+            _column("stands_for", DOUBLE, "pairs of sampled images that it was drawn from, itself included: its weight"),
+            _column("found", FLAG, "whether the search found it; null at the threshold and under it", nullable=True),
+            _column("judged", FLAG, "whether the recall is measured on it: over the threshold, and the cells not chosen by it"),
+            _column("pixel_distance", FLOAT, "aligned tiled l2 of the two pictures; null where nobody looked", nullable=True),
+            _column("pixels_agree", FLAG, "whether that is a duplicate's; null where nobody looked", nullable=True),
+        ]
+    ),
+)
+
+KEEP_LIST = Table(
+    "keep_list",
+    "deduplicate",
+    "one training image to keep for the next training run: one of each group",
+    pa.schema(
+        [
+            _SAMPLE_ID,
+            _column("url", TEXT, "as the metadata has it", nullable=True),
+            _column("group_id", TEXT, "its group"),
+            _column("size", INT, "images in the group: all but this one go"),
+        ]
+    ),
+    Forgets("keep_list"),
+)
+
+PROMPTS = Table(
+    "prompts",
+    "generate",
+    "one prompt to try in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("text", TEXT, "the prompt: hostile text; [forgotten] where it was a forgotten caption"),
+            _column("origin", TEXT, "duplicates: a group's caption; list: the user's; control: a control's caption"),
+            _column("sample_id", TEXT, "whose caption it is; null for the user's", nullable=True),
+            _column("group_id", TEXT, "the duplicate group that it stands for; null for the rest", nullable=True),
+            _column("n_duplicates", INT, "size of that group; null for the rest", nullable=True),
+            _column("stratum", TEXT, "sizes that were drawn together, such as 3-4; list or control for the rest; forgotten"),
+            _column("stratum_order", INT, "sorts the strata by size; -1 for list and control, -2 for forgotten"),
+            _column("inclusion_probability", DOUBLE, "with which it was drawn in its stratum, over 0 to 1"),
+            _column("images_requested", INT, "generations to make"),
+        ]
+    ),
+    Forgets("prompts"),
+)
+
+GENERATIONS = Table(
+    "generations",
+    "generate",
+    "one attempt to make an image in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("sample_index", INT, "which of the prompt's generations, from 0"),
+            _column("seed", LONG, "of its initial noise; null for finished generations", nullable=True),
+            _column("status", TEXT, "success, safety_filtered or failed"),
+            _column("reason", TEXT, "why it is not a success, or why its picture was removed since; else null", nullable=True),
+            _column("in_clique", FLAG, "whether it belongs to its prompt's largest clique"),
+            _column("own_l2", DOUBLE, "to the image whose caption was the prompt; null without either", nullable=True),
+            _column("nearest", FLAG, "whether that is the smallest of its prompt's: its picture speaks for the prompt"),
+            _column("image", pa.binary(), "PNG; null where not kept (see cliques.keep_rule), or removed since", nullable=True),
+            _column(
+                "thumbnail", pa.binary(), "8 x 8 RGB, row by row, the means of its blocks; null without one", nullable=True
+            ),
+            _column("width", INT, "pixels", nullable=True),
+            _column("height", INT, "pixels", nullable=True),
+            _column("steps", INT, "denoising steps", nullable=True),
+            _column("guidance_scale", DOUBLE, "classifier-free guidance", nullable=True),
+            _column("seconds", DOUBLE, "its share of the batch's time", nullable=True),
+            _column("device", TEXT, "what it was made on", nullable=True),
+            _column("dtype", TEXT, "the model's number type", nullable=True),
+        ]
+    ),
+    PICTURES_GO,
+)
+
+CLIQUES = Table(
+    "cliques",
+    "generate",
+    "one prompt that was tried in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("n_generated", INT, "attempts that succeeded"),
+            _column("n_failed", INT, "attempts that failed or that the model's safety filter took"),
+            _column("edge_distance", DOUBLE, "two generations are joined where their tiled l2 is below this"),
+            _column("clique_size", INT, "nodes of the largest clique"),
+            _column("clique_exact", FLAG, "false: the search was cut short, there may be a larger one"),
+            _column("clique_threshold", INT, "flagged from this size on"),
+            _column("mean_distance", DOUBLE, "mean tiled l2 inside the clique; null under two nodes", nullable=True),
+            _column("flagged", FLAG, "the black-box membership inference: memorised, says the clique"),
+            _column(
+                "keep_rule",
+                TEXT,
+                "flagged, all, slice or control: why all its images are stored; nearest, dropped: nearest and central alone",
+            ),
+            _column("keep_probability", DOUBLE, "with which a prompt of this outcome keeps all its images, 0 to 1"),
+            _column("sizes_by_distance", TEXT, "JSON: edge distance → largest clique, for the sweep"),
+            _column("seconds", DOUBLE, "generation and filtering"),
+        ]
+    ),
+)
+
+_DISTANCES = (
+    _column("l2", DOUBLE, "over pixels in 0 to 1, divided by the root of their number (paper, section 4.2)"),
+    _column("tiled_l2", DOUBLE, "largest l2 among 16 tiles in the same position"),
+    _column("adaptive_l2", DOUBLE, "l2 over alpha times the mean l2 to the others; null without any", nullable=True),
+    _column("n_others", INT, "how many others that mean is over"),
+    _column(
+        "nearest_other_l2", DOUBLE, "to the nearest training image outside the group and its twins; null without", nullable=True
+    ),
+    _column("ratio", DOUBLE, "l2 over nearest_other_l2 (Yoon et al. 2023, Gu et al. 2023)", nullable=True),
+    _column("coarse_l2", DOUBLE, "l2 of the pictures' block means: COARSE along each side, see kernels/distances.py"),
+    _column("coarse_ratio", DOUBLE, "coarse_l2 over the smallest of another group that is no twin", nullable=True),
+)
+
+MATCHES = Table(
+    "matches",
+    "match",
+    "one judged generation against one group of training images, or one control image, in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("sample_index", INT, "which of the prompt's generations"),
+            _column("nearest", FLAG, "whether that is the prompt's nearest to its own image: see generations"),
+            _column("regenerated", FLAG, "whether its picture was not kept, and made again: see regenerations"),
+            _column("sample_id", TEXT, "the group's member, or the control, that lies nearest in l2"),
+            _column("group_id", TEXT, "the member's duplicate group; a control is a group of its own"),
+            _ROLE,
+            _column("relation", TEXT, "own: the image whose caption was the prompt; neighbour: near by CLIP or thumbnail"),
+            _column("found_by", TEXT, "clip, thumbnail or both; own where it was compared whatever they say"),
+            _column("cosine", FLOAT, "between the CLIP vectors", nullable=True),
+            _column("offset", INT, "of the square crop along the image's longer side, in pixels at generation size"),
+            *_DISTANCES,
+            _column("extracted", FLAG, "the paper's verdict: l2 ≤ delta"),
+        ]
+    ),
+    ROWS_GO,
+)
+
+DECOYS = Table(
+    "decoys",
+    "match",
+    "one picture that is no copy, against its nearest training group, as if it were a generation",
+    pa.schema(
+        [
+            *_AUDIT,
+            _column(
+                "kind",
+                TEXT,
+                "held_out: a control; left_out: a training image against the other groups; blurred: a training image of which "
+                "4 x 4 block means are left",
+            ),
+            _column("sample_id", TEXT, "of which picture it is made"),
+            _column("group_id", TEXT, "the nearest training group, by coarse_l2"),
+            *_DISTANCES,
+        ]
+    ),
+    ROWS_GO,
+)
+
+COPY_CALIBRATION = Table(
+    "copy_calibration",
+    "match",
+    "one audit: the limits below which a generation is a copy",
+    pa.schema(
+        [
+            *_AUDIT,
+            _column("l2_limit", DOUBLE, "a copy's l2 is at most this"),
+            _column("coarse_l2_limit", DOUBLE, "its coarse_l2 is below this"),
+            _column("coarse_ratio_limit", DOUBLE, "and its coarse_ratio below this"),
+            _column("max_false_positive_rate", DOUBLE, "what was asked for, per picture"),
+            _column("n_held_out", INT, "held-out pictures that the limits were made from"),
+            _column("n_left_out", INT, "training images, each against the others, that they were made from as well"),
+            _column(
+                "promised_rate", DOUBLE, "bound on the chance that a new picture is called; null with too few", nullable=True
+            ),
+        ]
+    ),
+)
+
+REGENERATIONS = Table(
+    "regenerations",
+    "match",
+    "one generation that was not kept, whose thumbnail lies near a training image, made again from its seed",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("sample_index", INT, "which of the prompt's generations"),
+            _column("group_id", TEXT, "the group that its thumbnail lies near"),
+            _column("bound", DOUBLE, "l2 of the thumbnails: the pictures are no nearer"),
+            _column("status", TEXT, "success; or differs, failed or safety_filtered: then nothing was judged"),
+            _column("reason", TEXT, "why it is not a success, or why its picture was removed since; else null", nullable=True),
+            _column("image", pa.binary(), "PNG; null where there is none, or removed since", nullable=True),
+        ]
+    ),
+    PICTURES_GO,
+)
+
+CALIBRATION = Table(
+    "calibration",
+    "match",
+    "one distance in one audit: how near to a control's own image the generations of its caption come",
+    pa.schema(
+        [
+            *_AUDIT,
+            _column("distance", TEXT, "l2, tiled_l2 or adaptive_l2, of the nearest generation"),
+            _column("chosen", FLAG, "whether seen goes by this distance"),
+            _column("max_false_positive_rate", DOUBLE, "what was asked for, per image"),
+            _column("n_controls", INT, "controls whose nearest generation has that distance"),
+            _column("generations_per_prompt", INT, "of a training prompt"),
+            _column("generations_per_control", INT, "of a control"),
+            _column("threshold", DOUBLE, "called where the distance is below; null: too few controls", nullable=True),
+            _column("promised_rate", DOUBLE, "bound on a control-like image's chance to be called", nullable=True),
+            _column("controls_called", INT, "controls below the threshold", nullable=True),
+            _column("upper_bound", DOUBLE, "95% Clopper-Pearson upper bound on the rate among controls", nullable=True),
+            _column("controls_within_delta", INT, "controls that the paper's rule calls (l2 ≤ delta), own image"),
+            _column("controls_near_another_within_delta", INT, "controls with a generation within delta of another control"),
+            _column("images_tested", INT, "groups of training images that were tried with their own caption"),
+            _column("images_called", INT, "of those, below the threshold", nullable=True),
+            _column("false_discovery_rate", DOUBLE, "Storey's estimate, pi0 = 1; null where none was called", nullable=True),
+            _column(
+                "separation", DOUBLE, "area under the curve, tried images with kept generations against controls", nullable=True
+            ),
+        ]
+    ),
+)
+
+EIDETIC_COUNTS = Table(
+    "eidetic_counts",
+    "match",
+    "one training image that a verdict may call extracted, in one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _SAMPLE_ID,
+            _column("eidetic_delta", DOUBLE, "two training images within this l2 are counted as one memory"),
+            _column("k", LONG, "training images within eidetic_delta of it, itself included (paper, definition 2)"),
+        ]
+    ),
+    ROWS_GO,
+)
+
+AUDITS = Table(
+    "audits",
+    "match",
+    "one audit",
+    pa.schema(
+        [
+            *_AUDIT,
+            _column("generator", TEXT, "diffusers or folder"),
+            _column("model", TEXT, "as the user named it"),
+            _column("ingest_snapshot", TEXT, "the training data"),
+            _column("embed_snapshot", TEXT, "their vectors"),
+            _column("deduplicate_snapshot", TEXT, "their groups"),
+            _column("parameters", TEXT, "JSON: stage → every parameter"),
+            _column("versions", TEXT, "JSON: package → version"),
+            _column("machine", TEXT, "where it ran"),
+            _column("finished_at", MOMENT, "when its matches were complete"),
+        ]
+    ),
+)
+
+_NEW_OR_GONE = "prompts of the panel that give back their image {}, both nights by the earlier one's limits"
+
+HISTORY = Table(
+    "history",
+    "nightly",
+    "one night",
+    pa.schema(
+        [
+            _column("date", TEXT, "the night, as YYYY-MM-DD"),
+            _column("model", TEXT, "as the user named it"),
+            _column("model_revision", TEXT, "commit of the hub, or digest of the local folder"),
+            _column("samples", LONG, "rows of metadata so far"),
+            _column("images", LONG, "of those, pictures that were had"),
+            _column("samples_new", LONG, "rows of metadata that the night before had not"),
+            _column("images_recovered", LONG, "that had failed to download on a night before"),
+            _column("ingest_snapshot", TEXT, "the training data"),
+            _column("deduplicate_snapshot", TEXT, "their groups: what the rotating prompts are drawn from"),
+            _column("panel_snapshot", TEXT, "the groups that the panel is drawn from: those of the night that began it"),
+            _column("panel_options", TEXT, "digest of the options under which nights can be compared"),
+            _column("panel_size", LONG, "prompts that were asked for in the panel"),
+            _column("panel_audit_id", TEXT, "the audit of the fixed panel"),
+            _column("panel_match", TEXT, "snapshot of its matches"),
+            _column("rotating_audit_id", TEXT, "the audit of the rotating prompts"),
+            _column("rotating_match", TEXT, "snapshot of their matches"),
+            _column(
+                "rotating_options", TEXT, "digest of what makes two nights' rotating prompts the same: model, data, options"
+            ),
+            _column("rotating_seed", LONG, "that they are drawn by"),
+            _column("verdict_used", TEXT, "extracted_calibrated, or copied where there are no controls, or too few"),
+            _column("panel_prompts", LONG, "prompts that are tried every night"),
+            _column("panel_extracted", LONG, "of those, the ones that give back their image, by verdict_used"),
+            _column("prompts_tried", LONG, "rotating prompts"),
+            _column("rate", DOUBLE, "of the population, by verdict_used and the rotating prompts: what give back their image"),
+            _column("rate_lower", DOUBLE, "lower end of the exact 95% interval"),
+            _column("rate_upper", DOUBLE, "its upper end"),
+            _column("rate_copied", DOUBLE, "likewise: prompts that return their own image as a copy"),
+            _column("rate_copied_lower", DOUBLE, "lower end of the exact 95% interval"),
+            _column("rate_copied_upper", DOUBLE, "its upper end"),
+            _column(
+                "rate_seen", DOUBLE, "likewise: whose image the model was trained on; null without controls", nullable=True
+            ),
+            _column("rate_seen_lower", DOUBLE, "lower end of the exact 95% interval", nullable=True),
+            _column("rate_seen_upper", DOUBLE, "its upper end", nullable=True),
+            _column("images_copied", LONG, "training images that the rotating prompts returned as copies, theirs or others"),
+            _column("smallest_change", DOUBLE, "share of the panel that must be new to be seen, with 80% power", nullable=True),
+            _column("compared_with", TEXT, "date of the night before with the same options; null on the first", nullable=True),
+            _column("new_extractions", LONG, _NEW_OR_GONE.format("now and did not"), nullable=True),
+            _column("gone_extractions", LONG, _NEW_OR_GONE.format("no longer"), nullable=True),
+            _column(
+                "p_value", DOUBLE, "that it is no worse, by the other night's limits: the smallest, by Holm", nullable=True
+            ),
+            _column("baseline", TEXT, "date of the night that was named; null without", nullable=True),
+            _column("baseline_new_extractions", LONG, "as new_extractions, against the baseline", nullable=True),
+            _column("baseline_gone_extractions", LONG, "as gone_extractions, against the baseline", nullable=True),
+            _column("baseline_p_value", DOUBLE, "as p_value, against the baseline", nullable=True),
+            _column("significance", DOUBLE, "worse where a p-value is at most this"),
+            _column("verdict", TEXT, "first, fine or worse"),
+            _column("exit_code", INT, "of the command: 0 or 3"),
+            _column("finished_at", MOMENT, "when it was decided"),
+        ]
+    ),
+)
+
+NIGHT_CHANGES = Table(
+    "night_changes",
+    "nightly",
+    "one prompt of the panel whose verdict is not that of the night before, both by that night's limits",
+    pa.schema(
+        [
+            _column("date", TEXT, "the night"),
+            _column("compared_with", TEXT, "the night before"),
+            _column("kind", TEXT, "new: gives back its image now; gone: no longer"),
+            _PROMPT_ID,
+            _column("sample_id", TEXT, "the image whose caption it is: samples has its url and caption", nullable=True),
+            _column("group_id", TEXT, "its duplicate group", nullable=True),
+        ]
+    ),
+)
+
+TOMBSTONES = Table(
+    "tombstones",
+    "forget",
+    "one thing that was forgotten: a sample, or bytes that must not be found in the lake again",
+    pa.schema(
+        [
+            _column("kind", TEXT, "sample, url, content, caption, picture, vector, thumbnail, generation or shown"),
+            _column("sample_id", TEXT, "whose; null where the lake didn't have it, and for generations", nullable=True),
+            _column("sha256", TEXT, "of the bytes, a text's as UTF-8, a sample's of its id; content: as downloaded"),
+            _column("length", LONG, "bytes; null where they are not searched for", nullable=True),
+            _column("ending", LONG, "32-bit hash of the last 16 bytes; null where there are fewer", nullable=True),
+            _column("reason", TEXT, "as the user gave it"),
+            _column("forgotten_at", MOMENT, "when"),
+        ]
+    ),
+)
+
+TABLES = {
+    table.name: table
+    for table in (
+        SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
+        GENERATIONS, CLIQUES, MATCHES, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION, EIDETIC_COUNTS, AUDITS, HISTORY,
+        NIGHT_CHANGES, TOMBSTONES,
+    )
+}  # fmt: skip
+"""Every table that a stage writes, by name. The marts are described beside their SQL."""
