@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.results import Row, write
@@ -34,7 +35,7 @@ from transforms.kernels.rates import clopper_pearson_interval
 from transforms.results.marts import read_mart
 from transforms.store.files import read_rows
 from transforms.store.lake import Lake
-from transforms.store.lineage import chain
+from transforms.store.lineage import lineage
 from transforms.store.pictures import decode
 
 PORT = 18_431
@@ -90,13 +91,16 @@ class Audit:
         decoys: rows of the table.
     """
 
-    def __init__(self, name: str, lake: Lake):
+    def __init__(self, name: str, lake: Lake, site: Path):
         self.name, self.lake = name, lake
         match, measure = lake.latest("match"), lake.latest("measure")
-        self.chain = chain(lake, match)
+        self.chain = lineage(lake, match)
         self.match = match
         samples = lake.read("samples", self.chain["ingest"].snapshot_id, ["sample_id", "url"]).to_pylist()
-        self.keys = {row["sample_id"]: key_of(row["url"]) for row in samples}
+        # Which picture a url shows is told by who made the site; of a crop nobody knows what its prompt should return.
+        planted = pq.read_table(site / "truth.parquet", columns=["URL", "slug", "kind"]).to_pylist()
+        shows = {row["URL"]: row["slug"] for row in planted if row["kind"] != "cropped"}
+        self.keys = {row["sample_id"]: shows.get(row["url"], "") for row in samples}
         # On a share of the corpus the model knows more pictures than the lake.
         present = set(self.keys.values())
         by_key = {row["slug"]: row for row in truth.read(name)["trained"] if row["slug"] in present}
@@ -108,12 +112,13 @@ class Audit:
         }
         self.extractions = read_mart(lake, "extractions", measure)
         found = {self.keys[row["sample_id"]] for row in self.extractions if row["extracted_calibrated"]}
-        samples_of = {row["prompt_id"]: row["sample_id"]
-                      for row in lake.read("prompts", self.chain["generate"].snapshot_id).to_pylist()}  # fmt: skip
+        prompts = {row["prompt_id"]: row for row in lake.read("prompts", self.chain["generate"].snapshot_id).to_pylist()}
         self.rows = []
         for verdict in read_mart(lake, "verdicts", measure):
-            key = self.keys.get(samples_of[verdict["prompt_id"]])
-            if key in by_key and verdict["prompt_id"] in own:
+            prompt = prompts[verdict["prompt_id"]]
+            key = self.keys.get(prompt["sample_id"], "")
+            # A repeat may have another caption, of which the truth says nothing.
+            if key in by_key and verdict["prompt_id"] in own and prompt["text"] == by_key[key]["caption"]:
                 row = own[verdict["prompt_id"]]
                 self.rows.append({
                     **by_key[key], **{column: row[column] for column in STATISTICS}, "prompt_id": verdict["prompt_id"],
@@ -157,7 +162,7 @@ class Audit:
         rules = {"copied": "copied", "by_l2": "extracted", "extracted_calibrated": "extracted_calibrated"}
         result: dict[str, float] = {"sure": len(sure), "doubtful": len(doubtful)}
         for rule, column in rules.items():
-            found = {self.keys[row["sample_id"]] for row in self.extractions if row[column]}
+            found = {self.keys[row["sample_id"]] for row in self.extractions if row[column]} - {""}
             hit = len(found & sure)
             result[f"{rule}_precision"] = hit / max(1, len(found - doubtful))
             result[f"{rule}_recall"] = hit / max(1, len(sure))
@@ -206,11 +211,6 @@ class Audit:
 
 
 STATISTICS = ("l2", "tiled_l2", "adaptive_l2", "ratio", "coarse_l2", "coarse_ratio")
-
-
-def key_of(url: str) -> str:
-    """The picture that a url of a site shows: pictures/<key>.png?c=3."""
-    return url.split("/pictures/")[-1].split("?")[0].removesuffix(".png")
 
 
 def distances_of(rows: Iterable[dict[str, Any]]) -> Distances:
@@ -397,7 +397,7 @@ def main() -> None:
         rows: list[Row] = []
         for name in names:
             begun = time.monotonic()
-            audit = Audit(name, audited(name, work / name))
+            audit = Audit(name, audited(name, work / name), work / name / "site")
             found[name] = {"came_back": audit.came_back(), "seen": audit.seen(), "splits": audit.splits()}
             precision, recall, _, _ = audit.precision_and_recall("extracted_calibrated")
             back, (mean, kept) = found[name]["came_back"], found[name]["splits"]

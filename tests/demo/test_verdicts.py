@@ -13,8 +13,9 @@ OPTIONS = ("--images_per_prompt=4", "--images_per_control=4", "--max_false_posit
 def audit(request, tmp_path_factory):
     if request.param == "photographs" and not photographs.DATA.exists():
         pytest.skip(f"CIFAR-10 is not there: {photographs.DATA}")
-    lake = audited(request.param, tmp_path_factory.mktemp(request.param), OPTIONS, scale=0.25, port=18_433)
-    return Audit(request.param, lake)
+    folder = tmp_path_factory.mktemp(request.param)
+    lake = audited(request.param, folder, OPTIONS, scale=0.25, port=18_433)
+    return Audit(request.param, lake, folder / "site")
 
 
 def test_a_copy_is_called_and_what_is_half_learned_is_not(audit):
