@@ -35,9 +35,10 @@ from pipelines.deduplicate import DeduplicateOptions
 from pipelines.execution import Execution
 from pipelines.options import Parsed
 from transforms.duplicates.check import MOST_SAMPLED, QUERIES, digests_of, exact_sets_of
-from transforms.duplicates.job import SWEEP_DEPTH, keys_of, matrix
+from transforms.duplicates.job import SWEEP_DEPTH, keys_of
 from transforms.duplicates.search import chosen_by, pairs_of_queries
 from transforms.kernels import cells, groups
+from transforms.store.arrays import matrix
 from transforms.store.files import read_parquet, write_parquet
 from transforms.store.lake import Lake
 

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.device import DeviceOptions
 from pipelines.embed import encoder
@@ -32,25 +32,30 @@ from pipelines.generate import generator_again
 from pipelines.options import Options, Parsed, option, parameters
 from pipelines.stages import Planned, Stage
 from transforms.errors import UserError
-from transforms.kernels.copies import CopyLimits, is_copy
+from transforms.kernels.copies import CopyLimits
 from transforms.kernels.distances import COARSE
+from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.calibration import DISTANCES, Asked, calibration_rows, copy_calibration_row
+from transforms.matching.candidates import merge
+from transforms.matching.comparison import Measure
+from transforms.matching.directory import Directory
+from transforms.matching.tasks import THUMBNAIL, Round, Snapshots, Task, decoy_file
 from transforms.models.base import Generator
-from transforms.store.files import count_rows, delete, list_files, open_parquet, read_parquet, write_parquet
+from transforms.models.clip import ClipModel
+from transforms.store.files import count_rows, delete, list_files, open_parquet, read_parquet, read_rows, write_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest, part_number
 from transforms.store.lineage import lineage
-from transforms.store.tombstones import RETIRED, Tombstones
-
-if TYPE_CHECKING:
-    # Beam's RunInference imports torch; a verb that has nothing to do must not wait for it.
-    from transforms.matching.parts import Task
-
+from transforms.store.scan import ask, scan
+from transforms.store.tombstones import RETIRED
 
 MOST_DECOYS = 1_000
 """So many decoys of a kind are judged, drawn by hash: none called says that fewer than 0.3% would be."""
 
 DECOYS_PER_PART = 250
+
+MOST_IN_A_BLOCK = 2048
+"""Generations that are compared at once, however small their pictures are."""
 
 RECALL_SAMPLE = 200
 """Generations on which the candidates are compared with brute force."""
@@ -81,6 +86,7 @@ class MatchOptions(Options):
         over=0,
         under=1,
     )
+    match_memory: int = option(2048, "MiB that a worker may take for what lies near the generations, about", least=64)
     calibrated_distance: str = option("adaptive_l2", "the distance that seen goes by", choices=DISTANCES)
     regenerate: bool = option(
         True,
@@ -103,7 +109,9 @@ def plan(lake: Lake, parsed: Parsed, generate: str | None) -> Planned:
         done = lake.manifest("generate", generate)
         return None if done is None else done.rows["generations"]
 
-    return Planned("match", parameters(parsed[MatchOptions]), {"generate": generate}, "generations", generations)
+    # Memory changes no row.
+    shaping = parameters(parsed[MatchOptions], leave_out=("match_memory",))
+    return Planned("match", shaping, {"generate": generate}, "generations", generations)
 
 
 def work(execution: Execution, parsed: Parsed, planned: Planned, generate: Manifest | None) -> dict[str, Any]:
@@ -127,8 +135,8 @@ def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
 
 def refuse_without_pictures(lake: Lake, audit: str) -> None:
     """UserError where pictures of the audit were retired: they would count as not extracted."""
-    reasons = lake.read("generations", audit, ["reason"])["reason"].to_pylist()
-    retired = sum(reason is not None and reason.startswith(RETIRED) for reason in reasons)
+    query = "SELECT count(*) AS retired FROM generations WHERE starts_with(reason, $retired)"
+    retired = ask(lake, {"generations": audit}, query, retired=RETIRED)[0]["retired"]
     if retired:
         raise UserError(
             f"{retired:,} pictures of the audit {audit} were removed by 'eidetic forget --generations_older_than', and would "
@@ -140,8 +148,6 @@ class Matching:
     """One run of ``match``: its steps, each of which leaves its tables whole."""
 
     def __init__(self, lake: Lake, options: MatchOptions, generate: Manifest, planned: Planned):
-        from transforms.matching.comparison import Measure, Snapshots
-
         self.lake, self.options, self.generate = lake, options, generate
         self.snapshot = planned.snapshot_id
         self.made_of = lineage(lake, generate)
@@ -149,6 +155,7 @@ class Matching:
         self.snapshots = Snapshots(
             **{stage: self.made_of[stage].snapshot_id for stage in ("ingest", "embed", "deduplicate", "generate")}
         )
+        self.directory = Directory(lake, self.snapshot)
         self.asked = Asked(
             delta=options.delta,
             copy_l2=options.copy_l2,
@@ -158,58 +165,87 @@ class Matching:
         )
         self.measure = Measure(
             delta=options.delta,
-            neighbours=max(options.neighbours, options.adaptive_others),
             others=options.adaptive_others,
             alpha=options.adaptive_alpha,
             copy_ratio=options.copy_ratio,
-            sampled=min(1.0, RECALL_SAMPLE / max(1, count_kept(lake, generate.snapshot_id))),
         )
-        sizes = lake.read("generations", generate.snapshot_id, ["width"])["width"]
-        # Where the model makes pictures of several sizes, decoys have the most frequent one.
-        self.side: int = pc.mode(sizes)[0]["mode"].as_py() if len(sizes) > sizes.null_count else COARSE
-        self.parameters = {stage: manifest.parameters for stage, manifest in self.made_of.items()} | {
-            "match": planned.parameters
-        }
+        self.parameters = {stage: manifest.parameters for stage, manifest in self.made_of.items()}
+        self.parameters["match"] = planned.parameters
         self.audit = {
             "audit_id": generate.snapshot_id,
             "model_revision": generate.parameters["model_revision"],
             "parameters_digest": digest("parameters", planned.parameters, planned.upstream, length=16),
         }
 
+    def round(self, name: str, tasks: Sequence[Task]) -> Round:
+        """Tasks as a round; blocks are as large as the pictures that one is compared with fit into a quarter of the memory."""
+        neighbours = max(self.options.neighbours, self.options.adaptive_others)
+        bytes_of_pictures, pictures = stored_bytes(self.lake, "images", self.snapshots.ingest)
+        of_one = 2 * neighbours * max(1, bytes_of_pictures // max(1, pictures))
+        return Round(
+            lake=self.lake,
+            snapshots=self.snapshots,
+            snapshot=self.snapshot,
+            name=name,
+            tasks=tuple(tasks),
+            side=self.side,
+            neighbours=neighbours,
+            block=min(MOST_IN_A_BLOCK, max(1, self.memory // 4 // of_one)),
+        )
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a worker may take."""
+        return self.options.match_memory << 20
+
+    @functools.cached_property
+    def side(self) -> int:
+        """Pixels of the decoys: where the model makes pictures of several sizes, the most frequent one's."""
+        query = "SELECT width FROM generations WHERE width IS NOT NULL GROUP BY width ORDER BY count(*) DESC, width LIMIT 1"
+        found = ask(self.lake, {"generations": self.snapshots.generate}, query)
+        return found[0]["width"] if found else COARSE
+
+    def rows_at_once(self) -> int:
+        """Groups that are searched at once: their vectors and thumbnails take up to a quarter of the memory."""
+        numbers = next(
+            (len(row["vector"]) for path in self.lake.parts("embeddings", self.snapshots.embed)
+             for row in read_rows(path, ["vector"]) if row["vector"]), 1,
+        )  # fmt: skip
+        return max(1, self.memory // 4 // (8 * max(numbers, LENGTH)))
+
     def match(self, execution: Execution, device: DeviceOptions) -> None:
         """Writes ``matches`` of the stored generations, and ``decoys``."""
-        from transforms.matching.parts import Task
-
         parts = self.lake.parts("generations", self.snapshots.generate)
         rows = {part_number(path): count_rows(path) for path in parts}
 
         def durable() -> int:
-            return sum(rows.get(part_number(path), 0) for path in self.lake.parts("matches", self.snapshot))
+            return sum(rows.get(part_number(path), 0) for path in self.lake.own("matches", self.snapshot).values())
 
+        self.directory.write(self.snapshots)
         tasks = [Task("generations", number) for number in rows]
         tasks += [Task("decoys", number) for number in range(self._list_decoys())]
         progress = Progress("match", durable, sum(rows.values()), "generations")
-        execution.run(lambda pipeline: build(pipeline, self, tasks, device), progress)
+        self.judge(execution, device, self.round("stored", tasks), progress)
+
+    def judge(self, execution: Execution, device: DeviceOptions, round: Round, progress: Progress | None = None) -> None:
+        """All steps of a round: vectors, candidates, their pictures, and the comparison."""
+        clip = encoder(self.embed, device)
+        execution.run(lambda pipeline: build_embedding(pipeline, self, round, clip, device.hint()))
+        self.find(execution, round)
+        parts = merge(round)
+        execution.run(lambda pipeline: build_gathering(pipeline, round, parts))
+        execution.run(lambda pipeline: build(pipeline, self, round), progress)
+
+    def find(self, execution: Execution, round: Round) -> None:
+        """Searches what lies near the pictures of a round."""
+        rows = self.rows_at_once()
+        execution.run(lambda pipeline: build_search(pipeline, round, rows))
 
     def _list_decoys(self) -> int:
         """Lists what is to be judged as if it were a generation, and is no copy; returns in how many parts."""
-        from transforms.matching.parts import decoy_file
-
-        forgotten = Tombstones.read(self.lake)
-        table = self.lake.read("embeddings", self.snapshots.embed, ["sample_id", "role", "status"])
-        there = forgotten.spared(table.filter(pc.equal(table["status"], "success")))
-        controls = there.filter(pc.equal(there["role"], "control"))["sample_id"].to_pylist()
-        groups = self.lake.read("duplicate_groups", self.snapshots.deduplicate, ["sample_id", "group_id", "representative"])
-        alone = forgotten.spared(groups.filter(pc.equal(groups["sample_id"], groups["representative"])))
-        trained = list(zip(alone["sample_id"].to_pylist(), alone["group_id"].to_pylist(), strict=True))
         rows: list[dict[str, Any]] = []
-        for kind, samples in (
-            ("held_out", [(sample, None) for sample in controls]),
-            ("left_out", trained),
-            ("blurred", trained),
-        ):
-            drawn = sorted(samples, key=lambda pair: digest("decoy", kind, pair[0]))[:MOST_DECOYS]
-            rows += [{"kind": kind, "sample_id": sample, "group_id": group} for sample, group in drawn]
+        for kind, role in (("held_out", "control"), ("left_out", "training"), ("blurred", "training")):
+            rows += [{"kind": kind, **row} for row in self.directory.drawn(kind, role, MOST_DECOYS)]
         rows = [{**row, "part": place // DECOYS_PER_PART} for place, row in enumerate(rows)]
         if rows:
             write_parquet(decoy_file(self.lake, self.snapshot), pa.Table.from_pylist(rows))
@@ -230,14 +266,19 @@ class Matching:
             stored generation and another image that it is a copy of; pointed_at: share of those that the thumbnails alone
             would have found, None without any.
         """
-        from transforms.matching.parts import Task
         from transforms.matching.regeneration import pointed_folder, regenerated
 
         if self.generate.parameters["keep"] == "none":
             return {"pointed": 0, "success": 0, "copies_of_others": 0, "pointed_at": None}
         numbers = [part_number(path) for path in self.lake.parts("generations", self.snapshots.generate)]
+        pointing = dataclasses.replace(
+            self.round("pointing", [Task("generations", number) for number in numbers]), neighbours=3, spaces=(THUMBNAIL,)
+        )
+        execution.run(lambda pipeline: build_thumbnails(pipeline, pointing))
+        self.find(execution, pointing)
+        merge(pointing)
         counts = self.lake.work("match", self.snapshot, "pointing.parquet")
-        execution.run(lambda pipeline: build_pointing(pipeline, self, numbers, limits, counts))
+        execution.run(lambda pipeline: build_pointing(pipeline, pointing, limits, counts))
         pointed = {
             part_number(path): count_rows(path) for path in list_files(pointed_folder(self.lake, self.snapshot), ".parquet")
         }
@@ -250,31 +291,40 @@ class Matching:
                 "generations",
             )
             execution.run(lambda pipeline: build_regeneration(pipeline, self, list(pointed), again, device.hint()), progress)
-            tasks = [Task("regenerations", number) for number in pointed]
-            execution.run(lambda pipeline: build(pipeline, self, tasks, device))
-        statuses = self.lake.read("regenerations", self.snapshot, ["status"])["status"].to_pylist()
-        if lost := sum(status != "success" for status in statuses):
+            self.judge(execution, device, self.round("again", [Task("regenerations", number) for number in pointed]))
+        query = "SELECT count(*) AS pointed, count(*) FILTER (status = 'success') AS success FROM regenerations"
+        (done,) = ask(self.lake, {"regenerations": self.snapshot}, query)
+        if lost := done["pointed"] - done["success"]:
             say(f"match        {lost:,} generations that may be copies could not be made again: see regenerations.reason")
         (row,) = read_parquet(counts).to_pylist()
         return {
-            "pointed": len(statuses),
-            "success": sum(status == "success" for status in statuses),
+            **done,
             "copies_of_others": row["known"],
             "pointed_at": row["agreeing"] / row["known"] if row["known"] else None,
         }
 
     def calibrate(self) -> None:
         """Writes ``calibration``."""
-        rows = calibration_rows(
-            self.lake.read("matches", self.snapshot),
-            self.lake.read("prompts", self.snapshots.generate),
-            self.asked,
-        )
+        tables = {"matches": self.snapshot, "prompts": self.snapshots.generate}
+        query = """
+            SELECT prompts.origin, prompts.group_id IS NOT NULL AS has_group, matches.*
+            FROM matches INNER JOIN prompts USING (prompt_id)
+            WHERE relation = 'own' AND nearest OR relation = 'neighbour' AND role = 'control' AND extracted
+        """
+        batches = list(scan(self.lake, tables, query))
+        (asked_for,) = ask(self.lake, {"prompts": self.snapshots.generate}, """
+            SELECT count(*) FILTER (origin <> 'control' AND group_id IS NOT NULL) AS images_tested,
+                max(images_requested) FILTER (origin <> 'control') AS per_prompt,
+                min(images_requested) FILTER (origin = 'control') AS per_control
+            FROM prompts
+        """)  # fmt: skip
+        rows = calibration_rows(pa.Table.from_batches(batches) if batches else None, asked_for, self.asked)
         self.lake.write("calibration", self.snapshot, 0, [{**self.audit, **row} for row in rows])
 
     def count(self, execution: Execution, limits: CopyLimits) -> dict[str, Any]:
         """Writes ``eidetic_counts`` for every training image that some verdict calls; returns the recall of the candidates."""
-        from transforms.matching.recall import recall, sampled_folder
+        from transforms.matching.parts import sampled_rows
+        from transforms.matching.recall import recall
 
         targets = self._targets(limits)
         path = self.lake.work("match", self.snapshot, "targets.parquet")
@@ -284,38 +334,34 @@ class Matching:
             self.lake.write("eidetic_counts", self.snapshot, 0, [])
         nearest = self.lake.work("match", self.snapshot, "nearest.parquet")
         execution.run(lambda pipeline: build_counts(pipeline, self, path if targets.num_rows else None, nearest))
-        columns = ["key", "found_by", "nearest", "next"]
-        files = list_files(sampled_folder(self.lake, self.snapshot), ".parquet")
-        sampled = [row for file in files for row in read_parquet(file, columns).to_pylist()]
         found = {
             row["key"]: list(zip(row["distances"], row["groups"], strict=True)) for row in read_parquet(nearest).to_pylist()
         }
-        return recall(sampled, found)
+        return recall(sampled_rows(self.lake, self.snapshot), found)
 
     def _targets(self, limits: CopyLimits) -> pa.Table:
-        """(sample_id, side, crop) of the training images to count for: the crop of each one's nearest match."""
-        from transforms.data.images import ImageStore
-        from transforms.kernels.distances import resize_shorter_side, square_at
+        """sample_id, code, offset, side: the training images to count for, and the crop of each one's nearest match."""
+        limited = {
+            "l2_limit": limits.l2,
+            "coarse_l2_limit": limits.coarse_l2,
+            "coarse_ratio_limit": limits.coarse_ratio,
+        }
+        query = """
+            WITH called AS (
+                SELECT sample_id, "offset", prompt_id, sample_index FROM matches
+                WHERE role = 'training' AND (extracted OR is_copy(matches, $limits))
+                QUALIFY row_number() OVER (PARTITION BY sample_id ORDER BY l2, prompt_id, sample_index) = 1
+            )
 
-        columns = ["sample_id", "prompt_id", "sample_index", "role", "offset", "l2", "extracted", "coarse_l2", "coarse_ratio"]
-        nearest: dict[str, dict[str, Any]] = {}
-        for row in self.lake.read("matches", self.snapshot, columns).to_pylist():
-            if row["role"] != "training" or not (row["extracted"] or is_copy(row, limits)):
-                continue
-            best = nearest.get(row["sample_id"])
-            if best is None or row["l2"] < best["l2"]:
-                nearest[row["sample_id"]] = row
-        generations = self.lake.read("generations", self.snapshots.generate, ["prompt_id", "sample_index", "width"])
-        sides = {(row["prompt_id"], row["sample_index"]): row["width"] for row in generations.to_pylist()}
-        store = ImageStore(self.lake, self.snapshots.ingest, self.snapshots.embed)
-        rows = []
-        for sample, row in sorted(nearest.items()):
-            side, offset = sides[row["prompt_id"], row["sample_index"]], row["offset"]
-            picture = resize_shorter_side(store.get(sample), side)
-            crop = np.ascontiguousarray(square_at(picture, offset))
-            rows.append({"sample_id": sample, "side": side, "crop": crop.tobytes()})
-        schema = pa.schema([("sample_id", pa.string()), ("side", pa.int32()), ("crop", pa.binary())])
-        return pa.Table.from_pylist(rows, schema=schema)
+            SELECT called.sample_id, called."offset", generations.width AS side
+            FROM called INNER JOIN generations USING (prompt_id, sample_index) ORDER BY sample_id
+        """
+        tables = {"matches": self.snapshot, "generations": self.snapshots.generate}
+        batches = list(scan(self.lake, tables, query, limits=limited))
+        schema = pa.schema([("sample_id", pa.string()), ("offset", pa.int32()), ("side", pa.int32())])
+        table = pa.Table.from_batches(batches, schema=schema) if batches else schema.empty_table()
+        codes = self.directory.codes(table["sample_id"].to_pylist())
+        return table.append_column("code", pa.array([codes[sample] for sample in table["sample_id"].to_pylist()], pa.int64()))
 
     def register(self) -> None:
         """Writes the audit's row of ``audits``."""
@@ -334,43 +380,68 @@ class Matching:
         self.lake.write("audits", self.snapshot, 0, [row])
 
 
-def count_kept(lake: Lake, generate: str) -> int:
-    """Stored pictures of an audit, from the Parquet footers alone."""
-    kept = 0
-    for path in lake.parts("generations", generate):
+def stored_bytes(lake: Lake, table: str, snapshot: str) -> tuple[int, int]:
+    """(bytes, number) of the pictures of a table that are stored, from the Parquet footers alone."""
+    size = stored = 0
+    for path in lake.parts(table, snapshot):
         with open_parquet(path) as file:
             column = file.schema_arrow.names.index("image")
             for group in range(file.num_row_groups):
                 chunk = file.metadata.row_group(group).column(column)
-                kept += chunk.num_values - (chunk.statistics.null_count if chunk.is_stats_set else 0)
-    return kept
+                size += chunk.total_uncompressed_size
+                stored += chunk.num_values - (chunk.statistics.null_count if chunk.is_stats_set else 0)
+    return size, stored
 
 
-def build(pipeline: beam.Pipeline, job: Matching, tasks: list[Task], device: DeviceOptions) -> None:
+def build_embedding(pipeline: beam.Pipeline, job: Matching, round: Round, clip: ClipModel, accelerator: str | None) -> None:
+    """The pipeline that makes the vectors of what is judged, and writes ``generation_embeddings``."""
+    from transforms.matching.queries import EmbedTasks
+
+    embed = EmbedTasks(round, clip, job.audit["parameters_digest"], accelerator)
+    _ = pipeline | "Tasks" >> beam.Create(list(enumerate(round.tasks))) | "EmbedTasks" >> embed
+
+
+def build_thumbnails(pipeline: beam.Pipeline, round: Round) -> None:
+    """The pipeline that takes the thumbnails of all attempts."""
+    from transforms.matching.queries import ThumbnailsOfAttempts
+
+    tasks = [(number, task.number) for number, task in enumerate(round.tasks)]
+    step = beam.ParDo(ThumbnailsOfAttempts(round))
+    _ = pipeline | "Tasks" >> beam.Create(tasks, reshuffle=True) | "ThumbnailsOfAttempts" >> step
+
+
+def build_search(pipeline: beam.Pipeline, round: Round, rows: int) -> None:
+    """The pipeline that finds the candidates, with so many groups in a worker's memory at once."""
+    from transforms.matching.candidates import FindCandidates
+
+    _ = pipeline | "FindCandidates" >> FindCandidates(round, rows)
+
+
+def build_gathering(pipeline: beam.Pipeline, round: Round, parts: list[int]) -> None:
+    """The pipeline that brings the pictures of these parts of ``images`` to the blocks that want them."""
+    from transforms.matching.gathering import GatherPart
+
+    _ = pipeline | "Parts" >> beam.Create(parts, reshuffle=True) | "GatherPart" >> beam.ParDo(GatherPart(round))
+
+
+def build(pipeline: beam.Pipeline, job: Matching, round: Round) -> None:
     """The pipeline that writes ``matches`` and ``decoys``."""
-    from transforms.matching.parts import MatchPart
+    from transforms.matching.parts import MatchTask
 
-    part = MatchPart(
-        job.lake,
-        job.snapshots,
-        job.snapshot,
-        encoder(job.embed, device),
-        job.measure,
-        job.audit["parameters_digest"],
-        job.side,
-    )
-    _ = pipeline | "Tasks" >> beam.Create(tasks) | "SpreadTasks" >> beam.Reshuffle() | "MatchPart" >> beam.ParDo(part)
+    _, kept = stored_bytes(job.lake, "generations", job.snapshots.generate)
+    match = MatchTask(round, job.measure, job.audit, min(1.0, RECALL_SAMPLE / max(1, kept)))
+    _ = pipeline | "Tasks" >> beam.Create(list(enumerate(round.tasks)), reshuffle=True) | "MatchTask" >> beam.ParDo(match)
 
 
-def build_pointing(pipeline: beam.Pipeline, job: Matching, numbers: list[int], limits: CopyLimits, counts: str) -> None:
+def build_pointing(pipeline: beam.Pipeline, round: Round, limits: CopyLimits, counts: str) -> None:
     """The pipeline that finds what is to be made again."""
     from transforms.matching.regeneration import Point, write_counts
 
+    tasks = [(number, task.number) for number, task in enumerate(round.tasks)]
     _ = (
         pipeline
-        | "Parts" >> beam.Create(numbers)
-        | "SpreadParts" >> beam.Reshuffle()
-        | "Point" >> beam.ParDo(Point(job.lake, job.snapshots, job.snapshot, limits))
+        | "Parts" >> beam.Create(tasks, reshuffle=True)
+        | "Point" >> beam.ParDo(Point(round, limits))
         | "Gather" >> beam.combiners.ToList()
         | "WriteCounts" >> beam.Map(write_counts, counts)
     )
@@ -391,11 +462,11 @@ def build_counts(pipeline: beam.Pipeline, job: Matching, targets: str | None, ne
     from transforms.matching.eidetic_counts import CountMemories
     from transforms.matching.recall import NearestOfAll
 
-    numbers = [part_number(path) for path in job.lake.parts("images", job.snapshots.ingest)]
-    parts = pipeline | "Parts" >> beam.Create(numbers) | "SpreadParts" >> beam.Reshuffle()
+    numbers = sorted({row["part"] for row in job.directory.totals() if row["role"] == "training"})
+    parts = pipeline | "Parts" >> beam.Create(numbers, reshuffle=True)
     _ = parts | "NearestOfAll" >> NearestOfAll(job.lake, job.snapshots, job.snapshot, nearest)
     if targets is not None:
-        count = CountMemories(job.lake, job.snapshot, job.snapshots.ingest, targets, job.options.eidetic_delta, job.audit)
+        count = CountMemories(job.lake, job.snapshot, job.snapshots, targets, job.options.eidetic_delta, job.audit)
         _ = parts | "CountMemories" >> count
 
 

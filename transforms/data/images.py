@@ -14,71 +14,53 @@ from transforms.store.lake import Lake, part_number
 from transforms.store.pictures import decode, to_array
 from transforms.store.tombstones import Tombstones
 
-# -- where a sample's picture lies ------------------------------------------------------------------------------------
 
+class PicturesByCode:
+    """Pictures of one ingest by where they stand: part and row, as one number (part · 2³² + row).
 
-class ImageStore:
-    """The training and control pictures of one ingest, by ``sample_id``.
-
-    ``images`` part k and ``embeddings`` part k hold the same samples in the same order; so the index is made from the
-    small column of ``embeddings``, and a picture is read with the row group that it lies in. What was read is kept, the
-    least recently used goes first.
-
-    Cheap to pickle: index and cache are made on first use and stay behind.
+    A picture is read with the row group that it lies in. What was read is kept, the least recently used goes first. Cheap to
+    pickle: the caches stay behind.
 
     Args:
         lake: the lake.
         ingest_snapshot: whose ``images``.
-        embed_snapshot: whose ``embeddings``.
-        cache_bytes: limit of the cache; half of it for encoded row groups, half for decoded pictures.
+        cache_bytes: limit of the caches; half of it for encoded row groups, half for decoded pictures.
     """
 
-    def __init__(self, lake: Lake, ingest_snapshot: str, embed_snapshot: str, *, cache_bytes: int = 256 << 20):
-        self.lake, self.ingest_snapshot, self.embed_snapshot = lake, ingest_snapshot, embed_snapshot
-        self.cache_bytes = cache_bytes
+    def __init__(self, lake: Lake, ingest_snapshot: str, *, cache_bytes: int = 256 << 20):
+        self.lake, self.ingest_snapshot, self.cache_bytes = lake, ingest_snapshot, cache_bytes
         self._start()
 
     def _start(self) -> None:
-        self._index: _Index | None = None
-        self._row_groups: _ByteLimitedCache[tuple[int, int], pa.Table] = _ByteLimitedCache(self.cache_bytes // 2)
-        self._pictures: _ByteLimitedCache[str, np.ndarray] = _ByteLimitedCache(self.cache_bytes // 2)
+        self._row_groups: ByteLimitedCache[tuple[int, int], pa.Table] = ByteLimitedCache(self.cache_bytes // 2)
+        self._pictures: ByteLimitedCache[int, np.ndarray] = ByteLimitedCache(self.cache_bytes // 2)
         self._starts: dict[int, np.ndarray] = {}
         self._paths: dict[int, str] = {}
         self._tombstones: Tombstones | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("lake", "ingest_snapshot", "embed_snapshot", "cache_bytes")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("lake", "ingest_snapshot", "cache_bytes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start()
 
-    def __contains__(self, sample_id: str) -> bool:
-        return self._find(sample_id) is not None
-
-    def get(self, sample_id: str) -> np.ndarray:
-        """The picture as (H, W, 3) uint8, not to be written to.
-
-        KeyError: there is no such sample; ValueError: undecodable, or forgotten.
-        """
-        picture = self._pictures.get(sample_id)
+    def get(self, code: int, sample_id: str) -> np.ndarray:
+        """The picture as (H, W, 3) uint8, not to be written to. ValueError: undecodable, forgotten, or another sample's."""
+        picture = self._pictures.get(code)
         if picture is None:
-            picture = to_array(decode(self.encoded(sample_id)))
+            picture = to_array(decode(self.encoded(code, sample_id)))
             picture.flags.writeable = False
-            self._pictures.put(sample_id, picture, picture.nbytes)
+            self._pictures.put(code, picture, picture.nbytes)
         return picture
 
-    def encoded(self, sample_id: str) -> bytes:
-        """The picture as it is stored. KeyError: there is no such sample; ValueError: it was forgotten."""
+    def encoded(self, code: int, sample_id: str) -> bytes:
+        """The picture as it is stored. ValueError: it was forgotten, or the row is another sample's."""
         if self._tombstones is None:
             self._tombstones = Tombstones.read(self.lake)
         if sample_id in self._tombstones.samples:
             raise ValueError(f"sample {sample_id!r} was forgotten: {self._tombstones.samples[sample_id]}")
-        place = self._find(sample_id)
-        if place is None:
-            raise KeyError(f"sample {sample_id!r} is not in the embeddings {self.embed_snapshot!r}")
-        part, row = place
+        part, row = code >> ROW_BITS, code & ((1 << ROW_BITS) - 1)
         if not self._paths:
             self._paths = self.lake.paths("images", self.ingest_snapshot)
         if part not in self._starts:
@@ -97,10 +79,58 @@ class ImageStore:
         # The position only says where to look; the id in the row says whether it is the one.
         if table["sample_id"][inside].as_py() != sample_id:
             raise ValueError(
-                f"images part {part} of {self.ingest_snapshot!r} and embeddings part {part} of {self.embed_snapshot!r} "
-                f"hold different samples in row {row}"
+                f"images part {part} of {self.ingest_snapshot!r} holds another sample in row {row} than {sample_id!r}"
             )
         return table["image"][inside].as_py()
+
+
+ROW_BITS = 32
+"""Of a picture's number: its part is above them."""
+
+
+class ImageStore:
+    """The training and control pictures of one ingest, by ``sample_id``.
+
+    ``images`` part k and ``embeddings`` part k hold the same samples in the same order; so the index is made from the small
+    column of ``embeddings``.
+
+    Cheap to pickle: index and caches are made on first use and stay behind.
+
+    Args:
+        lake: the lake.
+        ingest_snapshot: whose ``images``.
+        embed_snapshot: whose ``embeddings``.
+        cache_bytes: limit of the caches; half of it for encoded row groups, half for decoded pictures.
+    """
+
+    def __init__(self, lake: Lake, ingest_snapshot: str, embed_snapshot: str, *, cache_bytes: int = 256 << 20):
+        self.lake, self.ingest_snapshot, self.embed_snapshot = lake, ingest_snapshot, embed_snapshot
+        self._by_code = PicturesByCode(lake, ingest_snapshot, cache_bytes=cache_bytes)
+        self._index: _Index | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_index": None}
+
+    def __contains__(self, sample_id: str) -> bool:
+        return self._find(sample_id) is not None
+
+    def get(self, sample_id: str) -> np.ndarray:
+        """The picture as (H, W, 3) uint8, not to be written to.
+
+        KeyError: there is no such sample; ValueError: undecodable, or forgotten.
+        """
+        return self._by_code.get(self._code(sample_id), sample_id)
+
+    def encoded(self, sample_id: str) -> bytes:
+        """The picture as it is stored. KeyError: there is no such sample; ValueError: it was forgotten."""
+        return self._by_code.encoded(self._code(sample_id), sample_id)
+
+    def _code(self, sample_id: str) -> int:
+        place = self._find(sample_id)
+        if place is None:
+            raise KeyError(f"sample {sample_id!r} is not in the embeddings {self.embed_snapshot!r}")
+        part, row = place
+        return (part << ROW_BITS) | row
 
     def _find(self, sample_id: str) -> tuple[int, int] | None:
         if self._index is None:
@@ -137,7 +167,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class _ByteLimitedCache(Generic[Key, Value]):
+class ByteLimitedCache(Generic[Key, Value]):
     """Keeps what was used last, up to ``limit`` bytes. A value larger than that is not kept at all."""
 
     def __init__(self, limit: int):

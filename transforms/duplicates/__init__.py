@@ -28,8 +28,9 @@ import numpy as np
 from transforms.duplicates.check import CheckBlock, Prepare
 from transforms.duplicates.compare import CarryOver, ComparePieces
 from transforms.duplicates.groups import GatherBlock, MeasureRecall, MergeGroups, WriteBatch
-from transforms.duplicates.job import Block, Search, blocks_of, keys_of, read_json, read_npz, trained
+from transforms.duplicates.job import Block, Search, blocks_of, keys_of, trained
 from transforms.duplicates.search import CARRY, COMPARE, SPILL, Choose, PlanShards, QueryBlock, SpillBlock
+from transforms.store.arrays import read_json, read_npz
 from transforms.store.files import count_rows, delete, exists, list_files, read_parquet
 from transforms.store.lake import Lake, part_number
 from transforms.store.tombstones import Tombstones

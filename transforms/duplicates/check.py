@@ -12,25 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.duplicates.job import (
-    Block,
-    Marks,
-    Preparation,
-    Search,
-    Vectors,
-    keys_of,
-    matrix,
-    positions,
-    read_arrow,
-    read_block,
-    read_npz,
-    trained,
-    vectors_column,
-    write_arrow,
-    write_npz,
-)
+from transforms.duplicates.job import Block, Marks, Preparation, Search, Vectors, keys_of, positions, read_block, trained
 from transforms.errors import UserError
 from transforms.kernels.thumbnails import LENGTH, joined
+from transforms.store.arrays import matrix, read_arrow, read_npz, vectors_column, write_arrow, write_npz
 from transforms.store.files import list_files, read_parquet
 from transforms.store.tombstones import Tombstones
 

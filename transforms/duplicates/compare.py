@@ -13,23 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.data.images import ImageStore
-from transforms.duplicates.job import (
-    Marks,
-    Preparation,
-    Search,
-    Vectors,
-    keys_of,
-    matrix,
-    positions,
-    read_arrow,
-    read_block,
-    read_npz,
-    write_npz,
-)
+from transforms.duplicates.job import Marks, Preparation, Search, Vectors, keys_of, positions, read_block
 from transforms.duplicates.search import Cells, Comparison, Piece, shard_file
 from transforms.kernels import cells as kernel
 from transforms.kernels import verification
 from transforms.kernels.groups import Edges, merge_forests, no_edges, spanning_forest_of_rows
+from transforms.store.arrays import matrix, read_arrow, read_npz, write_npz
 from transforms.store.counters import count
 from transforms.store.files import exists, read_parquet
 

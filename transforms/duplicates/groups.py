@@ -9,21 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.duplicates.compare import Compared, SecondOpinion, all_marks
-from transforms.duplicates.job import (
-    Block,
-    Preparation,
-    Search,
-    positions,
-    read_arrow,
-    read_block,
-    read_json,
-    read_npz,
-    write_arrow,
-    write_json,
-    write_npz,
-)
+from transforms.duplicates.job import Block, Preparation, Search, positions, read_block
 from transforms.duplicates.search import Cells, judged
 from transforms.kernels import groups as kernel
+from transforms.store.arrays import read_arrow, read_json, read_npz, write_arrow, write_json, write_npz
 from transforms.store.files import exists, list_files
 
 SWEPT = 1000

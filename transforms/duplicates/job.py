@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.store.files import exists, read_bytes, replacing, write_bytes
+from transforms.store.arrays import matrix, read_arrow, read_json, read_npz, write_json, write_npz
+from transforms.store.files import exists
 from transforms.store.lake import Lake
 
 SWEEP_DEPTH = 0.1
@@ -234,45 +233,3 @@ class Preparation(NamedTuple):
     @staticmethod
     def exists(job: Search) -> bool:
         return exists(job.work("prepared.json"))
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def vectors_column(vectors: np.ndarray) -> pa.Array:
-    """(n, d) as a column of lists of fixed length, without a copy."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), vectors.shape[1])
-
-
-def matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of lists of one length, none null, as (n, d)."""
-    return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
-
-
-def write_arrow(path: str, table: pa.Table) -> None:
-    """Writes a file for ``read_arrow``: of vectors nothing can be compressed, and Parquet would take its time to find out."""
-    with replacing(path) as sink, pa.ipc.new_file(sink, table.schema) as file:
-        file.write_table(table.combine_chunks())
-
-
-def read_arrow(path: str) -> pa.Table:
-    return pa.ipc.open_file(pa.py_buffer(read_bytes(path))).read_all()
-
-
-def write_npz(path: str, **arrays: Any) -> None:
-    sink = io.BytesIO()
-    np.savez(sink, **arrays)
-    write_bytes(path, sink.getvalue())
-
-
-def read_npz(path: str) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(read_bytes(path))) as stored:
-        return dict(stored)
-
-
-def write_json(path: str, value: Any) -> None:
-    write_bytes(path, json.dumps(value).encode())
-
-
-def read_json(path: str) -> Any:
-    return json.loads(read_bytes(path))

@@ -13,24 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.duplicates.check import training_sample
-from transforms.duplicates.job import (
-    SWEEP_DEPTH,
-    Block,
-    Preparation,
-    Search,
-    Vectors,
-    blocks_of,
-    matrix,
-    read_arrow,
-    read_block,
-    read_json,
-    read_npz,
-    vectors_column,
-    write_arrow,
-    write_json,
-    write_npz,
-)
+from transforms.duplicates.job import SWEEP_DEPTH, Block, Preparation, Search, Vectors, blocks_of, read_block
 from transforms.kernels import cells as kernel
+from transforms.store.arrays import matrix, read_arrow, read_json, read_npz, vectors_column, write_arrow, write_json, write_npz
 from transforms.store.files import exists, list_files
 
 PAIRS_OF_A_QUERY = 200

@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.duplicates.job import keys_of, read_npz
+from transforms.duplicates.job import keys_of
 from transforms.duplicates.keep_list import write_keep_list
 from transforms.forgetting.burial import touched_prompts
 from transforms.forgetting.rows import among, any_among, rows_of
 from transforms.results import nights
 from transforms.results.database import DATABASE
+from transforms.store.arrays import read_npz
 from transforms.store.files import count_rows, delete, delete_all, is_temporary, list_files, read_parquet, walk, write_parquet
 from transforms.store.lake import Lake, Manifest, as_table
 from transforms.store.quotations import quotations
@@ -84,11 +85,15 @@ class Removal:
         return _rewrite(self.lake, table.name, change)
 
     def pictures(self, table: Table) -> int:
-        """Removes pictures, and thumbnails where the table has them: of touched prompts, and what is a forgotten one's."""
+        """Removes pictures, thumbnails and vectors, whichever a table has: of touched prompts, and what is a forgotten
+        one's.
+        """
 
         def change(part: pa.Table) -> pa.Table:
             prompts = list(zip(part["audit_id"].to_pylist(), part["prompt_id"].to_pylist(), strict=True))
             touched = [prompt in self.touched for prompt in prompts]
+            if "vector" in part.column_names:
+                return _with(part, pa.array(touched, pa.bool_()), vector=None)
             hit = [
                 image.is_valid and (ours or self._is_forgotten(image.as_buffer()))
                 for ours, image in zip(touched, part["image"], strict=True)

@@ -1,7 +1,7 @@
 """Thumbnails: pictures of 8 × 8 pixels, each the mean of its block.
 
 Two pictures are never nearer to each other in l2 than their thumbnails are, so thumbnails say where a picture may have come
-from (``NearestThumbnails``), and rule out the rest.
+from, and rule out the rest.
 
 Beside CLIP's vector, as one vector (``joined``), they say what a picture shows and how it looks.
 
@@ -54,8 +54,25 @@ def joined(vectors: np.ndarray, thumbnails: np.ndarray, share: float) -> np.ndar
     return np.concatenate(parts, axis=1)
 
 
-class NearestThumbnails:
-    """The nearest of a set of pictures by their thumbnails, as seen by square queries.
+def lifted(thumbnails: np.ndarray) -> np.ndarray:
+    """Thumbnails as vectors of unit norm whose angle is small where their l2 is: what cells can be made of.
+
+    Flat ones have no direction of their own, so they get one: all of them share one number more.
+
+    Args:
+        thumbnails: (n, 192) float32 in 0 to 1.
+
+    Returns:
+        (n, 193) float32.
+    """
+    vectors = np.empty((len(thumbnails), LENGTH + 1), np.float32)
+    vectors[:, :LENGTH] = thumbnails - np.float32(0.5)
+    vectors[:, LENGTH] = np.float32(0.25 * LENGTH**0.5)  # about the norm of a photograph's
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def square_windows(thumbnails: np.ndarray, aspects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures as square queries see them.
 
     A picture that isn't square is in its thumbnail squeezed to one; its square crops along the longer side are taken from
     there, ``WINDOWS`` of them for a picture twice as long as high, so their distances are near those of the crops, not exact.
@@ -63,42 +80,20 @@ class NearestThumbnails:
     Args:
         thumbnails: (n, 192) uint8.
         aspects: (n,) width over height of the pictures.
+
+    Returns:
+        (w,) int64 rows of the pictures, and (w, 192) float32 in 0 to 1: one for each window.
     """
-
-    def __init__(self, thumbnails: np.ndarray, aspects: np.ndarray):
-        import faiss
-
-        tiny = thumbnails.reshape(-1, SIDE, SIDE, 3).astype(np.float32) / np.float32(255)
-        windows = [_square_windows(picture, aspect) for picture, aspect in zip(tiny, aspects, strict=True)]
-        self.count = len(tiny)
-        self._row_of = np.repeat(np.arange(self.count), [len(some) for some in windows])
-        self._most = max(map(len, windows), default=1)
-        self._index = faiss.IndexFlatL2(LENGTH)
-        if windows:
-            self._index.add(np.ascontiguousarray(np.concatenate(windows).reshape(-1, LENGTH)))
-
-    def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The ``k`` nearest to each query, nearest first; all of them where there are fewer.
-
-        Args:
-            queries: (m, 192) uint8, thumbnails of square pictures.
-            k: how many.
-
-        Returns:
-            for each query (k,) int64 rows of the set, and (k,) float32 l2 between the thumbnails.
-        """
-        fetched = min(len(self._row_of), k * self._most)
-        if fetched == 0 or len(queries) == 0:
-            return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
-        squares, windows = self._index.search(queries.reshape(-1, LENGTH).astype(np.float32) / np.float32(255), fetched)
-        found = []
-        for square, window in zip(squares, windows, strict=True):
-            # A picture has several windows: the nearest of them comes first.
-            rows, first = np.unique(self._row_of[window], return_index=True)
-            order = np.argsort(first, kind="stable")[:k]
-            distances = np.sqrt(square[first[order]].clip(min=0) / LENGTH)
-            found.append((rows[order], distances.astype(np.float32)))
-        return found
+    tiny = thumbnails.reshape(-1, SIDE, SIDE, 3).astype(np.float32) / np.float32(255)
+    squares = np.flatnonzero(aspects == 1)
+    rows, windows = [squares], [tiny[squares]]
+    for one in np.flatnonzero(aspects != 1).tolist():
+        made = _square_windows(tiny[one], float(aspects[one]))
+        rows.append(np.full(len(made), one))
+        windows.append(made)
+    row, window = np.concatenate(rows), np.concatenate(windows)
+    order = np.argsort(row, kind="stable")
+    return row[order], np.ascontiguousarray(window[order].reshape(-1, LENGTH))
 
 
 WINDOWS = 5

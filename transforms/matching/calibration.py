@@ -60,31 +60,39 @@ def copy_calibration_row(decoys: pa.Table, asked: Asked) -> dict[str, Any]:
     }
 
 
-def calibration_rows(matches: pa.Table, prompts: pa.Table, asked: Asked) -> list[dict[str, Any]]:
+def calibration_rows(own: pa.Table | None, prompts: dict[str, Any], asked: Asked) -> list[dict[str, Any]]:
     """Rows of ``calibration``, without the audit's columns: one per distance.
 
     Prompts and controls alike are judged by the generation that lies nearest to their own image in l2, whatever else was
     stored, and by that generation's distance.
 
     Args:
-        matches: the audit's table ``matches``.
-        prompts: the audit's table ``prompts``.
+        own: rows of ``matches`` with origin and has_group of their prompts, in any order: those of each prompt's nearest
+            generation against its own image, and those of controls within delta of another control. None: there is none.
+        prompts: images_tested, prompts with a group of their own; per_prompt and per_control, generations of each, None where
+            there are no such prompts.
         asked: the rate that is asked for, and the distance that is chosen.
     """
-    by_id = {row["prompt_id"]: row for row in prompts.to_pylist()}
-    controls = [row for row in by_id.values() if row["origin"] == "control"]
-    tried = [row for row in by_id.values() if row["origin"] != "control"]
-    tested = [row for row in tried if row["group_id"] is not None]
-    rows = matches.to_pylist()
-    own = {row["prompt_id"]: row for row in rows if row["relation"] == "own" and row["nearest"]}
-    near = [row for row in rows if row["relation"] == "neighbour" and row["role"] == "control"]
-    per_prompt = max((row["images_requested"] for row in tried), default=1)
-    per_control = min((row["images_requested"] for row in controls), default=per_prompt)
+
+    def column(table: pa.Table, name: str) -> np.ndarray:
+        return table[name].to_numpy(zero_copy_only=False)
+
+    nothing = np.empty(0)
+    is_own = np.empty(0, bool) if own is None else (column(own, "relation") == "own") & column(own, "nearest")
+    is_control = np.empty(0, bool) if own is None else column(own, "origin") == "control"
+    extracted = np.empty(0, bool) if own is None else column(own, "extracted")
+    tested = np.empty(0, bool) if own is None else ~is_control & column(own, "has_group")
+    near_another = 0
+    if own is not None:
+        others = own.filter(pa.array(~(column(own, "relation") == "own") & extracted))
+        near_another = len(others["prompt_id"].unique())
+    per_prompt = prompts["per_prompt"] or 1
+    per_control = prompts["per_control"] or per_prompt
     result = []
     for distance in DISTANCES:
-        nearest = {prompt: row[distance] for prompt, row in own.items() if row[distance] is not None}
-        null = np.array([nearest[row["prompt_id"]] for row in controls if row["prompt_id"] in nearest])
-        found = np.array([nearest[row["prompt_id"]] for row in tested if row["prompt_id"] in nearest])
+        values = nothing if own is None else column(own, distance).astype(np.float64)
+        known = is_own & ~np.isnan(values)
+        null, found = values[known & is_control], values[known & tested]
         limit = calibration.threshold(
             null,
             max_false_positive_rate=asked.max_false_positive_rate,
@@ -94,13 +102,11 @@ def calibration_rows(matches: pa.Table, prompts: pa.Table, asked: Asked) -> list
         called = None if limit.value is None else int((found < limit.value).sum())
         discovery = None
         if called and limit.promised_rate is not None:
-            discovery = calibration.false_discovery_rate(limit.promised_rate, len(tested), called)
+            discovery = calibration.false_discovery_rate(limit.promised_rate, prompts["images_tested"], called)
         upper = None
         if limit.controls_called is not None:
             upper = clopper_pearson_upper(limit.controls_called, len(null))
         separation = calibration.separation(found, null)
-        within = {prompt for prompt, row in own.items() if row["role"] == "control" and row["extracted"]}
-        near_another = {row["prompt_id"] for row in near if row["extracted"]}
         result.append(
             {
                 "distance": distance,
@@ -113,9 +119,9 @@ def calibration_rows(matches: pa.Table, prompts: pa.Table, asked: Asked) -> list
                 "promised_rate": limit.promised_rate,
                 "controls_called": limit.controls_called,
                 "upper_bound": upper,
-                "controls_within_delta": len(within),
-                "controls_near_another_within_delta": len(near_another),
-                "images_tested": len(tested),
+                "controls_within_delta": int((is_own & is_control & extracted).sum()),
+                "controls_near_another_within_delta": near_another,
+                "images_tested": prompts["images_tested"],
                 "images_called": called,
                 "false_discovery_rate": discovery,
                 "separation": None if np.isnan(separation) else separation,

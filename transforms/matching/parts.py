@@ -1,181 +1,222 @@
-"""Compares generations with training images (and controls' with controls), and counts how near to unique a find is.
+"""Judges the pictures of one task, block by block, and writes its part of ``matches`` or ``decoys``.
 
-Every generation is compared with all training images, whatever was asked for: with those that CLIP or the thumbnails find near.
-The unit of work is one part of ``generations``. Every worker holds the CLIP vectors, thumbnails and groups; pictures are read
-by id when they are needed and stay cached.
+A worker holds the pictures that one block is compared with, as they are stored, and as many of them decoded as fit into its
+cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import concurrent.futures
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from transforms.data.embedding import ClipModel, OpenClipEncoder
-from transforms.data.images import ImageStore
-from transforms.kernels.copies import blurred
-from transforms.kernels.distances import central_square
-from transforms.matching.comparison import Matcher, Measure, Query, Snapshots, read_population
+from transforms.data.images import ROW_BITS, ByteLimitedCache, PicturesByCode
+from transforms.kernels.distances import COARSE, resize_shorter_side
+from transforms.matching.candidates import block_of, candidates_file
+from transforms.matching.comparison import Compared, Group, Matcher, Measure
+from transforms.matching.directory import Directory
+from transforms.matching.gathering import Gathered, Gatherings
+from transforms.matching.queries import Judged, read_task
+from transforms.matching.tasks import PLACE_BITS, Round, Task
 from transforms.store.counters import count
-from transforms.store.files import read_parquet, read_rows, write_parquet
+from transforms.store.files import exists, list_files, read_parquet, write_parquet
 from transforms.store.identity import unit_interval
-from transforms.store.lake import Lake, part_number
-from transforms.store.pictures import decode
-
-
-class Task(NamedTuple):
-    """What one call of ``MatchPart`` does.
-
-    Attributes:
-        kind: generations, regenerations or decoys.
-        number: of the part of that table.
-    """
-
-    kind: str
-    number: int
-
-    @property
-    def part(self) -> int:
-        """The part of ``matches`` (or ``decoys``) that it writes."""
-        return self.number + REGENERATED if self.kind == "regenerations" else self.number
-
-
-REGENERATED = 100_000_000
-"""Parts of ``matches`` from this number on are about ``regenerations``; the others about the part of ``generations``."""
-
-
-class MatchPart(beam.DoFn):
-    """A ``Task`` → the same, when its part of ``matches`` or ``decoys`` is written.
-
-    Decoys are listed in a Parquet file (``decoy_file``: part, kind, sample_id, group_id) and compared at ``side`` pixels. Some
-    of the generations, drawn by hash, are left in ``sampled_folder`` for ``NearestByBruteForce``.
-    """
-
-    def __init__(
-        self,
-        lake: Lake,
-        snapshots: Snapshots,
-        snapshot: str,
-        clip: ClipModel,
-        measure: Measure,
-        parameters_digest: str,
-        side: int,
-    ):
-        self.lake, self.snapshots, self.snapshot = lake, snapshots, snapshot
-        self.clip, self.measure, self.parameters_digest, self.side = clip, measure, parameters_digest, side
-        self._encoder: OpenClipEncoder | None = None
-        self._matcher: Matcher | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encoder": None, "_matcher": None}
-
-    def setup(self) -> None:
-        self._encoder = self.clip.load()
-        populations = {role: read_population(self.lake, self.snapshots, role) for role in ("training", "control")}
-        store = ImageStore(self.lake, self.snapshots.ingest, self.snapshots.embed)
-        self._matcher = Matcher(populations, store, self.measure)
-        prompts = self.lake.read("prompts", self.snapshots.generate).to_pylist()
-        self._prompts = {prompt["prompt_id"]: prompt for prompt in prompts}
-
-    def process(self, task: Task) -> Iterator[Task]:
-        table = "decoys" if task.kind == "decoys" else "matches"
-        if task.part not in {part_number(path) for path in self.lake.parts(table, self.snapshot)}:
-            rows = self._decoys(task) if task.kind == "decoys" else self._generations(task)
-            written = list(rows)
-            self.lake.write(table, self.snapshot, task.part, written)
-            count(f"{table} written", len(written))
-        yield task
-
-    def _generations(self, task: Task) -> Iterator[dict[str, Any]]:
-        assert self._matcher is not None and self._encoder is not None, "setup ran"
-        if task.kind == "generations":
-            path, columns = self.lake.part("generations", self.snapshots.generate, task.number), ["nearest"]
-        else:
-            path, columns = self.lake.part("regenerations", self.snapshot, task.number), []
-        sampled: list[dict[str, Any]] = []
-        for batch in _prompt_by_prompt(path, columns):
-            pictures = [decode(generation["image"]) for generation in batch]
-            vectors = self._encoder.encode(pictures)
-            for generation, picture, vector in zip(batch, pictures, vectors, strict=True):
-                prompt = self._prompts[generation["prompt_id"]]
-                identity = {
-                    **self._audit(prompt),
-                    "prompt_id": prompt["prompt_id"],
-                    "sample_index": generation["sample_index"],
-                    "nearest": generation.get("nearest", False),
-                    "regenerated": task.kind == "regenerations",
-                }
-                rows = self._matcher.match(prompt, np.asarray(picture), vector)
-                yield from ({**identity, **row} for row in rows)
-                drawn = unit_interval("recall", prompt["prompt_id"], generation["sample_index"]) < self.measure.sampled
-                if drawn and task.kind == "generations":
-                    sampled += self._sampled(identity, np.asarray(picture), vector)
-        if sampled:
-            path = self.lake.work("match", self.snapshot, "sampled", f"part-{task.number:05d}.parquet")
-            write_parquet(path, pa.Table.from_pylist(sampled))
-
-    def _sampled(self, identity: dict[str, Any], picture: np.ndarray, vector: np.ndarray) -> Iterator[dict[str, Any]]:
-        """What ``NearestByBruteForce`` needs to know of a generation; nothing where there is no training image."""
-        assert self._matcher is not None, "setup ran"
-        asked = Query.of(picture, vector)
-        near = sorted(self._matcher.near("training", asked), key=lambda other: (other.coarse_l2, other.group))
-        if near:
-            yield {
-                "key": f"{identity['prompt_id']} {identity['sample_index']}",
-                "side": picture.shape[0],
-                "coarse": asked.coarse.tobytes(),
-                "found_by": near[0].found_by,
-                "nearest": near[0].coarse_l2,
-                "next": near[1].coarse_l2 if len(near) > 1 else None,
-            }
-
-    def _decoys(self, task: Task) -> Iterator[dict[str, Any]]:
-        assert self._matcher is not None and self._encoder is not None, "setup ran"
-        path = decoy_file(self.lake, self.snapshot)
-        wanted = [row for row in read_parquet(path).to_pylist() if row["part"] == task.number]
-        audit = self._audit(next(iter(self._prompts.values())))
-        pictures = []
-        for row in wanted:
-            picture = central_square(self._matcher.store.get(row["sample_id"]), self.side)
-            pictures.append(blurred(picture) if row["kind"] == "blurred" else picture)
-        vectors = self._encoder.encode([Image.fromarray(picture) for picture in pictures])
-        for row, picture, vector in zip(wanted, pictures, vectors, strict=True):
-            without = row["group_id"] if row["kind"] == "left_out" else None
-            found = self._matcher.nearest(picture, vector, without)
-            if found is not None:
-                columns = {name: found[name] for name in found if name not in NO_DECOYS_COLUMNS}
-                yield {**audit, **columns, "kind": row["kind"], "sample_id": row["sample_id"]}
-
-    def _audit(self, prompt: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "audit_id": prompt["audit_id"],
-            "model_revision": prompt["model_revision"],
-            "parameters_digest": self.parameters_digest,
-        }
-
+from transforms.store.lake import Lake
+from transforms.store.pictures import decode, to_array
 
 NO_DECOYS_COLUMNS = ("role", "relation", "found_by", "cosine", "offset", "extracted")
 """Columns of ``matches`` that ``decoys`` lack."""
 
-
-def decoy_file(lake: Lake, snapshot: str) -> str:
-    """Where the decoys of a match are listed."""
-    return lake.work("match", snapshot, "decoys.parquet")
+CACHED_BYTES = 256 << 20
+"""Of decoded pictures, in a worker."""
 
 
-def _prompt_by_prompt(path: str, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one part that have an image, all of a prompt at once."""
-    batch: list[dict[str, Any]] = []
-    for row in read_rows(path, ["prompt_id", "sample_index", "image", *columns]):
-        if row["image"] is None:
-            continue
-        if batch and batch[0]["prompt_id"] != row["prompt_id"]:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+class MatchTask(beam.DoFn):
+    """(number, task) → the task, when its part of ``matches`` or ``decoys`` is written.
+
+    Some of the generations, drawn by hash, are left in ``sampled_folder``, to measure the candidates' recall on.
+
+    Args:
+        round: what is matched; its candidates are found and their pictures gathered.
+        measure: how.
+        audit: the audit's columns.
+        sampled: share of the generations that are left.
+    """
+
+    def __init__(self, round: Round, measure: Measure, audit: dict[str, str], sampled: float):
+        self.round, self.measure, self.audit, self.sampled = round, measure, audit, sampled
+
+    def setup(self) -> None:
+        self._directory = Directory(self.round.lake, self.round.snapshot)
+        self._gatherings = Gatherings(self.round)
+        self._pictures = _Pictures(PicturesByCode(self.round.lake, self.round.snapshots.ingest))
+        self._matcher = Matcher(self._pictures.get, self.measure)
+
+    def teardown(self) -> None:
+        self._pictures.close()
+
+    def process(self, element: tuple[int, Task]) -> Iterator[Task]:
+        number, task = element
+        lake = self.round.lake
+        if not exists(lake.part(task.table, self.round.snapshot, task.part)):
+            sampled: list[dict[str, Any]] = []
+            rows = list(self._rows(number, task, sampled))
+            if sampled:
+                path = lake.work("match", self.round.snapshot, "sampled", f"part-{task.part:05d}.parquet")
+                write_parquet(path, pa.Table.from_pylist(sampled))
+            lake.write(task.table, self.round.snapshot, task.part, rows)
+            count(f"rows of {task.table}", len(rows))
+        yield task
+
+    def _rows(self, number: int, task: Task, sampled: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        judged = read_task(self.round, task)
+        places = itertools.count()
+        found = _candidates(self.round, number)
+        while block := list(itertools.islice(zip(places, judged, strict=False), self.round.block)):
+            first = (number << PLACE_BITS) + block[0][0]
+            mine = {place: found.get((number << PLACE_BITS) + place, []) for place, _ in block}
+            parts = sorted({code >> ROW_BITS for some in mine.values() for _, code, _, _ in some})
+            gathered = self._gatherings.block(block_of(self.round, first), parts)
+            self._pictures.block(gathered)
+            yield from self._block(task, block, mine, gathered, sampled)
+
+    def _block(
+        self,
+        task: Task,
+        block: list[tuple[int, Judged]],
+        candidates: dict[int, list[tuple[str, int, str, float | None]]],
+        gathered: dict[int, Gathered],
+        sampled: list[dict[str, Any]],
+    ) -> Iterator[dict[str, Any]]:
+        matcher = self._matcher
+        compared: list[tuple[Judged, Compared, Group | None]] = []
+        wanted: set[str] = set()
+        for place, one in block:
+            groups: dict[str, list[Group]] = {"training": [], "control": []}
+            for role, code, found_by, cosine in candidates[place]:
+                there = gathered[code]
+                if there.group_id != one.without or role != "training":
+                    groups[role].append(Group(there.group_id, code, there.sample_id, there.size, found_by, cosine))
+            self._pictures.prepare([group.code for some in groups.values() for group in some], one.picture.shape[0])
+            near = matcher.compare(one.picture, groups["training"], groups["control"])
+            own = None if one.prompt is None else own_group(one.prompt)
+            if own is not None:
+                # CLIP may have looked at it as well.
+                cosines = {group.group: group.cosine for some in groups.values() for group in some}
+                own = own._replace(cosine=cosines.get(own.group))
+            compared.append((one, near, own))
+            wanted |= set(matcher.wanted(near, own))
+        members = self._directory.members(wanted)
+        for one, near, own in compared:
+            if one.prompt is None:
+                if near.training:
+                    yield {**self.audit, **one.identity, **self._nearest(near, members)}
+                continue
+            identity = {**self.audit, **one.identity}
+            rows = matcher.rows(near, own, one.prompt["origin"] == "control", members)
+            yield from ({**identity, **row} for row in rows)
+            drawn = unit_interval("recall", one.identity["prompt_id"], one.identity["sample_index"]) < self.sampled
+            if drawn and task.kind == "generations" and near.training:
+                sampled.append(_sampled(one, near))
+        matcher.forget()
+
+    def _nearest(self, near: Compared, members: Any) -> dict[str, Any]:
+        """The columns of ``decoys`` on the training group that lies nearest by coarse l2."""
+        nearest = min(near.training, key=lambda one: (one.coarse_l2, one.group.group))
+        row = self._matcher.row(near, nearest.group, "training", "neighbour", members)
+        return {name: value for name, value in row.items() if name not in (*NO_DECOYS_COLUMNS, "sample_id")}
+
+
+def own_group(prompt: dict[str, Any]) -> Group | None:
+    """The group, or the control, whose caption a prompt is: from its row of the directory's ``own_file``."""
+    if prompt["own_code"] is None:
+        return None
+    control = prompt["origin"] == "control"
+    name = prompt["sample_id"] if control else prompt["group_id"]
+    return Group(name, prompt["own_code"], prompt["own_sample"], 1 if control else prompt["own_size"])
+
+
+def _candidates(round: Round, number: int) -> dict[int, list[tuple[str, int, str, float | None]]]:
+    """A picture's number → (role, code, found_by, cosine) of what may lie near it."""
+    path = candidates_file(round, number)
+    found: dict[int, list[tuple[str, int, str, float | None]]] = {}
+    if exists(path):
+        columns = read_parquet(path).to_pydict()
+        names = ("query", "role", "code", "found_by", "cosine")
+        for query, *rest in zip(*(columns[name] for name in names), strict=True):
+            found.setdefault(query, []).append(tuple(rest))
+    return found
+
+
+def _sampled(one: Judged, near: Compared) -> dict[str, Any]:
+    """What the measure of recall needs to know of a generation."""
+    by_coarse = sorted(near.training, key=lambda other: (other.coarse_l2, other.group.group))
+    return {
+        "key": f"{one.identity['prompt_id']} {one.identity['sample_index']}",
+        "side": one.picture.shape[0],
+        "coarse": near.coarse.astype(np.float32).tobytes(),
+        "found_by": by_coarse[0].group.found_by,
+        "nearest": by_coarse[0].coarse_l2,
+        "next": by_coarse[1].coarse_l2 if len(by_coarse) > 1 else None,
+        "blocks": min(COARSE, one.picture.shape[0]),
+    }
+
+
+def sampled_folder(lake: Lake, snapshot: str) -> str:
+    """Where the sampled generations are left, one file a part."""
+    return lake.work("match", snapshot, "sampled")
+
+
+def sampled_rows(lake: Lake, snapshot: str) -> list[dict[str, Any]]:
+    """What was left of the sampled generations: few by nature."""
+    files = list_files(sampled_folder(lake, snapshot), ".parquet")
+    return [row for file in files for row in read_parquet(file).to_pylist()]
+
+
+class _Pictures:
+    """Training images at a side in pixels: of a block, and of whatever else is asked for by its place.
+
+    Args:
+        others: where a picture is read that wasn't gathered for the block.
+    """
+
+    def __init__(self, others: PicturesByCode):
+        self.others = others
+        self._gathered: dict[int, Gathered] = {}
+        self._decoded: ByteLimitedCache[tuple[int, int], np.ndarray] = ByteLimitedCache(CACHED_BYTES)
+        # Decoders let go of Python's lock: so many pictures at once as there are cores.
+        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def block(self, gathered: dict[int, Gathered]) -> None:
+        """From now on these are at hand."""
+        self._gathered = gathered
+
+    def prepare(self, codes: list[int], side: int) -> None:
+        """Decodes what isn't yet."""
+        missing = [code for code in codes if self._decoded.get((code, side)) is None]
+        for code, picture in zip(missing, self._pool.map(lambda code: self._read(code, side), missing), strict=True):
+            self._decoded.put((code, side), picture, picture.nbytes)
+
+    def _read(self, code: int, side: int) -> np.ndarray:
+        return resize_shorter_side(to_array(decode(self._gathered[code].image)), side)
+
+    def get(self, code: int, sample_id: str, side: int) -> np.ndarray:
+        """See ``comparison.Pictures``."""
+        picture = self._decoded.get((code, side))
+        if picture is None:
+            picture = (
+                self._read(code, side)
+                if code in self._gathered
+                else resize_shorter_side(self.others.get(code, sample_id), side)
+            )
+            self._decoded.put((code, side), picture, picture.nbytes)
+        return picture

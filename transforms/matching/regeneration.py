@@ -18,11 +18,13 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 
 from transforms.data.embedding import SkipWritten
 from transforms.kernels.copies import CopyLimits, is_copy
-from transforms.kernels.thumbnails import LENGTH
-from transforms.matching.comparison import Population, Snapshots, read_population
+from transforms.matching.candidates import candidates_file
+from transforms.matching.directory import Directory
+from transforms.matching.queries import PROMPTS_PARTS
+from transforms.matching.tasks import PLACE_BITS, Round
 from transforms.models.base import Generator
 from transforms.store.counters import count
-from transforms.store.files import read_parquet, read_rows, write_parquet
+from transforms.store.files import exists, open_parquet, read_parquet, read_rows, write_parquet
 from transforms.store.lake import Lake, part_number
 from transforms.store.pictures import encode_png, thumbnail
 from transforms.store.tombstones import FORGOTTEN
@@ -38,87 +40,110 @@ MOST_LEVELS = 8
 """So many gray levels may a thumbnail be off that was made again, on another device or in another batch."""
 
 
-def points_at(population: Population, thumbnails: np.ndarray, most: float) -> list[tuple[str, float] | None]:
-    """(group, bound) of the training image that each thumbnail points at, or None; the picture's l2 is over the bound.
+def points_at(distances: Sequence[float], most: float) -> float | None:
+    """How near to a training image a generation may be that its thumbnail points at; None where it points at none.
 
     Args:
-        population: the training set.
-        thumbnails: (m, 192) uint8 of square pictures.
+        distances: l2 of the thumbnail to those of the nearest groups, rising; three, or all there are.
         most: bounds are below this.
+
+    Returns:
+        the bound: the picture's l2 is over it.
     """
-    groups = population.groups
-    found: list[tuple[str, float] | None] = []
-    for places, distances in population.thumbnails.search(thumbnails, 3):
-        bound = max(0.0, float(distances[0]) - ROUNDING) if len(places) else np.inf
-        apart = len(places) < 3 or distances[0] < APART * distances[2]
-        found.append((groups[population.with_thumbnail[places[0]]], bound) if apart and bound < most else None)
-    return found
+    if not distances:
+        return None
+    bound = max(0.0, distances[0] - ROUNDING)
+    apart = len(distances) < 3 or distances[0] < APART * distances[2]
+    return bound if apart and bound < most else None
 
 
 class Point(beam.DoFn):
-    """Number of a part of ``generations`` → (copies by stored pictures, those of them that thumbnails point at as well).
+    """(number, part of ``generations``) → (copies by stored pictures, those of them that thumbnails point at as well).
 
     What is to be made again goes to the file ``pointed`` of the part: prompt_id, text, sample_index, seed, group_id, bound,
     thumbnail.
 
     Args:
-        lake, snapshots, snapshot: where generations, training images and matches are.
+        round: whose candidates are those of all attempts' thumbnails.
         limits: of a copy.
     """
 
-    def __init__(self, lake: Lake, snapshots: Snapshots, snapshot: str, limits: CopyLimits):
-        self.lake, self.snapshots, self.snapshot, self.limits = lake, snapshots, snapshot, limits
+    def __init__(self, round: Round, limits: CopyLimits):
+        self.round, self.limits = round, limits
 
-    def setup(self) -> None:
-        self._population = read_population(self.lake, self.snapshots, "training")
-        columns = ["prompt_id", "text", "group_id", "stratum"]
-        prompts = self.lake.read("prompts", self.snapshots.generate, columns).to_pylist()
-        self._prompts = {prompt["prompt_id"]: prompt for prompt in prompts}
-
-    def process(self, number: int) -> Iterator[tuple[int, int]]:
+    def process(self, element: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        place_of_task, number = element
+        lake, snapshots = self.round.lake, self.round.snapshots
         copied = self._copied(number)
         copied_by: dict[str, set[str]] = {}
         for (prompt_id, _), some in copied.items():
             copied_by.setdefault(prompt_id, set()).update(some)
+        near = self._near(place_of_task)
+        prompts = {
+            row["prompt_id"]: row for row in read_rows(lake.part("prompts", snapshots.generate, number // PROMPTS_PARTS))
+        }
         best: dict[tuple[str, str], dict[str, Any]] = {}
         known = agreeing = 0
-        columns = ["prompt_id", "sample_index", "seed", "status", "image", "thumbnail"]
-        rows: list[dict[str, Any]] = []
-        for row in read_rows(self.lake.part("generations", self.snapshots.generate, number), columns):
-            if row["thumbnail"] is not None:
-                rows.append({**row, "image": None, "kept": row["image"] is not None})
-        thumbnails = np.frombuffer(b"".join(row["thumbnail"] for row in rows), np.uint8).reshape(-1, LENGTH)
-        for row, found in zip(
-            rows, points_at(self._population, thumbnails, min(self.limits.coarse_l2, self.limits.l2)), strict=True
-        ):
-            prompt = self._prompts[row["prompt_id"]]
+        columns = ["prompt_id", "sample_index", "seed", "thumbnail"]
+        kept = _kept(lake, snapshots.generate, number)
+        for place, row in enumerate(read_rows(lake.part("generations", snapshots.generate, number), columns)):
+            if row["thumbnail"] is None:
+                continue
+            prompt = prompts[row["prompt_id"]]
             mine = copied.get((row["prompt_id"], row["sample_index"]), set())
             known += len(mine - {prompt["group_id"]})
-            if found is None:
+            if place not in near:
                 continue
-            group, bound = found
+            group, bound = near[place]
             agreeing += group in mine - {prompt["group_id"]}
             key = row["prompt_id"], group
             # The nearest attempt of a prompt speaks for its own image; and of another one a single copy says enough.
             own = group == prompt["group_id"] or prompt["stratum"] == FORGOTTEN
-            if row["kept"] or own or group in copied_by.get(row["prompt_id"], ()):
+            if kept[place] or own or group in copied_by.get(row["prompt_id"], ()):
                 continue
             if key not in best or bound < best[key]["bound"]:
-                wanted = ("prompt_id", "sample_index", "seed", "thumbnail")
-                best[key] = {**{name: row[name] for name in wanted}, "text": prompt["text"], "group_id": group, "bound": bound}
+                best[key] = {**row, "text": prompt["text"], "group_id": group, "bound": bound}
         if best:
-            write_parquet(pointed_file(self.lake, self.snapshot, number), pa.Table.from_pylist(_one_each(best.values())))
+            write_parquet(pointed_file(lake, self.round.snapshot, number), pa.Table.from_pylist(_one_each(best.values())))
         yield known, agreeing
+
+    def _near(self, number: int) -> dict[int, tuple[str, float]]:
+        """Row → (group, bound) of the training image that an attempt's thumbnail points at."""
+        most = min(self.limits.coarse_l2, self.limits.l2)
+        path = candidates_file(self.round, number)
+        if not exists(path):
+            return {}
+        found: dict[int, list[tuple[float, int]]] = {}
+        for row in read_rows(path, ["role", "query", "code", "apart"]):
+            if row["role"] == "training":
+                found.setdefault(row["query"] & ((1 << PLACE_BITS) - 1), []).append((row["apart"], row["code"]))
+        pointed: dict[int, tuple[int, float]] = {}
+        for place, some in found.items():
+            some.sort()
+            bound = points_at([distance for distance, _ in some], most)
+            if bound is not None:
+                pointed[place] = some[0][1], bound
+        groups = Directory(self.round.lake, self.round.snapshot).groups(code for code, _ in pointed.values())
+        return {place: (groups[code], bound) for place, (code, bound) in pointed.items()}
 
     def _copied(self, number: int) -> dict[tuple[str, int], set[str]]:
         """(prompt, generation) → groups that the stored pictures of this part are copies of."""
-        path = self.lake.part("matches", self.snapshot, number)
+        path = self.round.lake.part("matches", self.round.snapshot, number)
         columns = ["prompt_id", "sample_index", "group_id", "role", "l2", "coarse_l2", "coarse_ratio"]
         found: dict[tuple[str, int], set[str]] = {}
         for row in read_parquet(path, columns).to_pylist():
             if row["role"] == "training" and is_copy(row, self.limits):
                 found.setdefault((row["prompt_id"], row["sample_index"]), set()).add(row["group_id"])
         return found
+
+
+def _kept(lake: Lake, generate: str, number: int) -> list[bool]:
+    """Of each row of a part of ``generations``, whether its picture is stored; no more than a row group is read at once."""
+    kept: list[bool] = []
+    with open_parquet(lake.part("generations", generate, number)) as file:
+        for group in range(file.num_row_groups):
+            kept += file.read_row_group(group, columns=["image"])["image"].is_valid().to_pylist()
+    return kept
 
 
 def _one_each(rows: Any) -> list[dict[str, Any]]:

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from transforms.errors import UserError
 
-MAX_ROW_GROUP_BYTES = 64 << 20
-"""Row groups of tables with pictures are kept near this size, so that a reader needs little memory."""
+MAX_ROW_GROUP_BYTES = 4 << 20
+"""Row groups are kept near this size: who reads one picture reads no more than the row group that it lies in."""
 
 
 def is_url(path: str) -> bool:
@@ -156,11 +156,12 @@ def delete_all(paths: Iterable[str]) -> None:
         _beam().delete(urls)
 
 
-def write_parquet(path: str, table: pa.Table) -> None:
-    """Writes ``table`` as one Parquet file, whole or not at all."""
+def write_parquet(path: str, table: pa.Table, rows: int | None = None) -> None:
+    """Writes ``table`` as one Parquet file, whole or not at all; ``rows`` in a row group, by default what is a good size."""
     sink = io.BytesIO()
     bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
-    pq.write_table(table, sink, compression="zstd", row_group_size=max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row)))
+    rows = rows or max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row))
+    pq.write_table(table, sink, compression="zstd", row_group_size=rows)
     write_bytes(path, sink.getvalue())
 
 

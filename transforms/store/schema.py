@@ -10,7 +10,7 @@ import dataclasses
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the lake as a whole. A reader of another version refuses the lake and says what to do."""
 
 
@@ -344,13 +344,33 @@ MATCHES = Table(
             _ROLE,
             _column("relation", TEXT, "own: the image whose caption was the prompt; neighbour: near by CLIP or thumbnail"),
             _column("found_by", TEXT, "clip, thumbnail or both; own where it was compared whatever they say"),
-            _column("cosine", FLOAT, "between the CLIP vectors", nullable=True),
+            _column(
+                "cosine",
+                FLOAT,
+                "of the CLIP vectors of generation and representative; null where CLIP did not find it",
+                nullable=True,
+            ),
             _column("offset", INT, "of the square crop along the image's longer side, in pixels at generation size"),
             *_DISTANCES,
             _column("extracted", FLAG, "the paper's verdict: l2 ≤ delta"),
         ]
     ),
     ROWS_GO,
+)
+
+GENERATION_EMBEDDINGS = Table(
+    "generation_embeddings",
+    "match",
+    "one stored generation, or one that was made again, under one CLIP: that of embeddings",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("sample_index", INT, "which of the prompt's generations"),
+            _column("vector", pa.list_(FLOAT), "unit l2 norm; null where CLIP makes nothing of it", nullable=True),
+        ]
+    ),
+    PICTURES_GO,
 )
 
 DECOYS = Table(
@@ -577,8 +597,8 @@ TABLES = {
     table.name: table
     for table in (
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
-        GENERATIONS, CLIQUES, MATCHES, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION, EIDETIC_COUNTS, AUDITS, HISTORY,
-        NIGHT_CHANGES, TOMBSTONES,
+        GENERATIONS, CLIQUES, GENERATION_EMBEDDINGS, MATCHES, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION,
+        EIDETIC_COUNTS, AUDITS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""

@@ -1,0 +1,125 @@
+"""Brings the pictures of training images to where they are compared: each part of ``images`` is read once, and leaves one file
+with the pictures that each block wants, one record batch a block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from transforms.data.images import ROW_BITS
+from transforms.matching.candidates import wanted_file
+from transforms.matching.directory import Directory
+from transforms.matching.tasks import Round
+from transforms.store.counters import count
+from transforms.store.files import exists, open_file, open_parquet, read_parquet, replacing
+from transforms.store.tombstones import Tombstones
+
+SCHEMA = pa.schema(
+    [
+        pa.field("code", pa.int64()),
+        pa.field("sample_id", pa.string()),
+        pa.field("group_id", pa.string()),
+        pa.field("size", pa.int32()),
+        pa.field("image", pa.large_binary()),
+    ]
+)
+
+
+class Gathered(NamedTuple):
+    """The representative of a group, brought to a block: columns of the directory, and the picture as it is stored."""
+
+    code: int
+    sample_id: str
+    group_id: str
+    size: int
+    image: bytes
+
+
+def gathered_file(round: Round, part: int) -> str:
+    return round.file("pictures", part, "arrow")
+
+
+class GatherPart(beam.DoFn):
+    """Number of a part of ``images`` → itself; leaves the pictures that are wanted of it."""
+
+    def __init__(self, round: Round):
+        self.round = round
+
+    def process(self, number: int) -> Iterator[int]:
+        path = gathered_file(self.round, number)
+        if not exists(path):
+            self._gather(number, path)
+        yield number
+
+    def _gather(self, number: int, path: str) -> None:
+        lake, wanted = self.round.lake, read_parquet(wanted_file(self.round, number))
+        blocks, rows = wanted["block"].to_numpy(), wanted["row"].to_numpy()
+        directory = Directory(lake, self.round.snapshot).part(number)
+        known = {code & ((1 << ROW_BITS) - 1): place for place, code in enumerate(directory["code"].to_pylist())}
+        images = dict(images_at(lake.paths("images", self.round.snapshots.ingest)[number], np.unique(rows)))
+        forgotten = Tombstones.read(lake).samples
+        starts = np.flatnonzero(np.r_[True, blocks[1:] != blocks[:-1]]).tolist()
+        schema = SCHEMA.with_metadata({"blocks": json.dumps(blocks[starts].tolist())})
+        with replacing(path) as sink, pa.ipc.new_file(sink, schema) as file:
+            for start, end in zip(starts, [*starts[1:], len(blocks)], strict=True):
+                places = [known[row] for row in rows[start:end].tolist()]
+                table = directory.select(["code", "sample_id", "group_id", "size"]).take(places)
+                there = [images[row] for row in rows[start:end].tolist()]
+                for (sample, image), expected in zip(there, table["sample_id"].to_pylist(), strict=True):
+                    if sample != expected or image is None or sample in forgotten:
+                        raise ValueError(f"images part {number} has no picture of sample {expected!r} where embeddings have it")
+                column = pa.array([image for _, image in there], pa.large_binary())
+                batch = table.append_column("image", column).cast(schema).combine_chunks()
+                file.write_batch(batch.to_batches()[0])
+        count("pictures gathered", len(rows))
+
+
+def images_at(path: str, rows: np.ndarray) -> Iterator[tuple[int, tuple[str, bytes]]]:
+    """(row, (sample_id, picture)) of some rows of a part of ``images``, ascending; no other row group is read."""
+    with open_parquet(path) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            last = first + file.metadata.row_group(group).num_rows
+            mine = rows[slice(*np.searchsorted(rows, [first, last]))]
+            if len(mine):
+                table = file.read_row_group(group, columns=["sample_id", "image"]).take(pa.array(mine - first))
+                pairs = zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
+                yield from zip(mine.tolist(), pairs, strict=True)
+            first = last
+
+
+class Gatherings:
+    """What was gathered for a round, by block; opens each file once.
+
+    Args:
+        round: what is matched.
+    """
+
+    def __init__(self, round: Round):
+        self.round = round
+        self._files: dict[int, tuple[Any, dict[int, int]]] = {}
+
+    def block(self, number: int, parts: list[int]) -> dict[int, Gathered]:
+        """Code → what was brought to a block from these parts of ``images``."""
+        found = {}
+        for part in parts:
+            file, places = self._open(part)
+            for row in file.get_batch(places[number]).to_pylist():
+                found[row["code"]] = Gathered(**row)
+        return found
+
+    def _open(self, part: int) -> tuple[Any, dict[int, int]]:
+        if part not in self._files:
+            path = gathered_file(self.round, part)
+            # A local file is mapped, and no more of it in memory than is looked at.
+            source = pa.memory_map(path) if self.round.lake.is_local else pa.PythonFile(open_file(path), "r")
+            file = pa.ipc.open_file(source)
+            blocks = json.loads(file.schema.metadata[b"blocks"])
+            self._files[part] = file, {block: place for place, block in enumerate(blocks)}
+        return self._files[part]
