@@ -29,7 +29,7 @@ from transforms.attacks.attempts import GeneratorHandler
 from transforms.data.images import ImageStore
 from transforms.errors import TemplateWritten
 from transforms.kernels.copies import CopyLimits
-from transforms.matching.parts import Task
+from transforms.matching.tasks import Task
 from transforms.store.lake import Lake
 from transforms.store.pictures import encode_png
 
@@ -223,15 +223,37 @@ def job(lake):
 TASKS = [Task("generations", 0), Task("regenerations", 0), Task("decoys", 0)]
 
 
-def test_match_carries_no_data(build, job):
-    # It runs CLIP inside a DoFn, for few pictures: no accelerator is asked for.
-    with_gpu, without = on_gpu(build(lambda pipeline: match.build(pipeline, job, TASKS, DeviceOptions(device="cuda"))))
-    assert with_gpu == set() and has_step(without, "MatchPart")
+@pytest.fixture
+def matched(job):
+    job.directory.write(job.snapshots)
+    return job.round("stored", TASKS)
 
 
-def test_looking_for_what_to_make_again_needs_no_gpu(build, job):
+def test_the_vectors_of_what_is_judged_are_made_where_the_gpu_is(build, job, matched, lake):
+    device = DeviceOptions(device="cuda")
+    clip = embed.encoder(lake.latest("embed"), device)
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build_embedding(pipeline, job, matched, clip, device.hint())))
+    assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteTask")
+    assert has_step(without, "SkipEmbedded")
+    on_cpu, _ = on_gpu(build(lambda pipeline: match.build_embedding(pipeline, job, matched, clip, None)))
+    assert on_cpu == set()
+
+
+def test_matching_needs_no_gpu_and_carries_no_data(build, job, matched):
+    steps = {
+        "SearchChunk": lambda pipeline: match.build_search(pipeline, matched, 1000),
+        "GatherPart": lambda pipeline: match.build_gathering(pipeline, matched, [0]),
+        "MatchTask": lambda pipeline: match.build(pipeline, job, matched),
+        "ThumbnailsOfAttempts": lambda pipeline: match.build_thumbnails(pipeline, matched),
+    }
+    for step, made in steps.items():
+        with_gpu, without = on_gpu(build(made))
+        assert with_gpu == set() and has_step(without, step)
+
+
+def test_looking_for_what_to_make_again_needs_no_gpu(build, job, matched):
     limits = CopyLimits(0.15, 0.5, None)
-    with_gpu, without = on_gpu(build(lambda pipeline: match.build_pointing(pipeline, job, [0, 1], limits, "counts.parquet")))
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build_pointing(pipeline, matched, limits, "counts.parquet")))
     assert with_gpu == set() and has_step(without, "Point") and has_step(without, "WriteCounts")
 
 
@@ -248,9 +270,9 @@ def test_making_again_asks_for_a_gpu_where_the_model_is(lake, build, job):
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_counting_needs_no_gpu(build, job, tmp_path, found):
+def test_counting_needs_no_gpu(build, job, matched, tmp_path, found):
     targets = tmp_path / "targets.parquet"
-    pq.write_table(pa.table({"sample_id": ["a"], "side": [8], "crop": [bytes(300_000)]}), targets)
+    pq.write_table(pa.table({"sample_id": ["a"], "code": [0], "offset": [0], "side": [8]}), targets)
     with_gpu, without = on_gpu(
         build(lambda pipeline: match.build_counts(pipeline, job, str(targets) if found else None, "nearest.parquet"))
     )

@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.match import DISTANCES, MatchOptions, calibration_rows, copy_calibration_row
+from pipelines.match import MatchOptions
 from transforms.errors import UserError
 from transforms.kernels import calibration
+from transforms.matching.calibration import DISTANCES, Asked, calibration_rows, copy_calibration_row
 from transforms.store.schema import TABLES
 
 CONTROLS, PROMPTS = 40, 6
@@ -38,8 +39,24 @@ def rows_of_all():
     return rows + [row(f"prompt {n}", 2, True, 0.01 + n / 10, role="training") for n in range(PROMPTS)]
 
 
+def asked(**options):
+    given = {"delta": 0.15, "copy_l2": 0.1, "copy_ratio": 0.6, "calibrated_distance": "adaptive_l2", **options}
+    return Asked(max_false_positive_rate=0.1, **given)
+
+
 def calibrated(rows, **options):
-    made = calibration_rows(*planted(rows), MatchOptions(max_false_positive_rate=0.1, **options))
+    matches, prompts = planted(rows)
+    by_id = {one["prompt_id"]: one for one in prompts.to_pylist()}
+    mine = [by_id[prompt] for prompt in matches["prompt_id"].to_pylist()]
+    joined = matches.append_column("origin", pa.array([one["origin"] for one in mine])).append_column(
+        "has_group", pa.array([one["group_id"] is not None for one in mine])
+    )
+    # As the SELECT of match does.
+    keep = [(row["relation"] == "own" and row["nearest"]) or
+            (row["relation"] == "neighbour" and row["role"] == "control" and row["extracted"])
+            for row in matches.to_pylist()]  # fmt: skip
+    facts = {"images_tested": PROMPTS, "per_prompt": 4, "per_control": 2}
+    made = calibration_rows(joined.filter(pa.array(keep)), facts, asked(**options))
     assert [one["distance"] for one in made] == list(DISTANCES)
     return {one["distance"]: one for one in made}
 
@@ -97,7 +114,7 @@ def test_without_controls_nothing_is_called():
 
 # -- the limits of a copy -----------------------------------------------------------------------------------------------
 
-OPTIONS = MatchOptions(max_false_positive_rate=0.1)
+OPTIONS = asked()
 
 
 def limits(**decoys):

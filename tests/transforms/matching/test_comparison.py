@@ -8,49 +8,47 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from transforms.kernels.neighbours import Nearest
-from transforms.kernels.thumbnails import NearestThumbnails
-from transforms.matching import comparison
-from transforms.matching.comparison import Matcher, Measure, Population
+from transforms.kernels.distances import resize_shorter_side
+from transforms.matching.comparison import Group, Matcher, Measure
 
 SIDE = 16
 DELTA = 0.15
 RATIO = 0.5
 
 
-class Store(dict):
-    """Pictures by id, as ``ImageStore`` gives them."""
+class World:
+    """A training set and controls, all of which are candidates of every generation.
 
-    def get(self, sample_id):
-        return self[sample_id]
+    Args:
+        training: group → samples, the representative first.
+        controls: samples.
+        pictures: sample → (H, W, 3) uint8.
+        others: the n of the adaptive distance.
+    """
 
+    def __init__(self, training, controls, pictures, *, others=50):
+        self.codes = {sample: place for place, sample in enumerate(sorted(pictures))}
+        self.by_code = {self.codes[sample]: picture for sample, picture in pictures.items()}
+        self.training = {group: self.group(group, samples) for group, samples in training.items()}
+        self.controls = {control: self.group(control, [control]) for control in controls}
+        self.members = {group: [(self.codes[sample], sample) for sample in samples] for group, samples in training.items()}
+        measure = Measure(delta=DELTA, others=others, alpha=0.5, copy_ratio=RATIO)
+        self.matcher = Matcher(lambda code, sample, side: resize_shorter_side(self.by_code[code], side), measure)
 
-def unit(random, rows, columns=5):
-    vectors = random.normal(size=(rows, columns)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    def group(self, name, samples):
+        return Group(name, self.codes[samples[0]], samples[0], len(samples), "both", 0.5)
 
-
-def population(role, groups, vectors, pictures):
-    """``groups``: group id → sample ids, the representative first."""
-    ids = sorted(sample for members in groups.values() for sample in members)
-    row = {sample: place for place, sample in enumerate(ids)}
-    members = {group: [row[sample] for sample in samples] for group, samples in groups.items()}
-    first = [rows[0] for rows in members.values()]
-    table = np.stack([vectors[sample] for sample in ids]) if ids else np.zeros((0, 5), np.float32)
-    representatives = [pictures[ids[place]] for place in first]
-    tiny = [np.asarray(Image.fromarray(one).resize((8, 8), Image.Resampling.BOX)).reshape(-1) for one in representatives]
-    aspects = np.array([one.shape[1] / one.shape[0] for one in representatives])
-    thumbnails = NearestThumbnails(np.array(tiny, np.uint8).reshape(-1, 192), aspects)
-    return Population(role, ids, table, members, Nearest(table[first]), thumbnails, np.arange(len(first)))
-
-
-def matcher(training, controls, pictures, vectors, *, others=50, neighbours=1000):
-    measure = Measure(delta=DELTA, neighbours=neighbours, others=others, alpha=0.5, copy_ratio=RATIO, sampled=0.0)
-    both = {"training": population("training", training, vectors, pictures),
-            "control": population("control", {one: [one] for one in controls}, vectors, pictures)}  # fmt: skip
-    return Matcher(both, Store(pictures), measure)
+    def match(self, prompt, generation):
+        control = prompt["origin"] == "control"
+        own = self.controls.get(prompt["sample_id"]) if control else self.training.get(prompt["group_id"])
+        compared = self.matcher.compare(
+            generation, list(self.training.values()), list(self.controls.values()) if control else ()
+        )
+        wanted = self.matcher.wanted(compared, own)
+        return self.matcher.rows(
+            compared, own, control, {group: self.members[group] for group in wanted if group in self.members}
+        )
 
 
 # -- the reference: one crop at a time, one number at a time, in float64 --------------------------------------------
@@ -156,27 +154,26 @@ def worlds(draw):
     controls = [f"c{number}" for number in range(draw(st.integers(0, 3)))]
     for sample in controls:
         pictures[sample] = drawn()
-    vectors = dict(zip(pictures, unit(random, len(pictures)), strict=True))
     squares = [picture for picture in pictures.values() if picture.shape[0] == picture.shape[1] == SIDE]
     source = draw(st.sampled_from(["copy", "new"]))
     generation = random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     if source == "copy" and squares:
         chosen = squares[draw(st.integers(0, len(squares) - 1))]
         generation = (chosen + random.integers(-5, 6, chosen.shape)).clip(0, 255).astype(np.uint8)
-    return groups, controls, pictures, vectors, generation, unit(random, 1)[0]
+    return groups, controls, pictures, generation
 
 
 @settings(max_examples=60, deadline=None)
 @given(worlds(), st.integers(1, 4))
 def test_rows_are_those_of_brute_force(world, others):
-    training, controls, pictures, vectors, generation, vector = world
-    made = matcher(training, controls, pictures, vectors, others=others)
+    training, controls, pictures, generation = world
+    made = World(training, controls, pictures, others=others)
     asked = [{"origin": "duplicates", "sample_id": None, "group_id": group} for group in training]
     asked += [{"origin": "control", "sample_id": control, "group_id": None} for control in controls]
     for prompt in asked:
         control = prompt["origin"] == "control"
         own = prompt["sample_id"] if control else prompt["group_id"]
-        rows = made.match(prompt, generation, vector)
+        rows = made.match(prompt, generation)
         assert [row["group_id"] for row in rows if row["relation"] == "own"] == [own]
         assert len({(row["role"], row["group_id"]) for row in rows}) == len(rows), "a group is compared once"
         for row in rows:
@@ -200,22 +197,20 @@ def test_rows_are_those_of_brute_force(world, others):
 @settings(max_examples=20, deadline=None)
 @given(worlds())
 def test_order_of_the_images_changes_nothing(world):
-    training, controls, pictures, vectors, generation, vector = world
+    training, controls, pictures, generation = world
     turned = dict(reversed(list(training.items())))
     prompt = {"origin": "duplicates", "sample_id": None, "group_id": "g0"}
     rows = [
-        sorted(matcher(groups, controls, pictures, vectors).match(prompt, generation, vector), key=lambda row: row["group_id"])
+        sorted(World(groups, controls, pictures).match(prompt, generation), key=lambda row: row["group_id"])
         for groups in (training, turned)
     ]
     assert rows[0] == rows[1]
 
 
 def planted(*pictures):
-    """Groups of one: a matcher over these, its pictures, and a vector to ask with."""
-    random = np.random.default_rng(5)
+    """Groups of one."""
     named = {f"{place}": picture for place, picture in enumerate(pictures)}
-    vectors = dict(zip(named, unit(random, len(named)), strict=True))
-    return matcher({f"g{name}": [name] for name in named}, [], named, vectors), unit(random, 1)[0]
+    return World({f"g{name}": [name] for name in named}, [], named)
 
 
 def noise(seed, size=40):
@@ -226,18 +221,18 @@ def base(seed):
     return np.random.default_rng(seed).integers(40, 216, (SIDE, SIDE, 3))
 
 
-def row_of(made, picture, vector, group="g0"):
+def row_of(made, picture, group="g0"):
     prompt = {"origin": "duplicates", "sample_id": None, "group_id": group}
-    return next(row for row in made.match(prompt, picture.astype(np.uint8), vector) if row["relation"] == "own")
+    return next(row for row in made.match(prompt, picture.astype(np.uint8)) if row["relation"] == "own")
 
 
 def test_a_twin_outside_the_group_does_not_hide_a_copy():
     """The image's near-twin, below the threshold of duplicates, is another training group; the generation is the image."""
     image = base(1)
     twin = (image + noise(2, 12)).clip(0, 255)
-    made, vector = planted(*(one.astype(np.uint8) for one in (image, twin, base(3), base(4))))
+    made = planted(*(one.astype(np.uint8) for one in (image, twin, base(3), base(4))))
     copy = (image + noise(6, 10)).clip(0, 255)
-    row = row_of(made, copy, vector)
+    row = row_of(made, copy)
     to_twin = l2(copy, twin)
     assert row["coarse_l2"] / to_twin > RATIO, "with the twin in the denominator no copy could be called"
     assert row["coarse_ratio"] < RATIO / 2
@@ -248,9 +243,9 @@ def test_a_crowd_of_like_pictures_has_no_twins():
     """Skies: none stands apart from the others, so a new sky near to one of them is a copy of none."""
     sky = base(1)
     skies = [(sky + noise(seed, 24)).clip(0, 255).astype(np.uint8) for seed in range(10, 18)]
-    made, vector = planted(*skies)
+    made = planted(*skies)
     new = (sky + noise(30, 24)).clip(0, 255)
-    row = row_of(made, new, vector)
+    row = row_of(made, new)
     assert row["extracted"], "the paper's rule calls it"
     assert row["coarse_ratio"] > 0.9
 
@@ -259,53 +254,19 @@ def test_the_yardstick_shrinks_where_everything_has_a_near_neighbour():
     """At 10^8 images each has a near neighbour that is no twin; the same generation is then nearer to others too."""
     image = base(1)
     generation = (image + noise(2, 30)).clip(0, 255)
-    few, vector = planted(*(one.astype(np.uint8) for one in (image, base(3), base(4))))
+    few = planted(*(one.astype(np.uint8) for one in (image, base(3), base(4))))
     crowd = [(image + noise(seed, 45)).clip(0, 255).astype(np.uint8) for seed in range(40, 60)]
-    many, _ = planted(image.astype(np.uint8), *crowd)
-    assert row_of(few, generation, vector)["coarse_ratio"] < RATIO < row_of(many, generation, vector)["coarse_ratio"]
+    many = planted(image.astype(np.uint8), *crowd)
+    assert row_of(few, generation)["coarse_ratio"] < RATIO < row_of(many, generation)["coarse_ratio"]
 
 
 def test_without_another_image_there_is_no_ratio():
-    made, vector = planted(base(1).astype(np.uint8))
-    row = row_of(made, base(1), vector)
+    made = planted(base(1).astype(np.uint8))
+    row = row_of(made, base(1))
     assert row["l2"] == 0 and row["ratio"] is None and row["coarse_ratio"] is None and row["adaptive_l2"] is None
     assert row["n_others"] == 0 and row["extracted"]
 
 
 def test_two_groups_of_one_picture_are_as_near():
-    made, vector = planted(base(1).astype(np.uint8), base(1).astype(np.uint8))
-    assert row_of(made, base(1), vector)["ratio"] == 1.0
-
-
-def test_of_a_large_group_the_members_nearest_by_clip_are_compared(monkeypatch):
-    monkeypatch.setattr(comparison, "MAX_MEMBERS", 2)
-    random = np.random.default_rng(3)
-    pictures = {f"0-{n}": random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for n in range(5)}
-    vectors = {name: np.eye(5, dtype=np.float32)[n] for n, name in enumerate(pictures)}
-    made = matcher({"g0": list(pictures)}, [], pictures, vectors)
-    vector = np.array([0.1, 0.7, 0.2, 0.6, 0.0], np.float32)
-    prompt = {"origin": "duplicates", "sample_id": None, "group_id": "g0"}
-    for asked in range(5):
-        (row,) = made.match(prompt, pictures[f"0-{asked}"], vector)
-        allowed = {name: l2(pictures[f"0-{asked}"], pictures[name]) for name in ("0-1", "0-3")}
-        assert row["sample_id"] == min(allowed, key=lambda name: allowed[name])
-
-
-def test_a_picture_of_which_clip_makes_nothing_is_found_by_its_thumbnail():
-    pictures = [base(seed).astype(np.uint8) for seed in range(6)]
-    made, _ = planted(*pictures)
-    row = row_of(made, pictures[2], np.full(5, np.nan, np.float32), "g2")
-    assert row["l2"] == 0 and row["cosine"] is None
-    neighbour = made.nearest(pictures[2], np.full(5, np.nan, np.float32))
-    assert neighbour is not None and neighbour["group_id"] == "g2" and neighbour["found_by"] == "thumbnail"
-
-
-def test_thumbnails_find_what_clip_misses():
-    """One candidate each: CLIP's points elsewhere, the thumbnail's to the picture itself."""
-    pictures = {str(n): base(n).astype(np.uint8) for n in range(6)}
-    vectors = {name: np.eye(6, dtype=np.float32)[:, :5][n] if n < 5 else -np.eye(5, dtype=np.float32)[0]
-               for n, name in enumerate(pictures)}  # fmt: skip
-    made = matcher({f"g{name}": [name] for name in pictures}, [], pictures, vectors, neighbours=1)
-    prompt = {"origin": "control", "sample_id": None, "group_id": None}
-    rows = made.match(prompt, pictures["5"], np.eye(5, dtype=np.float32)[0])
-    assert {row["group_id"]: row["found_by"] for row in rows if row["coarse_l2"] == 0} == {"g5": "thumbnail"}
+    made = planted(base(1).astype(np.uint8), base(1).astype(np.uint8))
+    assert row_of(made, base(1))["ratio"] == 1.0

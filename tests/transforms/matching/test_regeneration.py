@@ -14,7 +14,9 @@ from transforms.attacks.attempts import Filter, GeneratorHandler
 from transforms.data.images import ImageStore
 from transforms.kernels.copies import CopyLimits
 from transforms.kernels.distances import l2
-from transforms.matching.comparison import Snapshots, read_population
+from transforms.matching.candidates import FindCandidates, merge
+from transforms.matching.directory import Directory
+from transforms.matching.queries import ThumbnailsOfAttempts
 from transforms.matching.regeneration import (
     MOST_LEVELS,
     Point,
@@ -25,6 +27,7 @@ from transforms.matching.regeneration import (
     regenerated,
     write_counts,
 )
+from transforms.matching.tasks import THUMBNAIL, Round, Snapshots, Task
 from transforms.models.base import Attempt
 from transforms.store.files import list_files, read_parquet
 from transforms.store.identity import prompt_id
@@ -101,12 +104,21 @@ def made(tmp_path):
     return lake, Snapshots(ingest.snapshot_id, embed.snapshot_id, "groups0", AUDIT), generator
 
 
+def pointing(lake, snapshots):
+    """The round of all attempts' thumbnails, searched."""
+    Directory(lake, MATCH).write(snapshots)
+    round = Round(lake, snapshots, MATCH, "pointing", (Task("generations", 0),), 16, 3, 1, (THUMBNAIL,))
+    list(ThumbnailsOfAttempts(round).process((0, 0)))
+    Execution(lake, []).run(lambda pipeline: pipeline | FindCandidates(round, 1000))
+    merge(round)
+    return round
+
+
 def point(made):
     """(what Point counted, the rows that are to be made again)."""
     lake, snapshots, _ = made
-    pointer = Point(lake, snapshots, MATCH, LIMITS)
-    pointer.setup()
-    counted = list(pointer.process(0))
+    round = pointing(lake, snapshots)
+    counted = list(Point(round, LIMITS).process((0, 0)))
     there = list_files(pointed_folder(lake, MATCH), ".parquet")
     return counted, read_parquet(pointed_file(lake, MATCH, 0)).to_pylist() if there else []
 
@@ -134,33 +146,46 @@ def test_a_dropped_copy_of_another_image_is_pointed_at_once_a_prompt(made):
         assert (row["seed"], row["text"]) == (generation["seed"], texts[row["prompt_id"]])
 
 
+def bounds_of(thumbnails):
+    """group → bound, of what each thumbnail points at; None where it points at nothing."""
+    trained = np.stack([np.frombuffer(thumbnail(one), np.uint8) for one in PICTURES]).astype(np.float64) / 255
+    found = []
+    for tiny in thumbnails.astype(np.float64) / 255:
+        distances = np.sqrt(((tiny - trained) ** 2).mean(axis=1))
+        order = np.argsort(distances)
+        bound = points_at(distances[order][:3].tolist(), 1.0)
+        found.append(None if bound is None else (GROUPS[order[0]], bound))
+    return found
+
+
 def test_the_nearest_of_the_dropped_attempts_is_taken_and_its_bound_is_one(made):
-    lake, snapshots, generator = made
-    population = read_population(lake, snapshots, "training")
+    lake, _, generator = made
     _, rows = point(made)
     generations = lake.read("generations", AUDIT).to_pylist()
     for row in rows:
         dropped = [one for one in generations if one["prompt_id"] == row["prompt_id"] and one["image"] is None]
         tiny = np.frombuffer(b"".join(one["thumbnail"] for one in dropped), np.uint8).reshape(-1, 192)
-        bounds = [found[1] for found in points_at(population, tiny, 1.0)]
-        assert row["bound"] == pytest.approx(min(bounds))
+        assert row["bound"] == pytest.approx(min(found[1] for found in bounds_of(tiny)), abs=1e-6)
         own = PICTURES[GROUPS.index(row["group_id"])]
         assert row["bound"] <= float(l2(generator._picture(row["text"], row["seed"]), own))
 
 
-def test_bounds_are_never_over_the_distance_of_the_pictures(made):
-    lake, snapshots, _ = made
-    population = read_population(lake, snapshots, "training")
+def test_bounds_are_never_over_the_distance_of_the_pictures():
     random = np.random.default_rng(9)
     noisy = [(one + random.normal(scale=20, size=one.shape)).clip(0, 255).astype(np.uint8) for one in PICTURES]
     tiny = np.stack([np.frombuffer(thumbnail(one), np.uint8) for one in noisy])
-    for number, found in enumerate(points_at(population, tiny, 1.0)):
+    for number, found in enumerate(bounds_of(tiny)):
         assert found is not None and found[0] == GROUPS[number]
         assert found[1] <= float(l2(noisy[number], PICTURES[number]))
-    # Over the largest bound, and as near to others, none is pointed at.
-    assert points_at(population, tiny, 0.0) == [None] * IMAGES
-    gray = np.full((1, 192), 128, np.uint8)
-    assert points_at(population, gray, 1.0) == [None]
+
+
+def test_what_a_thumbnail_points_at_stands_apart():
+    assert points_at([0.1, 0.2, 0.3], 0.15) == pytest.approx(0.1 - 1 / 255)
+    assert points_at([0.1, 0.2, 0.3], 0.05) is None, "over the largest bound"
+    assert points_at([0.1, 0.11, 0.14], 0.15) is None, "as near to others"
+    assert points_at([0.1, 0.1, 0.3], 0.15) is not None, "one other may be its twin"
+    assert points_at([0.1, 0.1], 0.15) is not None and points_at([0.001], 0.15) == 0.0
+    assert points_at([], 0.15) is None
 
 
 def test_what_a_stored_picture_shows_already_is_not_made_again(made):
