@@ -38,7 +38,7 @@ from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.calibration import DISTANCES, Asked, calibration_rows, copy_calibration_row
 from transforms.matching.candidates import merge
 from transforms.matching.comparison import Measure
-from transforms.matching.directory import Directory
+from transforms.matching.directory import Directory, write_own
 from transforms.matching.tasks import THUMBNAIL, Round, Snapshots, Task, decoy_file
 from transforms.models.base import Generator
 from transforms.models.clip import ClipModel
@@ -155,7 +155,7 @@ class Matching:
         self.snapshots = Snapshots(
             **{stage: self.made_of[stage].snapshot_id for stage in ("ingest", "embed", "deduplicate", "generate")}
         )
-        self.directory = Directory(lake, self.snapshot)
+        self.directory = Directory(lake, self.snapshots.deduplicate)
         self.asked = Asked(
             delta=options.delta,
             copy_l2=options.copy_l2,
@@ -221,7 +221,8 @@ class Matching:
         def durable() -> int:
             return sum(rows.get(part_number(path), 0) for path in self.lake.own("matches", self.snapshot).values())
 
-        self.directory.write(self.snapshots)
+        self.directory.write(self.snapshots.ingest, self.snapshots.embed)
+        write_own(self.lake, self.snapshot, self.snapshots.generate, self.directory)
         tasks = [Task("generations", number) for number in rows]
         tasks += [Task("decoys", number) for number in range(self._list_decoys())]
         progress = Progress("match", durable, sum(rows.values()), "generations")

@@ -225,7 +225,7 @@ TASKS = [Task("generations", 0), Task("regenerations", 0), Task("decoys", 0)]
 
 @pytest.fixture
 def matched(job):
-    job.directory.write(job.snapshots)
+    job.directory.write(job.snapshots.ingest, job.snapshots.embed)
     return job.round("stored", TASKS)
 
 

@@ -305,7 +305,7 @@ def _remove_leftovers(lake: Lake) -> None:
     written = {lake.inside(path).split("/", 1)[1] for path in lake.every_part("samples")}
 
     def leftover(parts: list[str]) -> bool:
-        if is_temporary(parts[-1]) or parts[:2] in (["work", "ingest"], ["work", "match"]):
+        if is_temporary(parts[-1]) or parts[:2] in (["work", "ingest"], ["work", "match"], ["work", "index"]):
             return True
         # Nobody knows yet whose pictures these are; an ingest that goes on downloads them again.
         orphan = parts[0] == "images" and "/".join(parts[1:]) not in written

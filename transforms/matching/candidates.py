@@ -9,6 +9,7 @@ merged by SQL: for each picture the nearest by either, and for each part of ``im
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,11 +20,11 @@ import pyarrow as pa
 from transforms.kernels import cells
 from transforms.kernels.nearest import NOTHING, nearest
 from transforms.kernels.thumbnails import LENGTH, lifted, square_windows
-from transforms.matching.directory import ROW_BITS, Directory, by_part
+from transforms.matching.directory import INDEX, ROW_BITS, Directory, by_part
 from transforms.matching.tasks import CLIP, PLACE_BITS, THUMBNAIL, Round
 from transforms.store import arrays
 from transforms.store.counters import count
-from transforms.store.files import exists, list_files, read_parquet, write_parquet
+from transforms.store.files import delete, exists, list_files, read_parquet, write_parquet
 from transforms.store.identity import digest
 from transforms.store.remote import readable
 from transforms.store.scan import connect
@@ -75,7 +76,7 @@ class Queries(NamedTuple):
 
 def read_entries(round: Round, part: int, role: str, space: str) -> Entries:
     """The representatives of one part of ``images``."""
-    table = Directory(round.lake, round.snapshot).part(part)
+    table = Directory(round.lake, round.snapshots.deduplicate).part(part)
     chosen = np.flatnonzero(
         (table["role"].to_numpy(zero_copy_only=False) == role) & table["representative"].to_numpy(zero_copy_only=False)
     )
@@ -224,7 +225,7 @@ class Shards:
 
 def shards_file(round: Round, space: str) -> str:
     """Where the cells of a space are told; the same for all rounds of a match."""
-    return round.lake.work("match", round.snapshot, "shards", f"{space}.npz")
+    return round.lake.work(INDEX, round.snapshots.deduplicate, "shards", f"{space}.npz")
 
 
 def unit(space: str, vectors: np.ndarray) -> np.ndarray:
@@ -234,7 +235,7 @@ def unit(space: str, vectors: np.ndarray) -> np.ndarray:
 
 def make_shards(round: Round, rows: int) -> None:
     """Tells the cells of both spaces, for shards of about ``rows`` groups."""
-    totals = [one for one in Directory(round.lake, round.snapshot).totals() if one["role"] == "training"]
+    totals = [one for one in Directory(round.lake, round.snapshots.deduplicate).totals() if one["role"] == "training"]
     groups = sum(one["groups"] for one in totals)
     stored = round.lake.work("deduplicate", round.snapshots.deduplicate, "cells.npz")
     for space in (CLIP, THUMBNAIL):
@@ -274,7 +275,7 @@ def _trained(round: Round, space: str, totals: Sequence[dict[str, Any]], groups:
 
 
 def entries_file(round: Round, space: str, shard: int, part: int) -> str:
-    return round.lake.work("match", round.snapshot, "entries", space, f"{shard:05d}", f"{part:05d}.npz")
+    return round.lake.work(INDEX, round.snapshots.deduplicate, "spilled", space, f"{shard:05d}", f"{part:05d}.npz")
 
 
 class SpillEntries(beam.DoFn):
@@ -285,7 +286,7 @@ class SpillEntries(beam.DoFn):
 
     def process(self, part: int) -> Iterator[int]:
         for space in (CLIP, THUMBNAIL):
-            done = self.round.lake.work("match", self.round.snapshot, "spilled", space, f"{part:05d}.json")
+            done = self.round.lake.work(INDEX, self.round.snapshots.deduplicate, "done", space, f"{part:05d}.json")
             if exists(done):
                 continue
             shards = Shards.read(shards_file(self.round, space))
@@ -324,6 +325,32 @@ class SpillQueries(beam.DoFn):
         yield number
 
 
+def shard_folder(round: Round, space: str, shard: int) -> str:
+    """The groups of a shard in the order of their cells: codes.npy, vectors.npy, and cells.npy (the cell of each)."""
+    return round.lake.work(INDEX, round.snapshots.deduplicate, "cells", space, f"{shard:05d}")
+
+
+class SortShard(beam.DoFn):
+    """(space, number of a shard) → the same; puts what was spilled to it in the order of cells. Once for all rounds."""
+
+    def __init__(self, round: Round):
+        self.round = round
+
+    def process(self, element: tuple[str, int]) -> Iterator[tuple[str, int]]:
+        space, shard = element
+        folder = shard_folder(self.round, space, shard)
+        # The cells come last: they say that the others are there.
+        if not exists(f"{folder}/cells.npy"):
+            spilled = os.path.dirname(entries_file(self.round, space, shard, 0))
+            entries = _together(spilled)
+            order = np.empty(0, np.int64) if entries is None else np.lexsort((entries["codes"], entries["cell"]))
+            for name, column in (("codes", "codes"), ("vectors", "vectors"), ("cells", "cell")):
+                values = np.empty(0) if entries is None else entries[column][order]
+                arrays.write_npy(f"{folder}/{name}.npy", values)
+            delete(spilled)
+        yield element
+
+
 class SearchShard(beam.DoFn):
     """(space, number of a shard) → its number; leaves what lies nearest to each picture of the round, among its cells."""
 
@@ -334,31 +361,42 @@ class SearchShard(beam.DoFn):
         space, shard = element
         path = found_file(self.round, "training", space, shard)
         if not exists(path):
-            write_parquet(path, self._search(space, shard))
+            queries = _together(self.round.work("queries_of_shards", space, f"{shard:05d}"))
+            found = FOUND.empty_table()
+            if queries is not None:
+                asked = Queries(queries["numbers"], queries["vectors"])
+                found = search_cells(
+                    shard_folder(self.round, space, shard), asked, queries["cell"], space, self.round.neighbours
+                )
+            write_parquet(path, found)
             count(f"searches by {space}")
         yield shard
 
-    def _search(self, space: str, shard: int) -> pa.Table:
-        round = self.round
-        entries = _together(round.lake.work("match", round.snapshot, "entries", space, f"{shard:05d}"))
-        queries = _together(round.work("queries_of_shards", space, f"{shard:05d}"))
-        if entries is None or queries is None:
-            return FOUND.empty_table()
-        by_cell = np.argsort(entries["cell"], kind="stable")
-        cell = entries["cell"][by_cell]
-        probing, rank = np.nonzero(queries["cell"] >= 0)
-        probed = queries["cell"][probing, rank]
-        order = np.argsort(probed, kind="stable")
-        probing, probed = probing[order], probed[order]
-        found: list[pa.Table] = []
-        for one in np.unique(probed).tolist():
-            rows = by_cell[slice(*np.searchsorted(cell, [one, one + 1]))]
-            mine = probing[slice(*np.searchsorted(probed, [one, one + 1]))]
-            if len(rows):
-                there = Entries(entries["codes"][rows], entries["vectors"][rows])
-                asked = Queries(queries["numbers"][mine], queries["vectors"][mine])
-                found.append(search(there, asked, space, round.neighbours))
-        return _nearest_of(pa.concat_tables([FOUND.empty_table(), *found]), round.neighbours)
+
+def search_cells(folder: str, queries: Queries, probed: np.ndarray, space: str, most: int) -> pa.Table:
+    """``FOUND`` of a shard: of the cells that are looked at for each picture; of a local shard no other cell is read.
+
+    Args:
+        folder: see ``shard_folder``.
+        queries: q pictures.
+        probed: (q, p) int32 cells; -1 for none.
+        space: clip or thumbnail.
+        most: images for each picture.
+    """
+    codes, cell = (arrays.read_npy(f"{folder}/{name}.npy") for name in ("codes", "cells"))
+    vectors = arrays.read_npy(f"{folder}/vectors.npy", mapped=True)
+    place, rank = np.nonzero(probed >= 0)
+    wanted = probed[place, rank]
+    order = np.argsort(wanted, kind="stable")
+    place, wanted = place[order], wanted[order]
+    found: list[pa.Table] = [FOUND.empty_table()]
+    for one in np.unique(wanted).tolist():
+        rows = slice(*np.searchsorted(cell, [one, one + 1]).tolist())
+        mine = place[slice(*np.searchsorted(wanted, [one, one + 1]).tolist())]
+        if rows.stop > rows.start:
+            there = Entries(codes[rows], np.asarray(vectors[rows]))
+            found.append(search(there, Queries(queries.numbers[mine], queries.vectors[mine]), space, most))
+    return _nearest_of(pa.concat_tables(found), most)
 
 
 def _together(folder: str) -> dict[str, np.ndarray] | None:
@@ -393,7 +431,7 @@ class FindCandidates(beam.PTransform):
 
     def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
         round = self.round
-        totals = Directory(round.lake, round.snapshot).totals()
+        totals = Directory(round.lake, round.snapshots.deduplicate).totals()
         controls = chunks(totals, "control", self.rows)
         if sum(one["groups"] for one in totals if one["role"] == "training") <= EXACT_UP_TO:
             every = [*controls, *chunks(totals, "training", self.rows)]
@@ -415,6 +453,7 @@ class FindCandidates(beam.PTransform):
             | "AllSpilled" >> beam.combiners.Count.Globally()
             | "Shards" >> beam.FlatMap(lambda _, shards: shards, every_shard)
             | "SpreadShards" >> beam.Reshuffle()
+            | "SortShard" >> beam.ParDo(SortShard(round))
             | "SearchShard" >> beam.ParDo(SearchShard(round))
         )
         of_controls = (

@@ -1,7 +1,7 @@
 """Who stands where: which image is in which row of which part, in which group, and which one stands for its group.
 
-One join of ``embeddings`` and ``duplicate_groups``, made once for a match and cut by part of ``images``: from then on an image
-is a number, its **code** (part and row), and no worker needs to know all of them.
+One join of ``embeddings`` and ``duplicate_groups``, made once for these groups and cut by part of ``images``: from then on an
+image is a number, its **code** (part and row), and no worker needs to know all of them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.data.images import ROW_BITS
-from transforms.matching.tasks import Snapshots
 from transforms.store.files import exists, read_parquet, write_parquet
 from transforms.store.lake import Lake
 from transforms.store.remote import readable
 from transforms.store.scan import connect
 from transforms.store.tombstones import Tombstones
+
+INDEX = "index"
+"""The folder of ``work`` that belongs to groups, and not to one match."""
 
 MAX_MEMBERS = 256
 """So many members of one group are compared, its representative among them, the others drawn by hash: a group can hold 100,000
@@ -65,35 +67,19 @@ _JOINED = f"""
 """
 
 
-_OWN = """
-    WITH prompts AS (
-        SELECT * EXCLUDE (text, filename), regexp_extract(filename, 'part-([0-9]+)\\.parquet$', 1)::INTEGER AS part
-        FROM read_parquet($prompts, filename = true, hive_partitioning = false)
-    )
-
-    SELECT prompts.*, directory.code AS own_code, directory.sample_id AS own_sample, directory.size AS own_size
-    FROM prompts
-    LEFT JOIN directory
-        ON directory.place = 1
-        AND directory.role = CASE prompts.origin WHEN 'control' THEN 'control' ELSE 'training' END
-        AND directory.group_id = CASE prompts.origin WHEN 'control' THEN prompts.sample_id ELSE prompts.group_id END
-    ORDER BY prompts.part, prompts.prompt_id
-"""
-
-
 class Directory:
-    """The directory of a match: files of its work folder.
+    """The directory of some groups: files of a work folder, which ``match`` and ``lookup`` share.
 
     Args:
         lake: the lake.
-        snapshot: of ``match``.
+        deduplicate: snapshot of the groups.
     """
 
-    def __init__(self, lake: Lake, snapshot: str):
-        self.lake, self.snapshot = lake, snapshot
+    def __init__(self, lake: Lake, deduplicate: str):
+        self.lake, self.deduplicate = lake, deduplicate
 
     def _file(self, *parts: str) -> str:
-        return self.lake.work("match", self.snapshot, "directory", *parts)
+        return self.lake.work(INDEX, self.deduplicate, "directory", *parts)
 
     def part_file(self, number: int) -> str:
         """Of a part of ``images``: code, sample_id, role, group_id, size, representative, aspect; in the order of the rows."""
@@ -104,32 +90,27 @@ class Directory:
         """Of groups of two and more: group_id, code, sample_id; up to ``MAX_MEMBERS`` of each, by group."""
         return self._file("members.parquet")
 
-    def own_file(self, prompts_part: int) -> str:
-        """Of a part of ``prompts``: its columns but for the text, and of the image whose caption each is (or its group's
-        representative) own_code, own_sample and own_size; null where there is none."""
-        return self._file("own", f"{prompts_part:05d}.parquet")
-
     @property
     def total_file(self) -> str:
         """What ``totals`` returns; written last."""
         return self._file("totals.parquet")
 
-    def write(self, snapshots: Snapshots) -> None:
-        """Makes the files, unless they're there."""
+    def write(self, ingest: str, embed: str) -> None:
+        """Makes the files, unless they're there, from the images and vectors that the groups are of."""
         if exists(self.total_file):
             return
         lake = self.lake
         with connect() as connection:
             for name, table, snapshot in (
-                ("embeddings", "embeddings", snapshots.embed),
-                ("images", "images", snapshots.ingest),
-                ("groups", "duplicate_groups", snapshots.deduplicate),
+                ("embeddings", "embeddings", embed),
+                ("images", "images", ingest),
+                ("groups", "duplicate_groups", self.deduplicate),
             ):
                 parts = [readable(path) for path in lake.parts(table, snapshot)]
                 connection.execute(f"SET VARIABLE {name} = $parts", {"parts": parts})
             forgotten = sorted(Tombstones.read(lake).samples)
             connection.execute("SET VARIABLE forgotten = $forgotten::VARCHAR[]", {"forgotten": forgotten})
-            if lake.parts("duplicate_groups", snapshots.deduplicate):
+            if lake.parts("duplicate_groups", self.deduplicate):
                 connection.execute(f"CREATE TABLE directory AS {_JOINED}")
             else:
                 nobody = "(SELECT '' AS sample_id, '' AS group_id, 0 AS size, '' AS representative WHERE false)"
@@ -148,10 +129,6 @@ class Directory:
                 f") WHERE chosen <= {MAX_MEMBERS} ORDER BY group_id, chosen"
             ).to_arrow_table()
             write_parquet(self.members_file, members, rows=MEMBERS_PER_ROW_GROUP)
-            prompts = [readable(path) for path in lake.parts("prompts", snapshots.generate)]
-            own = connection.sql(_OWN, params={"prompts": prompts})
-            for number, table in by_part(own.to_arrow_reader(1 << 16)):
-                write_parquet(self.own_file(number), table)
             totals = connection.sql(
                 "SELECT part, role, count(*) AS images, count(*) FILTER (place = 1) AS groups FROM directory "
                 "GROUP BY part, role ORDER BY part, role"
@@ -169,7 +146,7 @@ class Directory:
     def drawn(self, kind: str, role: str, most: int) -> list[dict[str, Any]]:
         """Groups of a role that are drawn by hash for decoys of a kind: code, sample_id, group_id of the representative."""
         with connect() as connection:
-            connection.execute("SET VARIABLE parts = $parts", {"parts": self._part_files()})
+            connection.execute("SET VARIABLE parts = $parts", {"parts": self.part_files()})
             rows = connection.execute(
                 "SELECT code, sample_id, group_id FROM read_parquet(getvariable('parts')) "
                 "WHERE role = $role AND representative "
@@ -179,13 +156,14 @@ class Directory:
             ).fetchall()
         return [{"code": code, "sample_id": sample, "group_id": group} for code, sample, group in rows]
 
-    def _part_files(self) -> list[str]:
+    def part_files(self) -> list[str]:
+        """Of all parts, as SQL reads them."""
         return [readable(self.part_file(number)) for number in sorted({row["part"] for row in self.totals()})]
 
     def codes(self, samples: Iterable[str]) -> dict[str, int]:
         """Sample → code, of a few."""
         with connect() as connection:
-            connection.execute("SET VARIABLE parts = $parts", {"parts": self._part_files()})
+            connection.execute("SET VARIABLE parts = $parts", {"parts": self.part_files()})
             connection.execute("SET VARIABLE wanted = $wanted::VARCHAR[]", {"wanted": sorted(samples)})
             rows = connection.execute(
                 "SELECT sample_id, code FROM read_parquet(getvariable('parts')) "
@@ -242,3 +220,34 @@ def _runs(values: np.ndarray) -> list[tuple[int, int]]:
     """Where equal values begin and end."""
     starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else np.empty(0, np.int64)
     return list(zip(starts.tolist(), [*starts[1:].tolist(), len(values)], strict=True))
+
+
+_OWN = """
+    WITH prompts AS (
+        SELECT * EXCLUDE (text, filename), regexp_extract(filename, 'part-([0-9]+)\\.parquet$', 1)::INTEGER AS part
+        FROM read_parquet($prompts, filename = true, hive_partitioning = false)
+    )
+
+    SELECT prompts.*, directory.code AS own_code, directory.sample_id AS own_sample, directory.size AS own_size
+    FROM prompts
+    LEFT JOIN read_parquet($directory) AS directory
+        ON directory.representative
+        AND directory.role = CASE prompts.origin WHEN 'control' THEN 'control' ELSE 'training' END
+        AND directory.group_id = CASE prompts.origin WHEN 'control' THEN prompts.sample_id ELSE prompts.group_id END
+    ORDER BY prompts.part, prompts.prompt_id
+"""
+
+
+def own_file(lake: Lake, match: str, prompts_part: int) -> str:
+    """Of a part of ``prompts``: its columns but for the text, and of the image whose caption each is (or its group's
+    representative) own_code, own_sample and own_size; null where there is none."""
+    return lake.work("match", match, "own", f"{prompts_part:05d}.parquet")
+
+
+def write_own(lake: Lake, match: str, generate: str, directory: Directory) -> None:
+    """Makes the ``own_file`` of all parts of the prompts of an audit."""
+    prompts = [readable(path) for path in lake.parts("prompts", generate)]
+    with connect() as connection:
+        own = connection.sql(_OWN, params={"prompts": prompts, "directory": directory.part_files()})
+        for number, table in by_part(own.to_arrow_reader(1 << 16)):
+            write_parquet(own_file(lake, match, number), table)

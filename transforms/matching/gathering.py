@@ -60,7 +60,7 @@ class GatherPart(beam.DoFn):
     def _gather(self, number: int, path: str) -> None:
         lake, wanted = self.round.lake, read_parquet(wanted_file(self.round, number))
         blocks, rows = wanted["block"].to_numpy(), wanted["row"].to_numpy()
-        directory = Directory(lake, self.round.snapshot).part(number)
+        directory = Directory(lake, self.round.snapshots.deduplicate).part(number)
         known = {code & ((1 << ROW_BITS) - 1): place for place, code in enumerate(directory["code"].to_pylist())}
         images = dict(images_at(lake.paths("images", self.round.snapshots.ingest)[number], np.unique(rows)))
         forgotten = Tombstones.read(lake).samples

@@ -53,7 +53,7 @@ class MatchTask(beam.DoFn):
         self.round, self.measure, self.audit, self.sampled = round, measure, audit, sampled
 
     def setup(self) -> None:
-        self._directory = Directory(self.round.lake, self.round.snapshot)
+        self._directory = Directory(self.round.lake, self.round.snapshots.deduplicate)
         self._gatherings = Gatherings(self.round)
         self._pictures = _Pictures(PicturesByCode(self.round.lake, self.round.snapshots.ingest))
         self._matcher = Matcher(self._pictures.get, self.measure)

@@ -20,7 +20,7 @@ from PIL import Image
 from transforms.data.images import PicturesByCode
 from transforms.kernels.copies import blurred
 from transforms.kernels.distances import central_square
-from transforms.matching.directory import Directory
+from transforms.matching.directory import own_file
 from transforms.matching.tasks import Round, Task, decoy_file
 from transforms.models.clip import ClipModel, OpenClipEncoder
 from transforms.store.counters import count
@@ -50,7 +50,7 @@ class Judged:
 
     Attributes:
         identity: columns of ``matches``, or ``decoys``, that say which it is.
-        prompt: its row of the directory's ``own_file``; None for a decoy.
+        prompt: its row of the ``own_file``; None for a decoy.
         picture: (S, S, 3) uint8.
         without: a training group that it is not compared with; None for none.
     """
@@ -70,8 +70,8 @@ def read_task(round: Round, task: Task) -> Iterator[Judged]:
 
 
 def prompts_of(round: Round, task: Task) -> dict[str, dict[str, Any]]:
-    """prompt_id → row of the directory's ``own_file``, of the prompts that a task is about."""
-    path = Directory(round.lake, round.snapshot).own_file(task.number // PROMPTS_PARTS)
+    """prompt_id → row of the ``own_file``, of the prompts that a task is about."""
+    path = own_file(round.lake, round.snapshot, task.number // PROMPTS_PARTS)
     return {row["prompt_id"]: row for row in read_rows(path)}
 
 

@@ -52,7 +52,7 @@ class NearestByBruteForce(beam.DoFn):
             self._by_side[side] = Sought([row["key"] for row in mine], sums, within), coarse
 
     def process(self, number: int) -> Iterator[tuple[str, list[tuple[float, str]]]]:
-        directory = Directory(self.lake, self.snapshot).part(number)
+        directory = Directory(self.lake, self.snapshots.deduplicate).part(number)
         groups = {
             code & ((1 << ROW_BITS) - 1): group
             for code, group, first in zip(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from transforms.store.files import read_bytes, replacing, write_bytes
+from transforms.store.files import is_url, read_bytes, replacing, write_bytes
 
 
 def vectors_column(vectors: np.ndarray) -> pa.Array:
@@ -49,3 +49,16 @@ def write_json(path: str, value: Any) -> None:
 
 def read_json(path: str) -> Any:
     return json.loads(read_bytes(path))
+
+
+def write_npy(path: str, values: np.ndarray) -> None:
+    sink = io.BytesIO()
+    np.save(sink, values)
+    write_bytes(path, sink.getvalue())
+
+
+def read_npy(path: str, *, mapped: bool = False) -> np.ndarray:
+    """An array; ``mapped``: of a local file no more is read than is looked at."""
+    if mapped and not is_url(path):
+        return np.load(path, mmap_mode="r")
+    return np.load(io.BytesIO(read_bytes(path)))

@@ -20,8 +20,11 @@ import pyarrow.parquet as pq
 
 from transforms.errors import UserError
 
-MAX_ROW_GROUP_BYTES = 4 << 20
-"""Row groups are kept near this size: who reads one picture reads no more than the row group that it lies in."""
+MAX_ROW_GROUP_BYTES = 64 << 20
+"""Row groups are kept near this size, so that a reader needs little memory."""
+
+PICTURES_ROW_GROUP_BYTES = 1 << 20
+"""And near this one where a column is called image: who reads one picture reads no more than the row group that it lies in."""
 
 
 def is_url(path: str) -> bool:
@@ -160,7 +163,8 @@ def write_parquet(path: str, table: pa.Table, rows: int | None = None) -> None:
     """Writes ``table`` as one Parquet file, whole or not at all; ``rows`` in a row group, by default what is a good size."""
     sink = io.BytesIO()
     bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
-    rows = rows or max(1, min(1 << 20, MAX_ROW_GROUP_BYTES // bytes_per_row))
+    most = PICTURES_ROW_GROUP_BYTES if "image" in table.column_names else MAX_ROW_GROUP_BYTES
+    rows = rows or max(1, min(1 << 20, most // bytes_per_row))
     pq.write_table(table, sink, compression="zstd", row_group_size=rows)
     write_bytes(path, sink.getvalue())
 

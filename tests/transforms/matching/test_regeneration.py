@@ -106,7 +106,7 @@ def made(tmp_path):
 
 def pointing(lake, snapshots):
     """The round of all attempts' thumbnails, searched."""
-    Directory(lake, MATCH).write(snapshots)
+    Directory(lake, snapshots.deduplicate).write(snapshots.ingest, snapshots.embed)
     round = Round(lake, snapshots, MATCH, "pointing", (Task("generations", 0),), 16, 3, 1, (THUMBNAIL,))
     list(ThumbnailsOfAttempts(round).process((0, 0)))
     Execution(lake, []).run(lambda pipeline: pipeline | FindCandidates(round, 1000))

@@ -12,7 +12,7 @@ from transforms.kernels.distances import best_crop, coarse_l2, l2
 from transforms.matching import candidates, directory
 from transforms.matching.candidates import candidates_file, chunks, merge
 from transforms.matching.comparison import Measure
-from transforms.matching.directory import Directory
+from transforms.matching.directory import Directory, own_file, write_own
 from transforms.matching.eidetic_counts import CountWithin
 from transforms.matching.gathering import Gatherings
 from transforms.matching.parts import sampled_rows
@@ -110,6 +110,13 @@ class World:
     def round(self, neighbours=8, block=5, name="stored"):
         return Round(self.lake, self.snapshots, "match0", name, (Task("generations", 0),), SIDE, neighbours, block)
 
+    def index(self):
+        """The directory, made."""
+        made = Directory(self.lake, "groups0")
+        made.write(self.snapshots.ingest, self.snapshots.embed)
+        write_own(self.lake, "match0", "audit0", made)
+        return made
+
     def embedded(self, round):
         """What the step with CLIP would leave: vectors near those of what each generation was made of, one without any."""
         random = np.random.default_rng(3)
@@ -127,7 +134,7 @@ class World:
     def run(self, round, rows=7, sampled=1.0):
         """All steps but CLIP's; the rows of ``matches``."""
         execution = Execution(self.lake, [])
-        Directory(self.lake, "match0").write(self.snapshots)
+        self.index()
         self.embedded(round)
         execution.run(lambda pipeline: build_search(pipeline, round, rows))
         parts = merge(round)
@@ -146,8 +153,7 @@ def world(tmp_path):
 
 
 def test_the_directory_knows_every_image(world):
-    made = Directory(world.lake, "match0")
-    made.write(world.snapshots)
+    made = world.index()
     rows = [row for total in made.totals() for row in made.part(total["part"]).to_pylist()]
     assert {row["sample_id"] for row in rows} == set(world.pictures)
     assert {row["sample_id"] for row in rows if row["representative"]} == {*world.first.values(), *world.controls}
@@ -165,7 +171,7 @@ def test_the_directory_knows_every_image(world):
     codes = {row["sample_id"]: row["code"] for row in rows}
     assert made.codes(["000000", *world.controls]) == {one: codes[one] for one in ["000000", *world.controls]}
     assert made.groups([codes[world.first["group 0003"]]]) == {codes[world.first["group 0003"]]: "group 0003"}
-    own = {row["prompt_id"]: row for row in read_parquet(made.own_file(0)).to_pylist()}
+    own = {row["prompt_id"]: row for row in read_parquet(own_file(world.lake, "match0", 0)).to_pylist()}
     for name, group, _ in world.made:
         if own[name]["origin"] == "control":
             assert own[name]["own_sample"] == own[name]["sample_id"]
@@ -175,8 +181,7 @@ def test_the_directory_knows_every_image(world):
 
 def test_of_a_large_group_so_many_members_and_its_representative_are_listed(world, monkeypatch):
     monkeypatch.setattr(directory, "MAX_MEMBERS", 3)
-    made = Directory(world.lake, "match0")
-    made.write(world.snapshots)
+    made = world.index()
     (some,) = made.members(["group 0006"]).values()
     assert len(some) == 3 and some[0][1] == world.first["group 0006"]
 
@@ -184,8 +189,7 @@ def test_of_a_large_group_so_many_members_and_its_representative_are_listed(worl
 def test_decoys_are_drawn_by_hash_alone(world):
     from transforms.store.identity import digest
 
-    made = Directory(world.lake, "match0")
-    made.write(world.snapshots)
+    made = world.index()
     drawn = [row["sample_id"] for row in made.drawn("left_out", "training", 4)]
     assert drawn == sorted(world.first.values(), key=lambda sample: digest("decoy", "left_out", sample))[:4]
     assert {row["sample_id"] for row in made.drawn("held_out", "control", 9)} == set(world.controls)
@@ -193,12 +197,12 @@ def test_decoys_are_drawn_by_hash_alone(world):
 
 def test_candidates_are_the_nearest_by_either(world):
     round = world.round(neighbours=3)
-    Directory(world.lake, "match0").write(world.snapshots)
+    world.index()
     vectors = world.embedded(round)
     Execution(world.lake, []).run(lambda pipeline: build_search(pipeline, round, 4))
     merge(round)
     rows = read_parquet(candidates_file(round, 0)).to_pylist()
-    codes = Directory(world.lake, "match0").codes(world.pictures)
+    codes = Directory(world.lake, "groups0").codes(world.pictures)
     tiny = {s: np.frombuffer(thumbnail(p), np.uint8).astype(float) / 255 for s, p in world.pictures.items()}
     squares = {s for s, p in world.pictures.items() if p.shape[0] == p.shape[1]}
     for place, (_, _, made) in enumerate(world.made):
@@ -305,8 +309,8 @@ def test_the_recall_of_the_candidates_is_measured(world):
 
 
 def test_k_is_that_of_the_plain_count(world):
-    Directory(world.lake, "match0").write(world.snapshots)
-    codes = Directory(world.lake, "match0").codes(world.pictures)
+    world.index()
+    codes = Directory(world.lake, "groups0").codes(world.pictures)
     targets = [{"sample_id": first, "code": codes[first], "offset": 0, "side": SIDE} for first in world.first.values()]
     path = world.lake.work("match", "match0", "targets.parquet")
     write_parquet(path, pa.Table.from_pylist(targets))
@@ -335,7 +339,7 @@ def test_through_cells_nearly_all_are_found(tmp_path, monkeypatch):
     """As all compared, for what is near; far neighbours may differ."""
     world = World(tmp_path / "lake", [1] * 400, parts=4, generations=40)
     round = world.round(neighbours=8)
-    Directory(world.lake, "match0").write(world.snapshots)
+    world.index()
     world.embedded(round)
     execution = Execution(world.lake, [])
     execution.run(lambda pipeline: build_search(pipeline, round, 1000))
