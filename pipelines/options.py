@@ -145,7 +145,8 @@ def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[ty
             known[field.name] = field
             if field.name in positional:
                 kind_of_word = _plain_type(annotation)
-                parser.add_argument(field.name, type=kind_of_word, help=field.metadata["help"], metavar=field.name.upper())
+                several: dict[str, Any] = {"nargs": "*"} if kind_of_word is tuple else {"type": kind_of_word}
+                parser.add_argument(field.name, help=field.metadata["help"], metavar=field.name.upper(), **several)
             else:
                 _add(group, field, annotation)
     namespace, rest = parser.parse_known_args(list(argv))

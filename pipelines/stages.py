@@ -35,6 +35,7 @@ OTHER_VERBS = {
     "nightly": "the audit of one night: only what is new, compared with the night before",
     "history": "prints the nights, one a line",
     "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
+    "lookup": "tells whether pictures are in the training set, and whether the model gives them back",
     "again": "makes one generation of an audit again, as a PNG",
     "forget": "takes pictures out of the lake, keeps them out, and proves it",
     "demo": "serves the embedded corpus on loopback and audits the embedded model",

@@ -32,6 +32,9 @@ from transforms.store.scan import connect
 EXACT_UP_TO = 200_000
 """With so many groups or fewer, all are compared: cells cost more than they save, and lose some."""
 
+CHUNK_ROWS = 100_000
+"""Groups that are searched at once where nobody says how much memory there is."""
+
 VISITED = 1 << 15
 """Training images that are looked at for one picture in its nearest cells, about."""
 
@@ -396,7 +399,7 @@ def search_cells(folder: str, queries: Queries, probed: np.ndarray, space: str, 
         if rows.stop > rows.start:
             there = Entries(codes[rows], np.asarray(vectors[rows]))
             found.append(search(there, Queries(queries.numbers[mine], queries.vectors[mine]), space, most))
-    return _nearest_of(pa.concat_tables(found), most)
+    return nearest_of(pa.concat_tables(found), most)
 
 
 def _together(folder: str) -> dict[str, np.ndarray] | None:
@@ -405,7 +408,7 @@ def _together(folder: str) -> dict[str, np.ndarray] | None:
     return {name: np.concatenate([one[name] for one in read]) for name in read[0]} if read else None
 
 
-def _nearest_of(found: pa.Table, most: int) -> pa.Table:
+def nearest_of(found: pa.Table, most: int) -> pa.Table:
     """Of what the cells of a shard gave, the ``most`` nearest of each picture."""
     query, code, distance = (found[name].to_numpy() for name in FOUND.names)
     order = np.lexsort((code, distance, query))
@@ -418,8 +421,37 @@ def _nearest_of(found: pa.Table, most: int) -> pa.Table:
 
 
 @dataclasses.dataclass
+class IndexGroups(beam.PTransform):
+    """Nothing → (space, number of a shard) of all shards, which are sorted then. For more groups than are compared directly.
+
+    Attributes:
+        round: says which groups.
+        rows: groups that a worker holds at once.
+    """
+
+    round: Round
+    rows: int
+
+    def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
+        round = self.round
+        make_shards(round, self.rows)
+        totals = Directory(round.lake, round.snapshots.deduplicate).totals()
+        parts = [one["part"] for one in totals if one["role"] == "training"]
+        every = [(space, shard) for space in (CLIP, THUMBNAIL) for shard in range(Shards.read(shards_file(round, space)).count)]
+        return (
+            start
+            | "Parts" >> beam.Create(parts, reshuffle=True)
+            | "SpillEntries" >> beam.ParDo(SpillEntries(round))
+            | "AllEntries" >> beam.combiners.Count.Globally()
+            | "Shards" >> beam.FlatMap(lambda _, shards: shards, every)
+            | "SpreadShards" >> beam.Reshuffle()
+            | "SortShard" >> beam.ParDo(SortShard(round))
+        )
+
+
+@dataclasses.dataclass
 class FindCandidates(beam.PTransform):
-    """Nothing → what was searched: leaves, for each picture of a round, the nearest in both spaces.
+    """Nothing → numbers of what was searched: leaves, for each picture of a round, the nearest in its spaces.
 
     Attributes:
         round: what is matched; its tasks are embedded.
@@ -434,26 +466,17 @@ class FindCandidates(beam.PTransform):
         totals = Directory(round.lake, round.snapshots.deduplicate).totals()
         controls = chunks(totals, "control", self.rows)
         if sum(one["groups"] for one in totals if one["role"] == "training") <= EXACT_UP_TO:
-            every = [*controls, *chunks(totals, "training", self.rows)]
+            every = [*controls, *chunks(totals, "training", self.rows, first=len(controls))]
             return start | "Chunks" >> beam.Create(every, reshuffle=True) | "SearchChunk" >> beam.ParDo(SearchChunk(round))
-        make_shards(round, self.rows)
-        parts = [one["part"] for one in totals if one["role"] == "training"]
-        spilled = (
-            start | "Parts" >> beam.Create(parts, reshuffle=True) | "SpillEntries" >> beam.ParDo(SpillEntries(round)),
-            start
-            | "Tasks" >> beam.Create(range(len(round.tasks)), reshuffle=True)
-            | "SpillQueries" >> beam.ParDo(SpillQueries(round)),
-        )
-        every_shard = [
-            (space, shard) for space in round.spaces for shard in range(Shards.read(shards_file(round, space)).count)
-        ]
+        shards = start | "IndexGroups" >> IndexGroups(round, self.rows)
+        tasks = start | "Tasks" >> beam.Create(range(len(round.tasks)), reshuffle=True)
+        spilled = tasks | "SpillQueries" >> beam.ParDo(SpillQueries(round))
+        # A shard is searched once all pictures are spilled.
+        waits = beam.pvalue.AsIter(spilled)
         in_shards = (
-            spilled
-            | "Spilled" >> beam.Flatten()
-            | "AllSpilled" >> beam.combiners.Count.Globally()
-            | "Shards" >> beam.FlatMap(lambda _, shards: shards, every_shard)
-            | "SpreadShards" >> beam.Reshuffle()
-            | "SortShard" >> beam.ParDo(SortShard(round))
+            shards
+            | "OfThisRound" >> beam.Filter(lambda element, _: element[0] in round.spaces, waits)
+            | "SpreadSearches" >> beam.Reshuffle()
             | "SearchShard" >> beam.ParDo(SearchShard(round))
         )
         of_controls = (

@@ -171,14 +171,14 @@ class Directory:
             ).fetchall()
         return dict(rows)
 
-    def groups(self, codes: Iterable[int]) -> dict[int, str]:
-        """Code → group, of a few."""
-        found: dict[int, str] = {}
+    def rows(self, codes: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """Code → its row of ``part_file``, of a few."""
+        found: dict[int, dict[str, Any]] = {}
         wanted = sorted(set(codes))
         for number in sorted({part_of(code) for code in wanted}):
             table = self.part(number)
             mine = table.filter(pc.is_in(table["code"], pa.array(wanted, pa.int64())))
-            found |= dict(zip(mine["code"].to_pylist(), mine["group_id"].to_pylist(), strict=True))
+            found |= {row["code"]: row for row in mine.to_pylist()}
         return found
 
     def members(self, groups: Iterable[str]) -> dict[str, list[tuple[int, str]]]:

@@ -123,8 +123,8 @@ class Point(beam.DoFn):
             bound = points_at([distance for distance, _ in some], most)
             if bound is not None:
                 pointed[place] = some[0][1], bound
-        groups = Directory(self.round.lake, self.round.snapshots.deduplicate).groups(code for code, _ in pointed.values())
-        return {place: (groups[code], bound) for place, (code, bound) in pointed.items()}
+        rows = Directory(self.round.lake, self.round.snapshots.deduplicate).rows(code for code, _ in pointed.values())
+        return {place: (rows[code]["group_id"], bound) for place, (code, bound) in pointed.items()}
 
     def _copied(self, number: int) -> dict[tuple[str, int], set[str]]:
         """(prompt, generation) → groups that the stored pictures of this part are copies of."""

@@ -170,7 +170,8 @@ def test_the_directory_knows_every_image(world):
         assert some[0][1] == world.first[name], "the representative comes first"
     codes = {row["sample_id"]: row["code"] for row in rows}
     assert made.codes(["000000", *world.controls]) == {one: codes[one] for one in ["000000", *world.controls]}
-    assert made.groups([codes[world.first["group 0003"]]]) == {codes[world.first["group 0003"]]: "group 0003"}
+    first = codes[world.first["group 0003"]]
+    assert made.rows([first])[first]["group_id"] == "group 0003"
     own = {row["prompt_id"]: row for row in read_parquet(own_file(world.lake, "match0", 0)).to_pylist()}
     for name, group, _ in world.made:
         if own[name]["origin"] == "control":
