@@ -123,13 +123,14 @@ def judge(
     images = {index: attempt.image for index, attempt in enumerate(attempts) if attempt.image is not None}
     usable = list(images)
     if usable:
-        stacked = torch.from_numpy(np.stack(list(images.values())))
-        pictures = stacked.permute(0, 3, 1, 2).to(device).float() / 255
+        # As bytes: exact in the products, and a quarter of what floats take here and on the way to the device.
+        pictures = torch.from_numpy(np.stack(list(images.values()))).to(device).permute(0, 3, 1, 2)
         distances = pairwise_tiled_l2(pictures).cpu().numpy()
     else:
         distances = np.zeros((0, 0), dtype=np.float32)
-    clique = largest_clique(distances, filter.clique_distance)
-    sweep = {str(edge): len(largest_clique(distances, edge).members) for edge in SWEEP}
+    cliques = {edge: largest_clique(distances, edge) for edge in {filter.clique_distance, *SWEEP}}
+    clique = cliques[filter.clique_distance]
+    sweep = {str(edge): len(cliques[edge].members) for edge in SWEEP}
     flagged = len(clique.members) >= filter.clique_size
     rule, probability, all_kept = filter.decide(prompt, flagged)
     own_l2: dict[int, float] = {}

@@ -1,8 +1,14 @@
 """The distances against hand values, slow float64 references and their invariances."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from transforms.kernels import distances
 
@@ -92,6 +98,96 @@ def test_pairwise_equals_one_by_one():
     assert (pairwise == pairwise.T).all()
     order = [4, 2, 0, 5, 1, 3]
     np.testing.assert_allclose(distances.pairwise_tiled_l2(tensor[order]).numpy(), pairwise[np.ix_(order, order)], atol=1e-6)
+
+
+def test_pairwise_hand_values():
+    black = torch.zeros((1, 3, 8, 8), dtype=torch.uint8)
+    half = black.clone()
+    half[:, :, :4] = 255
+    one = black.clone()
+    one[:, 1, 2, 3] = 51  # one of the twelve values of one tile, by 0.2
+    found = distances.pairwise_tiled_l2(torch.cat([black, half, one]))
+    expected = torch.tensor([[0, 1, 0.2 / 12**0.5], [1, 0, 1], [0.2 / 12**0.5, 1, 0]])
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
+
+
+def test_pairwise_extremes_overflow_nothing():
+    """Tiles of which every value is 0 or 255, wider than a strip: the largest products that there are."""
+    black = torch.zeros((1, 3, 4, 32768), dtype=torch.uint8)
+    found = distances.pairwise_tiled_l2(torch.cat([black, black + 255, black, black + 255]))
+    assert found.tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("multiplies_bytes", [False, True])
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 9),
+    height=st.sampled_from([4, 8, 12, 40]),
+    width=st.sampled_from([4, 8, 20]),
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([1, 3, 256]),
+)
+def test_pairwise_equals_float64(multiplies_bytes, n, height, width, seed, spread):
+    random = np.random.default_rng(seed)
+    low = int(random.integers(0, 257 - spread))
+    batch = random.integers(low, low + spread, (n, height, width, 3)).astype(np.uint8)
+    batch[n // 2] = batch[0]
+    # The processor's own product where it has one; else both ways are the same one.
+    with pytest.MonkeyPatch.context() as patch:
+        if not multiplies_bytes:
+            patch.setattr(distances, "_multiplies_bytes", lambda: False)
+        found = distances.pairwise_tiled_l2(torch.from_numpy(batch).permute(0, 3, 1, 2)).numpy()
+        floating = distances.pairwise_tiled_l2(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255).numpy()
+    tiles = batch.reshape(n, 4, height // 4, 4, width // 4, 3).astype(np.float64) / 255
+    expected = np.sqrt(np.square(tiles[:, None] - tiles[None]).mean(axis=(3, 5, 6))).max(axis=(2, 3))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=0)  # of float64, rounded once
+    np.testing.assert_allclose(floating, expected, rtol=0, atol=3e-7)
+    for one in (found, floating):
+        assert (one == one.T).all() and (one.diagonal() == 0).all() and one[0, n // 2] == 0
+
+
+def test_pairwise_of_floats_that_are_no_bytes():
+    """Bright pictures 0.001 and less apart, which float32's dot products lose: 0.7² · 192 against 0.001² · 192."""
+    random = np.random.default_rng(3)
+    first = 0.7 + 0.2 * random.random((1, 3, 32, 32))
+    batch = torch.from_numpy(np.concatenate([first + step * random.choice([-1, 1], first.shape) for step in (0, 1e-3, 1e-4)]))
+    found = distances.pairwise_tiled_l2(batch.float())
+    assert found[0].tolist() == pytest.approx([0, 1e-3, 1e-4], abs=3e-7)
+    torch.testing.assert_close(distances.pairwise_tiled_l2(batch), found, atol=3e-7, rtol=0)  # float64
+
+
+def test_pairwise_does_not_depend_on_batch_order_layout_or_strip(monkeypatch):
+    batch = torch.from_numpy(pictures(20, 48, 48, 3)).permute(0, 3, 1, 2)
+    batch[7] = batch[3]
+    batch[8] = batch[3] ^ 1  # a level up or down everywhere
+    found = distances.pairwise_tiled_l2(batch)
+    assert found[3, 7] == 0 and found[3, 8] == np.float32(1 / 255)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(distances.pairwise_tiled_l2(batch[order]), found[order][:, order])
+    assert torch.equal(distances.pairwise_tiled_l2(batch[3:9]), found[3:9, 3:9])
+    assert torch.equal(distances.pairwise_tiled_l2(batch.contiguous()), found)
+    monkeypatch.setattr(distances, "STRIP", 100)  # a few lines of a tile at a time
+    assert torch.equal(distances.pairwise_tiled_l2(batch), found)
+
+
+def test_pairwise_of_one_picture_and_of_none():
+    assert distances.pairwise_tiled_l2(torch.zeros((1, 3, 8, 8), dtype=torch.uint8)).tolist() == [[0]]
+    assert distances.pairwise_tiled_l2(torch.zeros((0, 3, 8, 8), dtype=torch.uint8)).shape == (0, 0)
+
+
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX512_CORE", "DEFAULT"])
+def test_processors_that_multiply_bytes_wrongly_are_not_asked(isa):
+    """Without the instructions for it oneDNN cuts sums off at 16 bits."""
+    code = """if True:
+        import torch
+        from transforms.kernels.distances import pairwise_tiled_l2
+        black = torch.zeros((32, 3, 32, 32), dtype=torch.uint8)
+        print(pairwise_tiled_l2(torch.cat([black, black + 255])).unique().tolist())
+    """
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[0.0, 1.0]"
 
 
 def test_adaptive_hand_values_and_limits():
