@@ -137,8 +137,25 @@ def round_of(root: str) -> Round:
     return Round(lake, snapshots, "match0", "stored", (Task("generations", 0),), SIDE, NEIGHBOURS, 1024)
 
 
+def indexed(root: str) -> dict[str, Any]:
+    """What ``deduplicate`` leaves for match and lookup."""
+    from pipelines.execution import Execution
+    from transforms.matching.candidates import IndexGroups
+    from transforms.matching.directory import Directory
+    from transforms.matching.lookup import is_indexed
+    from transforms.store.files import delete
+
+    lake = Lake(root)
+    delete(lake.path("work"))
+    begun = time.monotonic()
+    Directory(lake, "groups0").write("ingest0", "embed0")
+    if not is_indexed(round_of(root)):
+        Execution(lake, []).run(lambda pipeline: pipeline | IndexGroups(round_of(root)))
+    return {"seconds": time.monotonic() - begun}
+
+
 def matched(root: str) -> dict[str, Any]:
-    """All steps of ``match`` on the kept generations but CLIP's."""
+    """All steps of ``match`` on the kept generations but CLIP's, with the index that ``deduplicate`` left."""
     from pipelines.execution import Execution
     from pipelines.match import build, build_gathering, build_search
     from transforms.matching.candidates import merge
@@ -148,7 +165,7 @@ def matched(root: str) -> dict[str, Any]:
     from transforms.store.files import delete, read_parquet, write_parquet
 
     lake, round = Lake(root), round_of(root)
-    for folder in ("matches", "work"):
+    for folder in ("matches", "work/match"):
         delete(lake.path(folder))
     execution = Execution(lake, [])
     begun, steps = time.monotonic(), {}
@@ -158,16 +175,14 @@ def matched(root: str) -> dict[str, Any]:
         steps[name] = round_seconds(now - since)
         return now
 
-    directory = Directory(lake, "groups0")
-    directory.write("ingest0", "embed0")
-    write_own(lake, "match0", "audit0", directory)
+    write_own(lake, "match0", "audit0", Directory(lake, "groups0"))
     generations = read_parquet(lake.part("generations", "audit0", 0), ["thumbnail"])
     vectors = np.load(f"{root}/vectors.npy")
     count = len(vectors)
     columns = {"vector": vectors.tolist(), "thumbnail": generations["thumbnail"], "side": [SIDE] * count,
                "control": [False] * count}  # fmt: skip
     write_parquet(round.file("queries", 0, "parquet"), pa.table(columns, schema=SCHEMA))
-    now = step("directory", begun)
+    now = step("own", begun)
     execution.run(lambda pipeline: build_search(pipeline, round, (2048 << 20) // 4 // (8 * DIMENSIONS)))
     now = step("search", now)
     parts = merge(round)
@@ -242,7 +257,6 @@ def counted(root: str) -> dict[str, Any]:
 
     lake = Lake(root)
     directory = Directory(lake, "groups0")
-    directory.write("ingest0", "embed0")
     targets = [{"sample_id": row["sample_id"], "code": row["code"], "offset": 0, "side": SIDE}
                for row in directory.drawn("k", "training", TARGETS)]  # fmt: skip
     path = lake.work("match", "match0", "targets.parquet")
@@ -296,7 +310,14 @@ def looked_up(root: str) -> dict[str, Any]:
     return {"seconds": time.monotonic() - begun, "same": len({one.picture for one in found if one.same})}
 
 
-MEASURED = {"matched": matched, "peer": peer, "recall": recall_of, "counted": counted, "looked_up": looked_up}
+MEASURED = {
+    "indexed": indexed,
+    "matched": matched,
+    "peer": peer,
+    "recall": recall_of,
+    "counted": counted,
+    "looked_up": looked_up,
+}
 
 
 def in_process(what: str, *words: str) -> dict[str, Any]:
@@ -327,7 +348,7 @@ def main() -> None:
         results: dict[tuple[str, int], dict[str, Any]] = {}
         for size in arguments.sizes:
             make(work / str(size), size)
-            for what in ("matched", "recall"):
+            for what in ("indexed", "matched", "recall"):
                 results[what, size] = in_process(what, "--lake", str(work / str(size)))
                 print(what, size, results[what, size], flush=True)
         small, large = arguments.sizes
@@ -347,6 +368,8 @@ def main() -> None:
         Row(f"match: memory at {large:,} images", match["gib"], "GiB", 1.2, f"at {small:,}", first["gib"]),
         Row("match: share of the nearest images that are no candidates", 1 - recalled["nearest"], "", 0.01),
         Row("match: share of the next nearest images that are no candidates", 1 - recalled["next"], "", 0.01),
+        Row(f"index of {large:,} images, by deduplicate: time", results["indexed", large]["seconds"] / 60, "min", 5),
+        Row(f"index of {large:,} images, by deduplicate: peak memory", results["indexed", large]["gib"], "GiB", 3),
         Row(f"lookup of 100 pictures in {large:,} images, second call, without CLIP", results["looked_up", large]["seconds"],
             "s", 5),
         Row(f"k of {TARGETS:,} targets, {large:,} images, exact: time", results["counted", large]["seconds"], "s", 0.1,

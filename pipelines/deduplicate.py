@@ -169,7 +169,24 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, vectors: Manife
         kept = write_keep_list(lake, vectors.upstream["ingest"], planned.snapshot_id, options.keep_one)
         found["share_removed"] = 1 - kept / found["vectors"]
         say(summary(found, options))
+        index(execution, vectors, planned.snapshot_id)
     return found
+
+
+def index(execution: Execution, vectors: Manifest, snapshot: str) -> None:
+    """Makes the index of the groups that ``match`` and ``lookup`` search, where they are too many to be compared directly."""
+    from transforms.matching.candidates import IndexGroups
+    from transforms.matching.directory import Directory
+    from transforms.matching.lookup import is_indexed
+    from transforms.matching.tasks import Round, Snapshots
+
+    lake, ingest = execution.lake, vectors.upstream["ingest"]
+    if lake.manifest("ingest", ingest) is None:
+        return
+    Directory(lake, snapshot).write(ingest, vectors.snapshot_id)
+    groups = Round(lake, Snapshots(ingest, vectors.snapshot_id, snapshot, ""), "", "index", (), 0, 1, 1)
+    if not is_indexed(groups):
+        execution.run(lambda pipeline: pipeline | "IndexGroups" >> IndexGroups(groups))
 
 
 def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:

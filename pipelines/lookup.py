@@ -134,7 +134,7 @@ def run(lake: Lake, options: LookupOptions, device: DeviceOptions, index: Any) -
     readable = [(number, one) for number, (_, one) in enumerate(pictures) if isinstance(one, np.ndarray)]
     Directory(lake, groups.snapshot_id).write(snapshots.ingest, snapshots.embed)
     if not is_indexed(round):
-        index(lambda pipeline: pipeline | IndexGroups(round, INDEX_ROWS))
+        index(lambda pipeline: pipeline | IndexGroups(round))
     near = look_up(round, [one for _, one in readable], encoder(made_of["embed"], device).load(), options.most)
     forgotten = Tombstones.read(lake).samples
     near = [one for one in near if one.sample_id not in forgotten]
@@ -165,9 +165,6 @@ def run(lake: Lake, options: LookupOptions, device: DeviceOptions, index: Any) -
             rows.append({**nothing, "picture": name, "status": status})
     return rows
 
-
-INDEX_ROWS = 100_000
-"""Groups that a worker holds at once while the index is made."""
 
 NOT_AUDITED: dict[str, list[str]] = {"copied_in": [], "seen_in": [], "extracted_in": []}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import Any, Generic, TypeVar
 
@@ -60,7 +61,7 @@ class PicturesByCode:
             self._tombstones = Tombstones.read(self.lake)
         if sample_id in self._tombstones.samples:
             raise ValueError(f"sample {sample_id!r} was forgotten: {self._tombstones.samples[sample_id]}")
-        part, row = code >> ROW_BITS, code & ((1 << ROW_BITS) - 1)
+        part, row = code >> ROW_BITS, code & LAST_ROW
         if not self._paths:
             self._paths = self.lake.paths("images", self.ingest_snapshot)
         if part not in self._starts:
@@ -86,6 +87,9 @@ class PicturesByCode:
 
 ROW_BITS = 32
 """Of a picture's number: its part is above them."""
+
+LAST_ROW = (1 << ROW_BITS) - 1
+"""The bits of its row."""
 
 
 class ImageStore:
@@ -168,23 +172,26 @@ Value = TypeVar("Value")
 
 
 class ByteLimitedCache(Generic[Key, Value]):
-    """Keeps what was used last, up to ``limit`` bytes. A value larger than that is not kept at all."""
+    """Keeps what was used last, up to ``limit`` bytes. A value larger than that is not kept at all. Threads may share it."""
 
     def __init__(self, limit: int):
         self.limit, self.used = limit, 0
         self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: Key) -> Value | None:
-        if key not in self._values:
-            return None
-        self._values.move_to_end(key)
-        return self._values[key][0]
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
 
     def put(self, key: Key, value: Value, size: int) -> None:
-        if key in self._values or size > self.limit:
-            return
-        self._values[key] = (value, size)
-        self.used += size
-        while self.used > self.limit:
-            _, (_, freed) = self._values.popitem(last=False)
-            self.used -= freed
+        with self._lock:
+            if key in self._values or size > self.limit:
+                return
+            self._values[key] = (value, size)
+            self.used += size
+            while self.used > self.limit:
+                _, (_, freed) = self._values.popitem(last=False)
+                self.used -= freed

@@ -74,15 +74,15 @@ def tiled_l2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def pairwise_tiled_l2(pictures: torch.Tensor) -> torch.Tensor:
     """Tiled l2 between all pairs of one prompt's generations, on the device where they are.
 
-    The squared distance is |a|² + |b|² − 2 a·b, with integers for a and b whose products are exact: so nothing cancels where
-    two pictures are near, and neither their order nor the rest of the batch nor the device changes a digit. ``uint8`` pictures
-    are integers as they are; floating ones are rounded to 22 bits, by 1.2e-7 at most.
+    The squared distance is |a|² + |b|² − 2 a·b, with the bytes of the pictures for a and b, whose products are exact: so
+    nothing cancels where two pictures are near, and neither their order nor the rest of the batch nor the device changes a
+    digit.
 
     Beside the pictures it holds a strip of a tile and some (n, n): for 500 pictures of 256 × 256 under a quarter of what they
-    take as ``uint8``.
+    take.
 
     Args:
-        pictures: (n, 3, H, W), ``uint8`` or any floating type in [0, 1], in any layout; H and W divisible by four.
+        pictures: (n, 3, H, W) uint8, in any layout; H and W divisible by four.
 
     Returns:
         (n, n) float32, symmetric, zeros on the diagonal.
@@ -90,21 +90,23 @@ def pairwise_tiled_l2(pictures: torch.Tensor) -> torch.Tensor:
     import torch
 
     n, colours, height, width = pictures.shape
+    if pictures.dtype != torch.uint8:
+        raise ValueError(f"pictures of {pictures.dtype}, expected uint8")
     if height % TILES or width % TILES:
         raise ValueError(f"pictures of {height} × {width} pixels can't be cut into {TILES} × {TILES} equal tiles")
     tile_height, tile_width = height // TILES, width // TILES
-    planes, top = (1, 255) if pictures.dtype == torch.uint8 else (3, 1 << 22)
     rows = max(1, STRIP // (colours * tile_width))
     largest = torch.zeros((n, n), dtype=torch.float64, device=pictures.device)
     for band in pictures.split(tile_height, dim=2):
         for tile in band.split(tile_width, dim=3):
             gram = torch.zeros_like(largest)
             for strip in tile.split(rows, dim=2):
-                _add_products(gram, _bytes(strip, planes))
+                # Less 128, which moves all of them alike and changes no difference: signed bytes.
+                signed = torch.bitwise_xor(strip, 128).flatten(1).view(torch.int8)
+                gram += _products(signed)
             norms = gram.diagonal().clone()
-            squared = (norms[:, None] + norms[None, :]).sub_(gram).sub_(gram.T)
-            torch.maximum(largest, squared, out=largest)
-    return largest.div_(colours * tile_height * tile_width).sqrt_().div_(top).float()
+            torch.maximum(largest, (norms[:, None] + norms[None, :]).sub_(gram, alpha=2), out=largest)
+    return largest.div_(colours * tile_height * tile_width).sqrt_().div_(255).float()
 
 
 STRIP = 6144
@@ -117,58 +119,16 @@ FLOAT_STRIP = 1024
 """Products of two bytes, of 2¹⁴ each at most, whose sum float32 holds without rounding: it has 24 bits."""
 
 
-def _bytes(strip: torch.Tensor, planes: int) -> torch.Tensor:
-    """Pictures as signed bytes: less 128, which moves all of them alike and changes no difference.
-
-    Args:
-        strip: (n, 3, h, w), ``uint8`` with one plane, floating in [0, 1] with more.
-        planes: bytes a value, the highest first: 1 for 0 to 255, 3 for steps of 2⁻²².
-
-    Returns:
-        (planes, n, 3·h·w) int8.
-    """
+def _products(signed: torch.Tensor) -> torch.Tensor:
+    """The products of all pairs of rows without any rounding: (n, k) int8 → (n, n) integers, as int32 or float64."""
     import torch
 
-    found = torch.empty((planes, len(strip), strip.shape[1:].numel()), dtype=torch.uint8, device=strip.device)
-    if planes == 1:
-        torch.bitwise_xor(strip, 128, out=found[0].view(strip.shape))
-    else:
-        # Between 2 and 4 float32 counts in steps of 2⁻²², and the lowest three of its bytes are that count.
-        counted = torch.empty(strip.shape, dtype=torch.float32, device=strip.device)
-        torch.add(strip.float(), 2, out=counted).clamp_(2, 3)
-        lowest_first = counted.view(-1, 1).view(torch.uint8)
-        for place in range(planes):
-            torch.bitwise_xor(lowest_first[:, place], 128, out=found[planes - 1 - place].view(-1))
-    return found.view(torch.int8)
-
-
-def _add_products(gram: torch.Tensor, numbers: torch.Tensor) -> None:
-    """Adds products to ``gram`` so that ``gram + gram.T`` is twice the dot product of each pair of pictures.
-
-    Args:
-        gram: (n, n) float64.
-        numbers: (planes, n, k) int8, of ``_bytes``.
-    """
-    planes, n, _ = numbers.shape
-    for first in range(planes):
-        rest = numbers[first:]
-        products = _products(numbers[first], rest.flatten(0, 1)).view(n, len(rest), n)
-        for second in range(first, planes):
-            weight = 256 ** (2 * (planes - 1) - first - second)
-            # The product of the planes the other way round is this one, turned.
-            gram.add_(products[:, second - first], alpha=float(weight if first == second else 2 * weight))
-
-
-def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a · bᵀ without any rounding: (n, k) and (m, k) int8 → (n, m) integers, as int32 or float64."""
-    import torch
-
-    if a.device.type == "cpu" and _multiplies_bytes():
-        return torch._int_mm(a, b.T)
-    products = torch.zeros((len(a), len(b)), dtype=torch.float64, device=a.device)
-    for part, other in zip(a.split(FLOAT_STRIP, dim=1), b.split(FLOAT_STRIP, dim=1), strict=True):
+    if signed.device.type == "cpu" and _multiplies_bytes():
+        return torch._int_mm(signed, signed.T)
+    products = torch.zeros((len(signed), len(signed)), dtype=torch.float64, device=signed.device)
+    for part in signed.split(FLOAT_STRIP, dim=1):
         # Integers below 256 stay what they are in TensorFloat-32 and bfloat16 too, should the process allow those.
-        products += part.float() @ other.float().T
+        products += part.float() @ part.float().T
     return products
 
 
@@ -212,11 +172,18 @@ def block_means(pictures: np.ndarray, blocks: int) -> np.ndarray:
         part = side // blocks
         cut = scaled.reshape(*scaled.shape[:-3], blocks, part, blocks, part, 3)
         return cut.mean(axis=(-4, -2), dtype=np.float32)
+    weights = _block_weights(side, blocks)
+    across = weights @ scaled.reshape(*scaled.shape[:-2], side * 3)
+    return weights @ across.reshape(*across.shape[:-1], side, 3)
+
+
+@functools.cache
+def _block_weights(side: int, blocks: int) -> np.ndarray:
+    """(blocks, side) float32: the share of each pixel in the mean of each block."""
     edges = np.arange(blocks + 1) * side / blocks
     pixels = np.arange(side)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    weights = (overlap.clip(min=0) * blocks / side).astype(np.float32)
-    return np.einsum("ip,jq,...pqc->...ijc", weights, weights, scaled, optimize=True)
+    return (overlap.clip(min=0) * blocks / side).astype(np.float32)
 
 
 def coarse_l2(a: np.ndarray, b: np.ndarray) -> np.ndarray:

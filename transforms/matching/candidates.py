@@ -430,7 +430,7 @@ class IndexGroups(beam.PTransform):
     """
 
     round: Round
-    rows: int
+    rows: int = CHUNK_ROWS
 
     def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
         round = self.round

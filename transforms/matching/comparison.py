@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transforms.kernels.copies import ratio, twins
+from transforms.kernels.copies import MAX_TWINS, ratio, twins
 from transforms.kernels.distances import (
     COARSE,
     adaptive_l2,
@@ -22,6 +22,10 @@ from transforms.kernels.distances import (
 
 NEAREST_GROUPS = 3
 """Foreign groups whose members are compared as well, the nearest by the pixels of their representatives."""
+
+
+AT_ONCE = 16
+"""Training images that a generation is compared with at once, the likely ones first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,28 +113,42 @@ class Matcher:
         """Lets go of what was computed."""
         self._coarse.clear()
 
-    def compare(self, picture: np.ndarray, training: Sequence[Group], controls: Sequence[Group] = ()) -> Compared:
+    def compare(
+        self, picture: np.ndarray, training: Sequence[Group], controls: Sequence[Group] = (), bounds: np.ndarray | None = None
+    ) -> Compared:
         """A picture beside the representatives of groups.
 
         Args:
             picture: (S, S, 3) uint8.
             training, controls: what may lie near it.
+            bounds: of each group of ``training`` a distance that its l2 is not below. One that is certain not to be among the
+                nearest ``others`` and the next is left out, and its picture isn't looked at.
         """
         asked = picture.astype(np.float32)
         coarse = block_means(picture, COARSE)
+        order = range(len(training)) if bounds is None else np.argsort(bounds, kind="stable").tolist()
+        # One more than the adaptive distance needs, since the own group is none of the others; and as many that may be twins.
+        enough, farthest = self.measure.others + 1 + MAX_TWINS, np.inf
+        near: list[Near] = []
+        for start in range(0, len(order), AT_ONCE):
+            places = order[start : start + AT_ONCE]
+            if bounds is not None and bounds[places[0]] > farthest:
+                break
+            near += self._distances([training[place] for place in places], picture, asked, coarse)
+            if len(near) >= enough:
+                farthest = float(np.partition([one.l2 for one in near], enough - 1)[enough - 1])
+        return Compared(picture, coarse, in_order(near), in_order(self._distances(controls, picture, asked, coarse)))
 
-        def near(groups: Sequence[Group]) -> list[Near]:
-            found = [Near(group, *self._distances(group, picture, asked, coarse)) for group in groups]
-            return sorted(found, key=lambda one: (one.l2, one.group.group))
-
-        return Compared(picture, coarse, near(training), near(controls))
-
-    def _distances(self, group: Group, picture: np.ndarray, asked: np.ndarray, coarse: np.ndarray) -> tuple[float, float]:
-        """(l2, coarse l2) to a representative: in float32, since most of a generation's time goes here."""
-        crop, means = self._aligned(group.code, group.sample_id, picture)
-        apart = (asked - crop).ravel()
-        coarsely = (coarse - means).ravel()
-        return float(np.sqrt(apart @ apart / len(apart))) / 255, float(np.sqrt(coarsely @ coarsely / len(coarsely)))
+    def _distances(self, groups: Sequence[Group], picture: np.ndarray, asked: np.ndarray, coarse: np.ndarray) -> list[Near]:
+        """l2 and coarse l2 to representatives: in float32, since most of a generation's time goes here."""
+        if not groups:
+            return []
+        aligned = [self._aligned(group.code, group.sample_id, picture) for group in groups]
+        apart = np.subtract(asked, np.stack([crop for crop, _ in aligned]), dtype=np.float32).reshape(len(groups), -1)
+        coarsely = (coarse - np.stack([means for _, means in aligned])).reshape(len(groups), -1)
+        far = [np.sqrt(np.einsum("nd,nd->n", one, one) / one.shape[1]) for one in (apart, coarsely)]
+        pairs = zip(groups, (far[0] / 255).tolist(), far[1].tolist(), strict=True)
+        return [Near(*pair) for pair in pairs]
 
     def _aligned(self, code: int, sample_id: str, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The crop of a training image where a picture lies best in it, and its block means."""
@@ -230,13 +248,18 @@ class Matcher:
         """
         middle = central_square(self.pictures(group.code, group.sample_id, side), side)
         means = block_means(middle, COARSE)
-        found = []
-        for near in foreign:
-            _, other = self._aligned(near.group.code, near.group.sample_id, middle)
-            found.append((float(np.sqrt(np.mean((means - other) ** 2))), near.group.group))
-        found.sort()
+        if not foreign:
+            return frozenset()
+        others = np.stack([self._aligned(near.group.code, near.group.sample_id, middle)[1] for near in foreign])
+        distances = np.sqrt(np.square(others - means).reshape(len(foreign), -1).mean(axis=1)).tolist()
+        found = sorted(zip(distances, (near.group.group for near in foreign), strict=True))
         count = twins([distance for distance, _ in found], self.measure.delta, self.measure.copy_ratio)
         return frozenset(name for _, name in found[:count])
+
+
+def in_order(found: list[Near]) -> list[Near]:
+    """The nearest by l2 first."""
+    return sorted(found, key=lambda one: (one.l2, one.group.group))
 
 
 def _coarsest(near: Sequence[Near]) -> Group | None:

@@ -12,7 +12,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from transforms.data.images import ROW_BITS
+from transforms.data.images import LAST_ROW
 from transforms.matching.candidates import wanted_file
 from transforms.matching.directory import Directory
 from transforms.matching.tasks import Round
@@ -26,6 +26,8 @@ SCHEMA = pa.schema(
         pa.field("sample_id", pa.string()),
         pa.field("group_id", pa.string()),
         pa.field("size", pa.int32()),
+        pa.field("aspect", pa.float64()),
+        pa.field("thumbnail", pa.binary()),
         pa.field("image", pa.large_binary()),
     ]
 )
@@ -38,6 +40,8 @@ class Gathered(NamedTuple):
     sample_id: str
     group_id: str
     size: int
+    aspect: float
+    thumbnail: bytes | None
     image: bytes
 
 
@@ -61,7 +65,10 @@ class GatherPart(beam.DoFn):
         lake, wanted = self.round.lake, read_parquet(wanted_file(self.round, number))
         blocks, rows = wanted["block"].to_numpy(), wanted["row"].to_numpy()
         directory = Directory(lake, self.round.snapshots.deduplicate).part(number)
-        known = {code & ((1 << ROW_BITS) - 1): place for place, code in enumerate(directory["code"].to_pylist())}
+        embeddings = lake.paths("embeddings", self.round.snapshots.embed)[number]
+        tiny = read_parquet(embeddings, ["thumbnail"])["thumbnail"]
+        directory = directory.append_column("thumbnail", tiny.take(pa.array(directory["code"].to_numpy() & LAST_ROW)))
+        known = {code & LAST_ROW: place for place, code in enumerate(directory["code"].to_pylist())}
         images = dict(images_at(lake.paths("images", self.round.snapshots.ingest)[number], np.unique(rows)))
         forgotten = Tombstones.read(lake).samples
         starts = np.flatnonzero(np.r_[True, blocks[1:] != blocks[:-1]]).tolist()
@@ -69,7 +76,7 @@ class GatherPart(beam.DoFn):
         with replacing(path) as sink, pa.ipc.new_file(sink, schema) as file:
             for start, end in zip(starts, [*starts[1:], len(blocks)], strict=True):
                 places = [known[row] for row in rows[start:end].tolist()]
-                table = directory.select(["code", "sample_id", "group_id", "size"]).take(places)
+                table = directory.select(["code", "sample_id", "group_id", "size", "aspect", "thumbnail"]).take(places)
                 there = [images[row] for row in rows[start:end].tolist()]
                 for (sample, image), expected in zip(there, table["sample_id"].to_pylist(), strict=True):
                     if sample != expected or image is None or sample in forgotten:

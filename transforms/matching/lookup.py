@@ -6,6 +6,8 @@ Of a large set only the cells that are looked at are read, and of the pictures o
 
 from __future__ import annotations
 
+import concurrent.futures
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ import pyarrow as pa
 from transforms.data.images import PicturesByCode
 from transforms.kernels.distances import central_square
 from transforms.kernels.thumbnails import LENGTH
-from transforms.kernels.verification import PIXEL_DISTANCE, aligned_tiled_l2
+from transforms.kernels.verification import PIXEL_DISTANCE, align, prepare
 from transforms.matching.candidates import (
     CHUNK_ROWS,
     EXACT_UP_TO,
@@ -91,7 +93,7 @@ def _totals(round: Round) -> list[dict]:
 
 
 def look_up(round: Round, pictures: Sequence[np.ndarray], encoder: OpenClipEncoder, most: int) -> list[NearImage]:
-    """The training images near some pictures, for each the nearest by pixels first.
+    """The training images near some pictures, for each the nearest by pixels first, up to the first that is the picture itself.
 
     Args:
         round: says which groups; they are indexed.
@@ -100,6 +102,7 @@ def look_up(round: Round, pictures: Sequence[np.ndarray], encoder: OpenClipEncod
         most: images that CLIP, and the thumbnails, name for each picture.
     """
     from PIL import Image
+    from threadpoolctl import threadpool_limits
 
     vectors = encoder.encode([Image.fromarray(one) for one in pictures])
     finite = np.flatnonzero(np.isfinite(vectors).all(axis=1))
@@ -113,17 +116,34 @@ def look_up(round: Round, pictures: Sequence[np.ndarray], encoder: OpenClipEncod
     directory = Directory(round.lake, round.snapshots.deduplicate)
     known = directory.rows(code for _, code in found)
     store = PicturesByCode(round.lake, round.snapshots.ingest)
-    result = []
-    # In the order of the images: pictures of one row group are read together.
-    for (picture, code), distances in sorted(found.items(), key=lambda item: item[0][1]):
-        row = known[code]
-        try:
-            apart = aligned_tiled_l2(pictures[picture], store.get(code, row["sample_id"])).distance
-        except ValueError:
-            apart = None
-        cosine = 1 - distances[CLIP] if CLIP in distances else None
-        near = (row["sample_id"], row["group_id"], row["size"], cosine, distances.get(THUMBNAIL), apart)
-        result.append(NearImage(picture, code, *near))
+    by_picture: dict[int, list[int]] = {}
+    for picture, code in found:
+        by_picture.setdefault(picture, []).append(code)
+
+    def of_picture(element: tuple[int, list[int]]) -> list[NearImage]:
+        picture, codes = element
+        mine, near = prepare(pictures[picture]), []
+
+        def likely(code: int) -> tuple[float, int]:
+            """The nearest by either first: of a picture that is there, that is the one."""
+            distances = found[picture, code]
+            return min(distances.get(CLIP, 1.0), distances.get(THUMBNAIL, 1.0)), code
+
+        for code in sorted(codes, key=likely):
+            row, distances = known[code], found[picture, code]
+            try:
+                apart = align(mine, prepare(store.get(code, row["sample_id"]))).distance
+            except ValueError:
+                apart = None
+            cosine = 1 - distances[CLIP] if CLIP in distances else None
+            there = (row["sample_id"], row["group_id"], row["size"], cosine, distances.get(THUMBNAIL), apart)
+            near.append(NearImage(picture, code, *there))
+            if near[-1].same:
+                break
+        return near
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool, threadpool_limits(1, user_api="blas"):
+        result = [one for some in pool.map(of_picture, sorted(by_picture.items())) for one in some]
     far = float("inf")
     return sorted(
         result, key=lambda one: (one.picture, far if one.pixel_distance is None else one.pixel_distance, one.sample_id)

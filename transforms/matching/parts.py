@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.data.images import ROW_BITS, ByteLimitedCache, PicturesByCode
+from transforms.kernels.bounds import SLACK
 from transforms.kernels.distances import COARSE, resize_shorter_side
+from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.candidates import block_of, candidates_file
 from transforms.matching.comparison import Compared, Group, Matcher, Measure
 from transforms.matching.directory import Directory
@@ -28,7 +30,7 @@ from transforms.store.counters import count
 from transforms.store.files import exists, list_files, read_parquet, write_parquet
 from transforms.store.identity import unit_interval
 from transforms.store.lake import Lake
-from transforms.store.pictures import decode, to_array
+from transforms.store.pictures import decode, thumbnail, to_array
 
 NO_DECOYS_COLUMNS = ("role", "relation", "found_by", "cosine", "offset", "extracted")
 """Columns of ``matches`` that ``decoys`` lack."""
@@ -56,10 +58,11 @@ class MatchTask(beam.DoFn):
         self._directory = Directory(self.round.lake, self.round.snapshots.deduplicate)
         self._gatherings = Gatherings(self.round)
         self._pictures = _Pictures(PicturesByCode(self.round.lake, self.round.snapshots.ingest))
+        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
         self._matcher = Matcher(self._pictures.get, self.measure)
 
     def teardown(self) -> None:
-        self._pictures.close()
+        self._pool.shutdown()
 
     def process(self, element: tuple[int, Task]) -> Iterator[Task]:
         number, task = element
@@ -95,23 +98,26 @@ class MatchTask(beam.DoFn):
         sampled: list[dict[str, Any]],
     ) -> Iterator[dict[str, Any]]:
         matcher = self._matcher
-        compared: list[tuple[Judged, Compared, Group | None]] = []
-        wanted: set[str] = set()
-        for place, one in block:
+
+        def compare(element: tuple[int, Judged]) -> tuple[Judged, Compared, Group | None]:
+            place, one = element
             groups: dict[str, list[Group]] = {"training": [], "control": []}
             for role, code, found_by, cosine in candidates[place]:
                 there = gathered[code]
                 if there.group_id != one.without or role != "training":
                     groups[role].append(Group(there.group_id, code, there.sample_id, there.size, found_by, cosine))
-            self._pictures.prepare([group.code for some in groups.values() for group in some], one.picture.shape[0])
-            near = matcher.compare(one.picture, groups["training"], groups["control"])
+            bounds = _bounds(one.picture, [gathered[group.code] for group in groups["training"]])
+            near = matcher.compare(one.picture, groups["training"], groups["control"], bounds)
             own = None if one.prompt is None else own_group(one.prompt)
             if own is not None:
                 # CLIP may have looked at it as well.
                 cosines = {group.group: group.cosine for some in groups.values() for group in some}
                 own = own._replace(cosine=cosines.get(own.group))
-            compared.append((one, near, own))
-            wanted |= set(matcher.wanted(near, own))
+            return one, near, own
+
+        # Decoders and numpy let go of Python's lock: so many pictures at once as there are cores.
+        compared = list(self._pool.map(compare, block))
+        wanted = {group for _, near, own in compared for group in matcher.wanted(near, own)}
         members = self._directory.members(wanted)
         for one, near, own in compared:
             if one.prompt is None:
@@ -131,6 +137,19 @@ class MatchTask(beam.DoFn):
         nearest = min(near.training, key=lambda one: (one.coarse_l2, one.group.group))
         row = self._matcher.row(near, nearest.group, "training", "neighbour", members)
         return {name: value for name, value in row.items() if name not in (*NO_DECOYS_COLUMNS, "sample_id")}
+
+
+def _bounds(picture: np.ndarray, gathered: Sequence[Gathered]) -> np.ndarray:
+    """(n,) float: what the l2 of a picture to each of these is not below; 0 where nothing is known."""
+    if not gathered:
+        return np.empty(0)
+    mine = np.frombuffer(thumbnail(picture), np.uint8).astype(np.float32)
+    nothing = bytes(LENGTH)
+    theirs = np.frombuffer(b"".join(one.thumbnail or nothing for one in gathered), np.uint8).reshape(-1, LENGTH)
+    distances = np.sqrt(np.square(theirs.astype(np.float32) - mine).mean(axis=1)) / 255
+    # The thumbnail of a picture that isn't square is squeezed, and no bound of its crops'.
+    square = np.array([one.thumbnail is not None and one.aspect == 1 for one in gathered])
+    return np.where(square, np.maximum(distances - SLACK, 0), 0)
 
 
 def own_group(prompt: dict[str, Any]) -> Group | None:
@@ -190,21 +209,10 @@ class _Pictures:
         self.others = others
         self._gathered: dict[int, Gathered] = {}
         self._decoded: ByteLimitedCache[tuple[int, int], np.ndarray] = ByteLimitedCache(CACHED_BYTES)
-        # Decoders let go of Python's lock: so many pictures at once as there are cores.
-        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
-
-    def close(self) -> None:
-        self._pool.shutdown()
 
     def block(self, gathered: dict[int, Gathered]) -> None:
         """From now on these are at hand."""
         self._gathered = gathered
-
-    def prepare(self, codes: list[int], side: int) -> None:
-        """Decodes what isn't yet."""
-        missing = [code for code in codes if self._decoded.get((code, side)) is None]
-        for code, picture in zip(missing, self._pool.map(lambda code: self._read(code, side), missing), strict=True):
-            self._decoded.put((code, side), picture, picture.nbytes)
 
     def _read(self, code: int, side: int) -> np.ndarray:
         return resize_shorter_side(to_array(decode(self._gathered[code].image)), side)

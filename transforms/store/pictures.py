@@ -10,6 +10,10 @@ from PIL import Image, UnidentifiedImageError
 
 from transforms.kernels.thumbnails import SIDE
 
+# Pillow only warns between its limit and twice its limit; ours is checked when a picture is opened. Said once: filters are the
+# process's, and threads decode pictures.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
 MAX_PIXELS = 64_000_000
 """A stored picture with more pixels than this is refused before it is decoded: a few bytes can claim gigabytes."""
 
@@ -27,10 +31,7 @@ def decode(content: bytes) -> Image.Image:
         ValueError: for what can't be decoded, with the reason.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns between its limit and twice its limit; ours is checked below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(content))
+        picture = Image.open(io.BytesIO(content))
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MAX_PIXELS:,}")
         picture.load()
