@@ -176,6 +176,10 @@ def say(text: str) -> None:
     print(text, file=_stream(), flush=True)
 
 
+LOOKING_SHARE = 30
+"""A progress line waits so many times as long as its last look took."""
+
+
 class Progress:
     """Shows a stage's progress by counting what has become durable; works on every runner.
 
@@ -230,9 +234,13 @@ class Progress:
         terminal = _stream().isatty()
         waits = 0
         shown = -1
-        while not self._stop.wait(self.every):
+        pause = self.every
+        while not self._stop.wait(pause):
             waits += 1
+            begun = time.monotonic()
             done = self.count()
+            # Where counting takes long (350,000 files in a bucket), it's done seldom.
+            pause = max(self.every, LOOKING_SHARE * (time.monotonic() - begun))
             # On a terminal one line is rewritten; elsewhere (a log, CI) a line is written when something has moved.
             if terminal or (done != shown and waits % 5 == 0):
                 shown = done

@@ -35,7 +35,7 @@ from transforms.errors import UserError
 from transforms.kernels.copies import CopyLimits
 from transforms.kernels.distances import COARSE
 from transforms.kernels.thumbnails import LENGTH
-from transforms.matching.calibration import DISTANCES, Asked, calibration_rows, copy_calibration_row
+from transforms.matching.calibration import DISTANCES, Asked, calibration_rows, copy_calibration_row, nearest_to_own
 from transforms.matching.candidates import merge
 from transforms.matching.comparison import Measure
 from transforms.matching.directory import Directory, write_own
@@ -92,6 +92,10 @@ class MatchOptions(Options):
         True,
         "make generations again that were not stored and may be copies of other images (--no_regenerate: the model is gone)",
     )
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Asked)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +160,7 @@ class Matching:
             **{stage: self.made_of[stage].snapshot_id for stage in ("ingest", "embed", "deduplicate", "generate")}
         )
         self.directory = Directory(lake, self.snapshots.deduplicate)
-        self.asked = Asked(
-            delta=options.delta,
-            copy_l2=options.copy_l2,
-            copy_ratio=options.copy_ratio,
-            max_false_positive_rate=options.max_false_positive_rate,
-            calibrated_distance=options.calibrated_distance,
-        )
+        self.asked = options.asked
         self.measure = Measure(
             delta=options.delta,
             others=options.adaptive_others,
@@ -306,20 +304,7 @@ class Matching:
 
     def calibrate(self) -> None:
         """Writes ``calibration``."""
-        tables = {"matches": self.snapshot, "prompts": self.snapshots.generate}
-        query = """
-            SELECT prompts.origin, prompts.group_id IS NOT NULL AS has_group, matches.*
-            FROM matches INNER JOIN prompts USING (prompt_id)
-            WHERE relation = 'own' AND nearest OR relation = 'neighbour' AND role = 'control' AND extracted
-        """
-        batches = list(scan(self.lake, tables, query))
-        (asked_for,) = ask(self.lake, {"prompts": self.snapshots.generate}, """
-            SELECT count(*) FILTER (origin <> 'control' AND group_id IS NOT NULL) AS images_tested,
-                max(images_requested) FILTER (origin <> 'control') AS per_prompt,
-                min(images_requested) FILTER (origin = 'control') AS per_control
-            FROM prompts
-        """)  # fmt: skip
-        rows = calibration_rows(pa.Table.from_batches(batches) if batches else None, asked_for, self.asked)
+        rows = calibration_rows(*nearest_to_own(self.lake, self.snapshot, self.snapshots.generate), self.asked)
         self.lake.write("calibration", self.snapshot, 0, [{**self.audit, **row} for row in rows])
 
     def count(self, execution: Execution, limits: CopyLimits) -> dict[str, Any]:

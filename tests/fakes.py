@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.match import MatchOptions, calibration_rows, copy_calibration_row
+from pipelines.match import MatchOptions
 from tests.planted import picture
 from transforms.attacks import prompts as prompt_rows
 from transforms.attacks.attempts import Filter
 from transforms.kernels.copies import GU_RATIO, CopyLimits, blurred, is_copy
-from transforms.matching.parts import REGENERATED
+from transforms.matching.calibration import calibration_rows, copy_calibration_row, nearest_to_own
+from transforms.matching.tasks import REGENERATED
 from transforms.store.identity import sample_id, seed
 from transforms.store.lake import Lake, Manifest, snapshot_id
 from transforms.store.pictures import encode_png, thumbnail
@@ -474,6 +475,7 @@ def _write_matches(
     embed: Manifest,
 ) -> Manifest:
     parameters = dataclasses.asdict(options)
+    del parameters["match_memory"]
     upstream = {"generate": generate.snapshot_id}
     snapshot = snapshot_id("match", parameters, upstream)
     identity = {
@@ -506,10 +508,10 @@ def _write_matches(
         ])  # fmt: skip
     decoys = _decoys(groups, [row["sample_id"] for row in samples if row["role"] == "control"], held_out_near, base_seed)
     lake.write("decoys", snapshot, 0, [{**identity, **row} for row in decoys])
-    copies = copy_calibration_row(lake.read("decoys", snapshot), options)
+    copies = copy_calibration_row(lake.read("decoys", snapshot), options.asked)
     lake.write("copy_calibration", snapshot, 0, [{**identity, **copies}])
     limits = CopyLimits.of(copies)
-    calibration = calibration_rows(lake.read("matches", snapshot), lake.read("prompts", generate.snapshot_id), options)
+    calibration = calibration_rows(*nearest_to_own(lake, snapshot, generate.snapshot_id), options.asked)
     lake.write("calibration", snapshot, 0, [{**identity, **row} for row in calibration])
     found = {
         row["sample_id"] for row in [*rows, *more] if row["role"] == "training" and (row["extracted"] or is_copy(row, limits))

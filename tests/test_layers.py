@@ -79,3 +79,32 @@ def test_a_verb_starts_without_what_it_does_not_need(module, without):
     code = f"import {module}, sys; print([name for name in {without!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SMALL = {
+    "duplicate_groups": {"transforms/forgetting/selection.py"},
+    "copy_calibration": {"transforms/forgetting/burial.py", "transforms/results/nights.py", "transforms/results/report.py"},
+    "calibration": {"transforms/results/nights.py", "transforms/results/report.py"},
+    "history": {"transforms/results/nights.py", "pipelines/nightly.py"},
+    "night_changes": {"transforms/results/nights.py", "pipelines/nightly.py"},
+    "audits": {"transforms/results/report.py"},
+    "decoys": {"pipelines/match.py"},
+    "prompts": {"pipelines/again.py", "pipelines/nightly.py"},
+}
+"""Tables that are read whole, and where: one row a night, an audit, a distance or a prompt, or as many as are drawn; of the
+groups two columns, by ``eidetic forget --with_duplicates``. Whatever grows with images or generations goes through
+``store/scan.py``.
+"""
+
+
+def test_whole_tables_are_read_only_where_they_are_small():
+    for folder in ("transforms", "pipelines"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "read"):
+                    continue
+                receiver = ast.unparse(node.func.value)
+                if receiver.split(".")[-1] != "lake" or not node.args:
+                    continue
+                table, inside = ast.literal_eval(node.args[0]), str(path.relative_to(ROOT))
+                assert inside in SMALL.get(table, ()), f"{inside} reads the whole of {table}"

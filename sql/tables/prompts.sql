@@ -10,20 +10,12 @@ WITH RECURSIVE candidates AS (
         duplicate_groups.group_id,
         duplicate_groups.representative AS sample_id,
         duplicate_groups.size AS n_duplicates,
-        strip.text,
+        stripped(samples.caption) AS text,
         CAST(ceil(log2(duplicate_groups.size)) AS INTEGER) AS stratum_order
     FROM duplicate_groups
     JOIN samples ON samples.sample_id = duplicate_groups.representative
-    -- trim() knows the space alone; a caption of tabs or of no-break spaces is blank too. These are the blanks of
-    -- Python's strip(), by which captions are compared everywhere else; \s is less.
-    CROSS JOIN LATERAL (
-        SELECT '[\x09-\x0d\x1c-\x1f\x{85}\p{Z}]+' AS blanks
-    ) AS pattern
-    CROSS JOIN LATERAL (
-        SELECT regexp_replace(samples.caption, concat('^', blanks, '|', blanks, '$'), '', 'g') AS text
-    ) AS strip
     WHERE duplicate_groups.sample_id = duplicate_groups.representative
-      AND coalesce(strip.text, '') <> ''
+      AND coalesce(stripped(samples.caption), '') <> ''
 ),
 
 sizes AS (

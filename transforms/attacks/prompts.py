@@ -5,6 +5,15 @@ Which groups are drawn is ``sql/tables/prompts.sql``'s matter; here the three ki
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from transforms.store.lineage import lineage
+from transforms.store.quotations import quotations
+from transforms.store.scan import ask, bind, connect
+
+if TYPE_CHECKING:
+    import duckdb
+
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -79,20 +88,22 @@ class Drawn(NamedTuple):
 
 def drawn_prompts(lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int) -> Drawn:
     """Captions of the groups' representatives, by strata of group size."""
-    from transforms.attacks.prompts import draw_prompts
-
-    drawn = draw_prompts(
-        lake.read("duplicate_groups", deduplicate.snapshot_id),
-        _captions(lake, deduplicate),
-        max_prompts=max_prompts,
-        seed=base_seed,
-    )
+    with connect() as connection:
+        bind(connection, lake, "duplicate_groups", deduplicate.snapshot_id)
+        bind(connection, lake, "samples", lineage(lake, deduplicate)["ingest"].snapshot_id, "all_samples")
+        forgotten = {"forgotten": sorted(Tombstones.read(lake).samples)}
+        connection.execute("SET VARIABLE forgotten = $forgotten::VARCHAR[]", forgotten)
+        connection.execute(f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}")
+        drawn = draw(connection, max_prompts, base_seed)
     rows = [
         {**row, "prompt_id": prompt_id(row["text"], "duplicates", row["sample_id"]), "origin": "duplicates",
          "images_requested": images_per_prompt}
         for row in drawn.drop_columns("groups_left_out").to_pylist()
     ]  # fmt: skip
     return Drawn(rows, drawn["groups_left_out"][0].as_py() if rows else 0)
+
+
+NOT_FORGOTTEN = "sample_id NOT IN (SELECT unnest(getvariable('forgotten')))"
 
 
 def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]) -> list[dict[str, Any]]:
@@ -107,23 +118,19 @@ def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: 
         texts: the prompts.
         images: how many generations to make of a prompt.
     """
-    from transforms.store.quotations import quotations
-
-    groups = {row["sample_id"]: row for row in lake.read("duplicate_groups", deduplicate.snapshot_id).to_pylist()}
-    largest: dict[str, dict[str, Any]] = {}
-    wanted = set(texts)
     tombstones = Tombstones.read(lake)
     quotes = quotations(lake, tombstones, [texts])
-    forgotten = {text for text in texts if sha256(text) in tombstones.captions}
-    for sample in _captions(lake, deduplicate).to_pylist():
-        group = groups.get(sample["sample_id"])
-        caption = (sample["caption"] or "").strip()
-        forgotten.discard(caption)
-        if group is None or caption not in wanted:
-            continue
-        best = largest.get(caption)
-        if best is None or (group["size"], best["group_id"]) > (best["size"], group["group_id"]):
-            largest[caption] = group
+    tables = {"duplicate_groups": deduplicate.snapshot_id, "samples": lineage(lake, deduplicate)["ingest"].snapshot_id}
+    query = """
+        SELECT stripped(caption) AS text, group_id, representative, size
+        FROM samples LEFT JOIN duplicate_groups USING (sample_id)
+        WHERE stripped(caption) IN (SELECT unnest($texts::VARCHAR[]))
+            AND sample_id NOT IN (SELECT unnest($forgotten::VARCHAR[]))
+        QUALIFY row_number() OVER (PARTITION BY stripped(caption) ORDER BY size DESC NULLS LAST, group_id DESC) = 1
+    """
+    found = {row["text"]: row for row in ask(lake, tables, query, texts=texts, forgotten=sorted(tombstones.samples))}
+    forgotten = {text for text in texts if sha256(text) in tombstones.captions and text not in found}
+    largest = {text: row for text, row in found.items() if row["group_id"] is not None}
     return [
         {
             "prompt_id": prompt_id(text, "list", None),
@@ -144,13 +151,16 @@ def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: 
 
 def control_prompts(lake: Lake, embed: Manifest, images: Callable[[str], int]) -> list[dict[str, Any]]:
     """The captions of the controls that were downloaded and embedded; none where there are no controls."""
-    embedded = _with_status(lake.read("embeddings", embed.snapshot_id, ["sample_id", "role", "status"]), "control")
-    samples = lake.read("samples", embed.upstream["ingest"], ["sample_id", "role", "caption", "status"])
-    rows = []
-    for sample in Tombstones.read(lake).spared(_with_status(samples, "control")).to_pylist():
-        text = (sample["caption"] or "").strip()
-        rows.append((sample["sample_id"], text))
-    present = set(embedded["sample_id"].to_pylist())
+    tables = {"embeddings": embed.snapshot_id, "samples": embed.upstream["ingest"]}
+    query = """
+        SELECT sample_id, stripped(caption) AS text
+        FROM samples SEMI JOIN embeddings
+            ON embeddings.sample_id = samples.sample_id AND embeddings.role = 'control' AND embeddings.status = 'success'
+        WHERE samples.role = 'control' AND samples.status = 'success' AND coalesce(stripped(caption), '') <> ''
+            AND samples.sample_id NOT IN (SELECT unnest($forgotten::VARCHAR[]))
+        ORDER BY sample_id
+    """
+    found = ask(lake, tables, query, forgotten=sorted(Tombstones.read(lake).samples))
     return [
         {
             "prompt_id": prompt_id(text, "control", sample),
@@ -164,29 +174,17 @@ def control_prompts(lake: Lake, embed: Manifest, images: Callable[[str], int]) -
             "inclusion_probability": 1.0,
             "images_requested": images(text),
         }
-        for sample, text in sorted(rows)
-        if text and sample in present and images(text)
+        for sample, text in ((row["sample_id"], row["text"]) for row in found)
+        if images(text)
     ]
 
 
-def _captions(lake: Lake, deduplicate: Manifest) -> pa.Table:
-    embed = lake.manifest("embed", deduplicate.upstream["embed"])
-    assert embed is not None, "a complete snapshot's upstream is complete"
-    return Tombstones.read(lake).spared(lake.read("samples", embed.upstream["ingest"], ["sample_id", "caption"]))
-
-
-def _with_status(table: pa.Table, role: str) -> pa.Table:
-    import pyarrow.compute as pc
-
-    return table.filter(pc.and_(pc.equal(table["role"], role), pc.equal(table["status"], "success")))
-
-
-def draw_prompts(duplicate_groups: pa.Table, samples: pa.Table, *, max_prompts: int, seed: int) -> pa.Table:
-    """The groups whose representative's caption is tried.
+def draw(connection: duckdb.DuckDBPyConnection, max_prompts: int, seed: int) -> pa.Table:
+    """The groups whose representative's caption is tried: ``sql/tables/prompts.sql``.
 
     Args:
-        duplicate_groups: sample_id, group_id, size, representative.
-        samples: sample_id, caption.
+        connection: of ``connect``, with duplicate_groups (sample_id, group_id, size, representative) and samples (sample_id,
+            caption).
         max_prompts: how many at most; ≥ 1.
         seed: of the draw.
 
@@ -194,10 +192,4 @@ def draw_prompts(duplicate_groups: pa.Table, samples: pa.Table, *, max_prompts: 
         text, sample_id, group_id, n_duplicates, stratum, stratum_order, inclusion_probability; the most duplicated first.
         groups_left_out, the same in each row: how many groups are in strata of which none was drawn.
     """
-    import duckdb
-
-    with duckdb.connect() as connection:
-        connection.register("duplicate_groups", duplicate_groups)
-        connection.register("samples", samples)
-        parameters = {"max_prompts": max_prompts, "seed": seed}
-        return connection.sql(sql.read("tables", "prompts"), params=parameters).to_arrow_table()
+    return connection.sql(sql.read("tables", "prompts"), params={"max_prompts": max_prompts, "seed": seed}).to_arrow_table()

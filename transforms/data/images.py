@@ -9,10 +9,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from transforms.store.arrays import read_npy, write_npy
 from transforms.store.counters import count
-from transforms.store.files import open_parquet, read_parquet
-from transforms.store.lake import Lake, part_number
+from transforms.store.files import exists, open_parquet
+from transforms.store.lake import Lake
 from transforms.store.pictures import decode, to_array
+from transforms.store.remote import readable
+from transforms.store.scan import connect
 from transforms.store.tombstones import Tombstones
 
 
@@ -95,10 +98,10 @@ LAST_ROW = (1 << ROW_BITS) - 1
 class ImageStore:
     """The training and control pictures of one ingest, by ``sample_id``.
 
-    ``images`` part k and ``embeddings`` part k hold the same samples in the same order; so the index is made from the small
-    column of ``embeddings``.
+    ``images`` part k and ``embeddings`` part k hold the same samples in the same order; so the places are those in
+    ``embeddings``.
 
-    Cheap to pickle: index and caches are made on first use and stay behind.
+    Cheap to pickle: places and caches are looked for on first use and stay behind.
 
     Args:
         lake: the lake.
@@ -110,10 +113,10 @@ class ImageStore:
     def __init__(self, lake: Lake, ingest_snapshot: str, embed_snapshot: str, *, cache_bytes: int = 256 << 20):
         self.lake, self.ingest_snapshot, self.embed_snapshot = lake, ingest_snapshot, embed_snapshot
         self._by_code = PicturesByCode(lake, ingest_snapshot, cache_bytes=cache_bytes)
-        self._index: _Index | None = None
+        self._places: Places | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_index": None}
+        return {**self.__dict__, "_places": None}
 
     def __contains__(self, sample_id: str) -> bool:
         return self._find(sample_id) is not None
@@ -130,41 +133,58 @@ class ImageStore:
         return self._by_code.encoded(self._code(sample_id), sample_id)
 
     def _code(self, sample_id: str) -> int:
-        place = self._find(sample_id)
-        if place is None:
+        code = self._find(sample_id)
+        if code is None:
             raise KeyError(f"sample {sample_id!r} is not in the embeddings {self.embed_snapshot!r}")
-        part, row = place
-        return (part << ROW_BITS) | row
+        return code
 
-    def _find(self, sample_id: str) -> tuple[int, int] | None:
-        if self._index is None:
-            self._index = _Index.read(self.lake, self.embed_snapshot)
-        return self._index.find(sample_id)
+    def _find(self, sample_id: str) -> int | None:
+        if self._places is None:
+            self._places = Places(self.lake, self.embed_snapshot)
+        return self._places.find(sample_id)
 
 
-class _Index:
-    """sample_id → (part, row), in sorted arrays: 44 bytes a sample with ids of 32 characters."""
+class Places:
+    """sample_id → code, in two sorted files of the lake: made once for these vectors, and of a local lake only looked into.
 
-    def __init__(self, ids: np.ndarray, parts: np.ndarray, rows: np.ndarray):
-        order = np.argsort(ids, kind="stable")
-        self.ids, self.parts, self.rows = ids[order], parts[order], rows[order]
+    Args:
+        lake: the lake.
+        embed_snapshot: whose ``embeddings``.
+    """
 
-    @classmethod
-    def read(cls, lake: Lake, embed_snapshot: str) -> _Index:
-        ids, parts, rows = [np.empty(0, "S1")], [np.empty(0, np.int32)], [np.empty(0, np.int64)]
-        for path in lake.parts("embeddings", embed_snapshot):
-            column = read_parquet(path, ["sample_id"])["sample_id"].to_numpy(zero_copy_only=False)
-            ids.append(np.char.encode(column.astype(str), "utf-8"))
-            parts.append(np.full(len(column), part_number(path), np.int32))
-            rows.append(np.arange(len(column), dtype=np.int64))
-        return cls(np.concatenate(ids), np.concatenate(parts), np.concatenate(rows))
+    def __init__(self, lake: Lake, embed_snapshot: str):
+        folder = lake.work("index", embed_snapshot, "places")
+        # The codes come last: they say that the ids are there.
+        if not exists(f"{folder}/codes.npy"):
+            _write_places(lake, embed_snapshot, folder)
+        self._ids, self._codes = (read_npy(f"{folder}/{name}.npy", mapped=True) for name in ("ids", "codes"))
 
-    def find(self, sample_id: str) -> tuple[int, int] | None:
+    def find(self, sample_id: str) -> int | None:
+        """The code of a sample; None where there is none."""
         key = np.bytes_(sample_id.encode("utf-8"))
-        place = int(np.searchsorted(self.ids, key))
-        if place == len(self.ids) or self.ids[place] != key:
+        place = int(np.searchsorted(self._ids, key))
+        if place == len(self._ids) or self._ids[place] != key:
             return None
-        return int(self.parts[place]), int(self.rows[place])
+        return int(self._codes[place])
+
+
+def _write_places(lake: Lake, embed_snapshot: str, folder: str) -> None:
+    """Sorts the samples of ``embeddings``, in files of DuckDB's where they don't fit into memory."""
+    parts = [readable(path) for path in lake.parts("embeddings", embed_snapshot)]
+    if not parts:
+        ids, codes = np.empty(0, "S1"), np.empty(0, np.int64)
+    else:
+        with connect() as connection:
+            connection.execute("SET VARIABLE parts = $parts", {"parts": parts})
+            rows = connection.sql(
+                f"SELECT sample_id, (regexp_extract(filename, 'part-([0-9]+)\\.parquet$', 1)::BIGINT << {ROW_BITS}) "
+                "| file_row_number AS code FROM read_parquet(getvariable('parts'), filename = true, file_row_number = true, "
+                "hive_partitioning = false) ORDER BY encode(sample_id)"
+            ).to_arrow_table()
+        ids = np.char.encode(rows["sample_id"].to_numpy(zero_copy_only=False).astype(str), "utf-8")
+        codes = rows["code"].to_numpy()
+    write_npy(f"{folder}/ids.npy", ids)
+    write_npy(f"{folder}/codes.npy", codes)
 
 
 Key = TypeVar("Key")

@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from transforms.kernels import calibration
 from transforms.kernels.copies import Distances, limits
 from transforms.kernels.rates import clopper_pearson_upper
+from transforms.store.lake import Lake
+from transforms.store.scan import ask, scan
 
 DISTANCES = ("l2", "tiled_l2", "adaptive_l2")
 
@@ -58,6 +60,23 @@ def copy_calibration_row(decoys: pa.Table, asked: Asked) -> dict[str, Any]:
         "n_left_out": len(left_out.coarse_l2),
         "promised_rate": found.promised_rate,
     }
+
+
+def nearest_to_own(lake: Lake, match: str, generate: str) -> tuple[pa.Table | None, dict[str, Any]]:
+    """What ``calibration_rows`` goes by, of one audit: its first two arguments."""
+    query = """
+        SELECT prompts.origin, prompts.group_id IS NOT NULL AS has_group, matches.*
+        FROM matches INNER JOIN prompts USING (prompt_id)
+        WHERE relation = 'own' AND nearest OR relation = 'neighbour' AND matches.role = 'control' AND extracted
+    """
+    batches = list(scan(lake, {"matches": match, "prompts": generate}, query))
+    (prompts,) = ask(lake, {"prompts": generate}, """
+        SELECT count(*) FILTER (origin <> 'control' AND group_id IS NOT NULL) AS images_tested,
+            max(images_requested) FILTER (origin <> 'control') AS per_prompt,
+            min(images_requested) FILTER (origin = 'control') AS per_control
+        FROM prompts
+    """)  # fmt: skip
+    return pa.Table.from_batches(batches) if batches else None, prompts
 
 
 def calibration_rows(own: pa.Table | None, prompts: dict[str, Any], asked: Asked) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.attacks.prompts import draw_prompts
+from transforms.attacks import prompts
+from transforms.store.scan import connect
 
 
 def tables(sizes, captions=None):
@@ -26,6 +27,13 @@ def tables(sizes, captions=None):
                                                 ("size", pa.int32()), ("representative", pa.string())])),
         pa.Table.from_pylist(samples, pa.schema([("sample_id", pa.string()), ("caption", pa.string())])),
     )  # fmt: skip
+
+
+def draw_prompts(duplicate_groups, samples, max_prompts, seed):
+    with connect() as connection:
+        connection.register("duplicate_groups", duplicate_groups)
+        connection.register("samples", samples)
+        return prompts.draw(connection, max_prompts, seed)
 
 
 def draw(sizes, max_prompts, seed=0, captions=None):

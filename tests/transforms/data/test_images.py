@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.planted import embedding_rows, picture, planted_pictures, write_images
-from transforms.data.images import ImageStore, part_number
+from transforms.data.images import ImageStore
 from transforms.store import files, pictures
 from transforms.store.files import read_parquet
-from transforms.store.lake import Lake
+from transforms.store.lake import Lake, part_number
 from transforms.store.pictures import decode, encode_png, to_array
 
 
@@ -106,7 +106,8 @@ def test_every_sample_is_found_whatever_is_cached(planted, cache_bytes):
     store = ImageStore(lake, ingest, "e", cache_bytes=cache_bytes)
     for sample in [*contents, *reversed(contents)]:
         assert (store.get(sample) == to_array(decode(contents[sample]))).all()
-        assert store._pictures.used <= cache_bytes / 2 and store._row_groups.used <= cache_bytes / 2
+        caches = store._by_code._pictures, store._by_code._row_groups
+        assert all(cache.used <= cache_bytes / 2 for cache in caches)
     assert store.get(sample).dtype == np.uint8 and store.get(sample).shape == (32, 40, 3)
 
 
@@ -136,7 +137,7 @@ def test_an_image_that_moved_is_not_taken_for_another(planted):
     path = lake.part("images", ingest, 0)
     table = read_parquet(path)
     pq.write_table(table.take([1, 0, 2, 3, 4]), path)
-    with pytest.raises(ValueError, match="different samples in row 0"):
+    with pytest.raises(ValueError, match="holds another sample in row 0"):
         ImageStore(lake, ingest, "e").get(next(iter(contents)))
 
 
