@@ -13,6 +13,8 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``most`` nearest codes to each query, each once, the nearest first and equals by code.
 
+    Of more equals at the end than there is room for, which ones are there is faiss's matter, and the same each time.
+
     Args:
         codes: (m,) int64 ≥ 0; one that is there several times (the windows of a picture) counts by the nearest.
         vectors: (m, d) float32; of unit norm with ``by_angle``.

@@ -1,4 +1,4 @@
-"""Cosines and nearest neighbours of unit vectors: exact, on numbers alone.
+"""Cosines of unit vectors: exact, on numbers alone.
 
 faiss finds candidates in float32; what decides (the threshold, the order) is the cosine in float64, which depends on
 the two vectors only. So neither block size nor order nor machine changes what is found.
@@ -36,46 +36,3 @@ def cosines(vectors_a: np.ndarray, vectors_b: np.ndarray, i: np.ndarray, j: np.n
         left, right = vectors_a[i[here]].astype(np.float64), vectors_b[j[here]].astype(np.float64)
         result[here] = np.einsum("pd,pd->p", left, right)
     return result.clip(-1, 1)
-
-
-class Nearest:
-    """The nearest of a set of unit vectors by cosine, exact.
-
-    Args:
-        vectors: (n, d) float32, unit norm.
-    """
-
-    def __init__(self, vectors: np.ndarray):
-        import faiss
-
-        self.vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        self._index = faiss.IndexFlatIP(self.vectors.shape[1])
-        self._index.add(self.vectors)
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` nearest to each query, nearest first; equals in the order of the set.
-
-        Args:
-            queries: (m, d) float32, unit norm.
-            k: how many; where the set has fewer, all of them.
-
-        Returns:
-            (m, k) int64 rows of the set, and (m, k) float64 cosines.
-        """
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if not np.isfinite(queries).all():
-            raise ValueError("a query is not finite: it has no nearest neighbour")
-        n, m = len(self.vectors), len(queries)
-        k = min(k, n)
-        if k == 0 or m == 0:
-            return np.empty((m, k), np.int64), np.empty((m, k))
-        fetched = min(n, k + 16)
-        while True:
-            rough, rows = self._index.search(queries, fetched)
-            # Enough once the last one fetched is surely farther than the k-th: else equals may have been left out.
-            if fetched == n or (rough[:, k - 1] - rough[:, -1] > 2 * CANDIDATE_MARGIN).all():
-                break
-            fetched = min(n, 2 * fetched)
-        exact = cosines(queries, self.vectors, np.repeat(np.arange(m), fetched), rows.ravel()).reshape(m, fetched)
-        order = np.lexsort((rows, -exact), axis=1)[:, :k]
-        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(exact, order, axis=1)

@@ -35,11 +35,6 @@ def part_of(code: int) -> int:
     return code >> ROW_BITS
 
 
-def row_of(code: int) -> int:
-    """The row in that part."""
-    return code & ((1 << ROW_BITS) - 1)
-
-
 _JOINED = f"""
     SELECT
         (part::BIGINT << {ROW_BITS}) | embedded.row AS code,

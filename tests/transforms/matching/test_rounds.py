@@ -8,6 +8,7 @@ import pytest
 from pipelines.execution import Execution
 from pipelines.match import build, build_gathering, build_search
 from tests.planted import embedding_rows, picture, write_embeddings, write_images
+from transforms.data.images import LAST_ROW
 from transforms.kernels.distances import best_crop, coarse_l2, l2
 from transforms.matching import candidates, directory
 from transforms.matching.candidates import candidates_file, chunks, merge
@@ -159,7 +160,7 @@ def test_the_directory_knows_every_image(world):
     assert {row["sample_id"] for row in rows if row["representative"]} == {*world.first.values(), *world.controls}
     for row in rows:
         path = world.lake.paths("images", world.snapshots.ingest)[directory.part_of(row["code"])]
-        assert read_parquet(path)["sample_id"][directory.row_of(row["code"])].as_py() == row["sample_id"]
+        assert read_parquet(path)["sample_id"][row["code"] & LAST_ROW].as_py() == row["sample_id"]
         height, width = world.pictures[row["sample_id"]].shape[:2]
         assert row["aspect"] == width / height
     large = [name for name in world.first if list(world.group_of.values()).count(name) > 1]
@@ -292,7 +293,8 @@ def test_the_recall_of_the_candidates_is_measured(world):
     )
     found = {row["key"]: list(zip(row["distances"], row["groups"], strict=True)) for row in read_parquet(path).to_pylist()}
     for row, (_, _, made) in zip(sorted(sampled, key=lambda row: row["key"]), world.made, strict=True):
-        from transforms.kernels.distances import COARSE, block_means, central_square
+        from transforms.data.images import LAST_ROW
+from transforms.kernels.distances import COARSE, block_means, central_square
 
         middle = {name: float(coarse_l2(block_means(made, COARSE), central_square(world.pictures[first], SIDE)))
                   for name, first in world.first.items()}  # fmt: skip
@@ -321,7 +323,8 @@ def test_k_is_that_of_the_plain_count(world):
     for part in range(3):
         for sample, number in counter.process(part):
             found[sample] = found.get(sample, 0) + number
-    from transforms.kernels.distances import resize_shorter_side, square_at
+    from transforms.data.images import LAST_ROW
+from transforms.kernels.distances import resize_shorter_side, square_at
 
     for target in targets:
         crop = square_at(resize_shorter_side(world.pictures[target["sample_id"]], SIDE), 0)
