@@ -9,7 +9,16 @@ from pipelines.execution import Execution
 from pipelines.match import build, build_gathering, build_search
 from tests.planted import embedding_rows, picture, write_embeddings, write_images
 from transforms.data.images import LAST_ROW
-from transforms.kernels.distances import best_crop, coarse_l2, l2
+from transforms.kernels.distances import (
+    COARSE,
+    best_crop,
+    block_means,
+    central_square,
+    coarse_l2,
+    l2,
+    resize_shorter_side,
+    square_at,
+)
 from transforms.matching import candidates, directory
 from transforms.matching.candidates import candidates_file, chunks, merge
 from transforms.matching.comparison import Measure
@@ -20,7 +29,8 @@ from transforms.matching.parts import sampled_rows
 from transforms.matching.queries import SCHEMA
 from transforms.matching.recall import NearestOfAll, recall
 from transforms.matching.tasks import CLIP, PLACE_BITS, THUMBNAIL, Round, Snapshots, Task
-from transforms.store.files import read_parquet, write_parquet
+from transforms.store.files import delete, read_parquet, write_parquet
+from transforms.store.identity import digest
 from transforms.store.lake import Lake
 from transforms.store.pictures import encode_png, thumbnail
 
@@ -189,8 +199,6 @@ def test_of_a_large_group_so_many_members_and_its_representative_are_listed(worl
 
 
 def test_decoys_are_drawn_by_hash_alone(world):
-    from transforms.store.identity import digest
-
     made = world.index()
     drawn = [row["sample_id"] for row in made.drawn("left_out", "training", 4)]
     assert drawn == sorted(world.first.values(), key=lambda sample: digest("decoy", "left_out", sample))[:4]
@@ -276,8 +284,6 @@ def test_a_round_that_was_broken_off_goes_on(world):
     round = world.round()
     rows = world.run(round)
     path = world.lake.part("matches", "match0", 0)
-    from transforms.store.files import delete
-
     delete(path)
     assert world.run(round) == rows
 
@@ -293,9 +299,6 @@ def test_the_recall_of_the_candidates_is_measured(world):
     )
     found = {row["key"]: list(zip(row["distances"], row["groups"], strict=True)) for row in read_parquet(path).to_pylist()}
     for row, (_, _, made) in zip(sorted(sampled, key=lambda row: row["key"]), world.made, strict=True):
-        from transforms.data.images import LAST_ROW
-from transforms.kernels.distances import COARSE, block_means, central_square
-
         middle = {name: float(coarse_l2(block_means(made, COARSE), central_square(world.pictures[first], SIDE)))
                   for name, first in world.first.items()}  # fmt: skip
         nearest = min(middle.values())
@@ -323,9 +326,6 @@ def test_k_is_that_of_the_plain_count(world):
     for part in range(3):
         for sample, number in counter.process(part):
             found[sample] = found.get(sample, 0) + number
-    from transforms.data.images import LAST_ROW
-from transforms.kernels.distances import resize_shorter_side, square_at
-
     for target in targets:
         crop = square_at(resize_shorter_side(world.pictures[target["sample_id"]], SIDE), 0)
         expected = sum(
@@ -374,8 +374,8 @@ def test_through_cells_nearly_all_are_found(tmp_path, monkeypatch):
 
 
 def test_parts_go_together_up_to_so_many_groups():
-    totals = [{"part": part, "role": role, "groups": groups, "images": 9}
-              for part, role, groups in [(0, "training", 5), (1, "training", 4), (2, "training", 3), (3, "control", 2)]]  # fmt: skip
+    of_parts = [("training", 5), ("training", 4), ("training", 3), ("control", 2)]
+    totals = [{"part": part, "role": role, "groups": groups, "images": 9} for part, (role, groups) in enumerate(of_parts)]
     assert [chunk.parts for chunk in chunks(totals, "training", 9)] == [(0, 1), (2,)]
     assert [chunk.parts for chunk in chunks(totals, "training", 1)] == [(0,), (1,), (2,)]
     assert [chunk.parts for chunk in chunks(totals, "control", 9)] == [(3,)]
