@@ -108,3 +108,13 @@ def test_whole_tables_are_read_only_where_they_are_small():
                     continue
                 table, inside = ast.literal_eval(node.args[0]), str(path.relative_to(ROOT))
                 assert inside in SMALL.get(table, ()), f"{inside} reads the whole of {table}"
+
+
+def test_no_name_stands_for_two_classes():
+    found: dict[str, str] = {}
+    for folder in ("transforms", "pipelines"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    assert node.name not in found, f"{node.name} is in {found[node.name]} and in {path}"
+                    found[node.name] = str(path)

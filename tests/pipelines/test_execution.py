@@ -1,11 +1,14 @@
 """A stage runs once, shows progress from what is durable, and passes a user's mistake on from inside a runner."""
 
+import time
+
 import apache_beam as beam
 import pytest
 
 from pipelines.execution import Execution, Progress, raise_user_error
 from pipelines.stages import Planned
 from transforms.errors import UserError
+from transforms.store.counters import count
 from transforms.store.lake import Lake
 
 
@@ -80,3 +83,32 @@ def test_a_total_that_is_not_known_yet_is_not_made_up():
     assert "getting ready" in progress.line(3, 1.0)
     total = 6
     assert "3 of 6 things (50%)" in progress.line(3, 1.0)
+
+
+class Counting(beam.DoFn):
+    def process(self, element):
+        count("numbers seen")
+        count("sum of numbers", element)
+        yield element
+
+
+def test_what_steps_count_is_shown_with_verbose(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("pipelines.execution.say", lambda text: said.append(text.split()))
+    for verbose in (False, True):
+        shown = Execution(Lake(str(tmp_path / "lake")), [], verbose)
+        shown.run(lambda pipeline: pipeline | beam.Create([3, 4, 5]) | "Counting" >> beam.ParDo(Counting()))
+        assert said == ([["numbers", "seen", "3"], ["sum", "of", "numbers", "12"]] if verbose else [])
+
+
+def test_looking_at_the_progress_takes_a_small_share_of_the_time():
+    looks = []
+
+    def slow():
+        looks.append(time.monotonic())
+        time.sleep(0.05)
+        return len(looks)
+
+    with Progress("test", slow, 100, "things", every=0.01):
+        time.sleep(1.0)
+    assert len(looks) <= 3

@@ -73,7 +73,7 @@ class Near(NamedTuple):
     coarse_l2: float
 
 
-class Compared(NamedTuple):
+class ComparedPicture(NamedTuple):
     """A picture, and what lies near it.
 
     Attributes:
@@ -115,7 +115,7 @@ class Matcher:
 
     def compare(
         self, picture: np.ndarray, training: Sequence[Group], controls: Sequence[Group] = (), bounds: np.ndarray | None = None
-    ) -> Compared:
+    ) -> ComparedPicture:
         """A picture beside the representatives of groups.
 
         Args:
@@ -137,7 +137,7 @@ class Matcher:
             near += self._distances([training[place] for place in places], picture, asked, coarse)
             if len(near) >= enough:
                 farthest = float(np.partition([one.l2 for one in near], enough - 1)[enough - 1])
-        return Compared(picture, coarse, in_order(near), in_order(self._distances(controls, picture, asked, coarse)))
+        return ComparedPicture(picture, coarse, in_order(near), in_order(self._distances(controls, picture, asked, coarse)))
 
     def _distances(self, groups: Sequence[Group], picture: np.ndarray, asked: np.ndarray, coarse: np.ndarray) -> list[Near]:
         """l2 and coarse l2 to representatives: in float32, since most of a generation's time goes here."""
@@ -162,12 +162,12 @@ class Matcher:
             known = self._coarse[code, picture.shape[0]] = whole, block_means(whole, COARSE)
         return known
 
-    def wanted(self, compared: Compared, own: Group | None) -> list[str]:
+    def wanted(self, compared: ComparedPicture, own: Group | None) -> list[str]:
         """The groups whose members are needed for ``rows``."""
         chosen = [own, *(near.group for near in compared.training[: NEAREST_GROUPS + 1]), _coarsest(compared.training)]
         return [group.group for group in chosen if group is not None and group.size > 1]
 
-    def rows(self, compared: Compared, own: Group | None, control: bool, members: Members) -> list[dict[str, Any]]:
+    def rows(self, compared: ComparedPicture, own: Group | None, control: bool, members: Members) -> list[dict[str, Any]]:
         """One generation against the group it was asked for and the nearest other groups of the training set.
 
         Args:
@@ -197,7 +197,7 @@ class Matcher:
                     rows.append(row)
         return rows
 
-    def row(self, compared: Compared, group: Group, role: str, relation: str, members: Members) -> dict[str, Any]:
+    def row(self, compared: ComparedPicture, group: Group, role: str, relation: str, members: Members) -> dict[str, Any]:
         """A row of ``matches`` on the nearest member of a group, scaled by the training images near what is compared.
 
         Controls are measured against the training set as well, so that the scale is the same for both.

@@ -21,10 +21,10 @@ from transforms.kernels.bounds import SLACK
 from transforms.kernels.distances import COARSE, resize_shorter_side
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.candidates import block_of, candidates_file
-from transforms.matching.comparison import Compared, Group, Matcher, Measure
+from transforms.matching.comparison import ComparedPicture, Group, Matcher, Measure
 from transforms.matching.directory import Directory
 from transforms.matching.gathering import Gathered, Gatherings
-from transforms.matching.queries import Judged, read_task
+from transforms.matching.queries import JudgedPicture, read_task
 from transforms.matching.tasks import PLACE_BITS, Round, Task
 from transforms.store.counters import count
 from transforms.store.files import exists, list_files, read_parquet, write_parquet
@@ -92,14 +92,14 @@ class MatchTask(beam.DoFn):
     def _block(
         self,
         task: Task,
-        block: list[tuple[int, Judged]],
+        block: list[tuple[int, JudgedPicture]],
         candidates: dict[int, list[tuple[str, int, str, float | None]]],
         gathered: dict[int, Gathered],
         sampled: list[dict[str, Any]],
     ) -> Iterator[dict[str, Any]]:
         matcher = self._matcher
 
-        def compare(element: tuple[int, Judged]) -> tuple[Judged, Compared, Group | None]:
+        def compare(element: tuple[int, JudgedPicture]) -> tuple[JudgedPicture, ComparedPicture, Group | None]:
             place, one = element
             groups: dict[str, list[Group]] = {"training": [], "control": []}
             for role, code, found_by, cosine in candidates[place]:
@@ -132,7 +132,7 @@ class MatchTask(beam.DoFn):
                 sampled.append(_sampled(one, near))
         matcher.forget()
 
-    def _nearest(self, near: Compared, members: Any) -> dict[str, Any]:
+    def _nearest(self, near: ComparedPicture, members: Any) -> dict[str, Any]:
         """The columns of ``decoys`` on the training group that lies nearest by coarse l2."""
         nearest = min(near.training, key=lambda one: (one.coarse_l2, one.group.group))
         row = self._matcher.row(near, nearest.group, "training", "neighbour", members)
@@ -173,7 +173,7 @@ def _candidates(round: Round, number: int) -> dict[int, list[tuple[str, int, str
     return found
 
 
-def _sampled(one: Judged, near: Compared) -> dict[str, Any]:
+def _sampled(one: JudgedPicture, near: ComparedPicture) -> dict[str, Any]:
     """What the measure of recall needs to know of a generation."""
     by_coarse = sorted(near.training, key=lambda other: (other.coarse_l2, other.group.group))
     return {

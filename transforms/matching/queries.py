@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class JudgedPicture:
     """A picture that is judged.
 
     Attributes:
@@ -61,7 +61,7 @@ class Judged:
     without: str | None = None
 
 
-def read_task(round: Round, task: Task) -> Iterator[Judged]:
+def read_task(round: Round, task: Task) -> Iterator[JudgedPicture]:
     """The pictures of a task, in their order: that is how their files are read beside them."""
     if task.kind == "decoys":
         yield from _decoys(round, task)
@@ -75,7 +75,7 @@ def prompts_of(round: Round, task: Task) -> dict[str, dict[str, Any]]:
     return {row["prompt_id"]: row for row in read_rows(path)}
 
 
-def _generations(round: Round, task: Task) -> Iterator[Judged]:
+def _generations(round: Round, task: Task) -> Iterator[JudgedPicture]:
     lake, again = round.lake, task.kind == "regenerations"
     prompts = prompts_of(round, task)
     if again:
@@ -91,15 +91,15 @@ def _generations(round: Round, task: Task) -> Iterator[Judged]:
             "nearest": row.get("nearest", False),
             "regenerated": again,
         }
-        yield Judged(identity, prompts[row["prompt_id"]], np.asarray(decode(row["image"])))
+        yield JudgedPicture(identity, prompts[row["prompt_id"]], np.asarray(decode(row["image"])))
 
 
-def _decoys(round: Round, task: Task) -> Iterator[Judged]:
+def _decoys(round: Round, task: Task) -> Iterator[JudgedPicture]:
     pictures = PicturesByCode(round.lake, round.snapshots.ingest)
     for row in read_parquet(decoy_file(round.lake, round.snapshot)).to_pylist():
         if row["part"] == task.number:
             picture = central_square(pictures.get(row["code"], row["sample_id"]), round.side)
-            yield Judged(
+            yield JudgedPicture(
                 {"kind": row["kind"], "sample_id": row["sample_id"]},
                 None,
                 blurred(picture) if row["kind"] == "blurred" else picture,
@@ -153,7 +153,7 @@ class EmbedTaskHandler(ModelHandler[tuple[int, Task], PredictionResult, OpenClip
         return pa.concat_tables(tables), rows
 
 
-def _batched(items: Iterator[Judged], size: int) -> Iterator[list[Judged]]:
+def _batched(items: Iterator[JudgedPicture], size: int) -> Iterator[list[JudgedPicture]]:
     while batch := list(itertools.islice(items, size)):
         yield batch
 
