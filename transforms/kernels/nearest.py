@@ -32,7 +32,9 @@ def nearest(
     distances = np.full((len(queries), most), np.inf, np.float32)
     if len(codes) == 0 or len(queries) == 0:
         return found, distances
-    windows = int(np.unique(codes, return_counts=True)[1].max())
+    ascending = np.sort(codes)
+    # A set is mostly one of different codes, and then nothing need be counted.
+    windows = int(np.unique(codes, return_counts=True)[1].max()) if (ascending[1:] == ascending[:-1]).any() else 1
     fetched = min(len(codes), most * windows)
     metric = faiss.METRIC_INNER_PRODUCT if by_angle else faiss.METRIC_L2
     values, rows = faiss.knn(np.ascontiguousarray(queries), np.ascontiguousarray(vectors), fetched, metric=metric)

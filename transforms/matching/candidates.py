@@ -392,14 +392,20 @@ def search_cells(folder: str, queries: Queries, probed: np.ndarray, space: str, 
     wanted = probed[place, rank]
     order = np.argsort(wanted, kind="stable")
     place, wanted = place[order], wanted[order]
-    found: list[pa.Table] = [FOUND.empty_table()]
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for one in np.unique(wanted).tolist():
         rows = slice(*np.searchsorted(cell, [one, one + 1]).tolist())
         mine = place[slice(*np.searchsorted(wanted, [one, one + 1]).tolist())]
         if rows.stop > rows.start:
-            there = Entries(codes[rows], np.asarray(vectors[rows]))
-            found.append(search(there, Queries(queries.numbers[mine], queries.vectors[mine]), space, most))
-    return nearest_of(pa.concat_tables(found), most)
+            near, distances = nearest(
+                codes[rows], np.asarray(vectors[rows]), queries.vectors[mine], most, by_angle=space == CLIP
+            )
+            there = near != NOTHING
+            found.append((np.broadcast_to(queries.numbers[mine][:, None], near.shape)[there], near[there], distances[there]))
+    if not found:
+        return FOUND.empty_table()
+    columns = (np.concatenate(column) for column in zip(*found, strict=True))
+    return nearest_of(pa.table(dict(zip(FOUND.names, columns, strict=True)), schema=FOUND), most)
 
 
 def _together(folder: str) -> dict[str, np.ndarray] | None:

@@ -66,11 +66,18 @@ class Group(NamedTuple):
 
 class Near(NamedTuple):
     """A group and how far its representative lies from what is compared: one image per group, since the paper counts identical
-    training images once."""
+    training images once.
+
+    Attributes:
+        group: which.
+        l2, coarse_l2: to its representative.
+        twins: the groups that are one memory with it, where that was looked at.
+    """
 
     group: Group
     l2: float
     coarse_l2: float
+    twins: frozenset[str] | None = None
 
 
 class ComparedPicture(NamedTuple):
@@ -98,7 +105,7 @@ Members = Mapping[str, Sequence[tuple[int, str]]]
 
 
 class Matcher:
-    """Compares pictures. Holds what was computed of training images, as long as the pictures themselves are kept.
+    """Compares pictures. Threads may share it.
 
     Args:
         pictures: the training images.
@@ -107,11 +114,6 @@ class Matcher:
 
     def __init__(self, pictures: Pictures, measure: Measure):
         self.pictures, self.measure = pictures, measure
-        self._coarse: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-
-    def forget(self) -> None:
-        """Lets go of what was computed."""
-        self._coarse.clear()
 
     def compare(
         self, picture: np.ndarray, training: Sequence[Group], controls: Sequence[Group] = (), bounds: np.ndarray | None = None
@@ -137,30 +139,29 @@ class Matcher:
             near += self._distances([training[place] for place in places], picture, asked, coarse)
             if len(near) >= enough:
                 farthest = float(np.partition([one.l2 for one in near], enough - 1)[enough - 1])
-        return ComparedPicture(picture, coarse, in_order(near), in_order(self._distances(controls, picture, asked, coarse)))
+        near = in_order(near)
+        # While the pictures are at hand: only what lies within delta can be a copy, elsewhere twins make no difference.
+        near = [
+            one._replace(twins=self._twins(one.group, near, picture.shape[0])) if one.coarse_l2 <= self.measure.delta else one
+            for one in near
+        ]
+        return ComparedPicture(picture, coarse, near, in_order(self._distances(controls, picture, asked, coarse)))
 
     def _distances(self, groups: Sequence[Group], picture: np.ndarray, asked: np.ndarray, coarse: np.ndarray) -> list[Near]:
         """l2 and coarse l2 to representatives: in float32, since most of a generation's time goes here."""
         if not groups:
             return []
-        aligned = [self._aligned(group.code, group.sample_id, picture) for group in groups]
-        apart = np.subtract(asked, np.stack([crop for crop, _ in aligned]), dtype=np.float32).reshape(len(groups), -1)
-        coarsely = (coarse - np.stack([means for _, means in aligned])).reshape(len(groups), -1)
+        crops = np.stack([self._aligned(group.code, group.sample_id, picture) for group in groups])
+        apart = np.subtract(asked, crops, dtype=np.float32).reshape(len(groups), -1)
+        coarsely = (coarse - block_means(crops, COARSE)).reshape(len(groups), -1)
         far = [np.sqrt(np.einsum("nd,nd->n", one, one) / one.shape[1]) for one in (apart, coarsely)]
         pairs = zip(groups, (far[0] / 255).tolist(), far[1].tolist(), strict=True)
         return [Near(*pair) for pair in pairs]
 
-    def _aligned(self, code: int, sample_id: str, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The crop of a training image where a picture lies best in it, and its block means."""
+    def _aligned(self, code: int, sample_id: str, picture: np.ndarray) -> np.ndarray:
+        """The crop of a training image where a picture lies best in it."""
         whole = self.pictures(code, sample_id, picture.shape[0])
-        if whole.shape != picture.shape:
-            _, crop = best_crop(picture, whole)
-            return crop, block_means(crop, COARSE)
-        # A square one has one crop, whatever it is compared with.
-        known = self._coarse.get((code, picture.shape[0]))
-        if known is None or known[0] is not whole:
-            known = self._coarse[code, picture.shape[0]] = whole, block_means(whole, COARSE)
-        return known
+        return whole if whole.shape == picture.shape else best_crop(picture, whole)[1]
 
     def wanted(self, compared: ComparedPicture, own: Group | None) -> list[str]:
         """The groups whose members are needed for ``rows``."""
@@ -219,7 +220,10 @@ class Matcher:
         mean_of = np.asarray([near.l2 for near in foreign[: self.measure.others]])
         adaptive = adaptive_l2(distance, mean_of, self.measure.alpha)
         # Only what lies within delta can be a copy: elsewhere twins make no difference.
-        apart = self._twins(group, foreign, picture.shape[0]) if role == "training" and coarse <= self.measure.delta else ()
+        apart: frozenset[str] = frozenset()
+        if role == "training" and coarse <= self.measure.delta:
+            known = next((near.twins for near in compared.training if near.group.group == group.group), None)
+            apart = self._twins(group, foreign, picture.shape[0]) if known is None else known
         strangers = [near for near in foreign if near.group.group not in apart]
         nearest_other = min((near.l2 for near in strangers), default=None)
         return {
@@ -248,9 +252,11 @@ class Matcher:
         """
         middle = central_square(self.pictures(group.code, group.sample_id, side), side)
         means = block_means(middle, COARSE)
+        foreign = [near for near in foreign if near.group.group != group.group]
         if not foreign:
             return frozenset()
-        others = np.stack([self._aligned(near.group.code, near.group.sample_id, middle)[1] for near in foreign])
+        crops = np.stack([self._aligned(near.group.code, near.group.sample_id, middle) for near in foreign])
+        others = block_means(crops, COARSE)
         distances = np.sqrt(np.square(others - means).reshape(len(foreign), -1).mean(axis=1)).tolist()
         found = sorted(zip(distances, (near.group.group for near in foreign), strict=True))
         count = twins([distance for distance, _ in found], self.measure.delta, self.measure.copy_ratio)

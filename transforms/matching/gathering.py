@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from transforms.data.images import LAST_ROW
 from transforms.matching.candidates import wanted_file
@@ -42,7 +43,7 @@ class Gathered(NamedTuple):
     size: int
     aspect: float
     thumbnail: bytes | None
-    image: bytes
+    image: pa.LargeBinaryScalar
 
 
 def gathered_file(round: Round, part: int) -> str:
@@ -69,36 +70,49 @@ class GatherPart(beam.DoFn):
         tiny = read_parquet(embeddings, ["thumbnail"])["thumbnail"]
         directory = directory.append_column("thumbnail", tiny.take(pa.array(directory["code"].to_numpy() & LAST_ROW)))
         known = {code & LAST_ROW: place for place, code in enumerate(directory["code"].to_pylist())}
-        images = dict(images_at(lake.paths("images", self.round.snapshots.ingest)[number], np.unique(rows)))
+        distinct = np.unique(rows)
+        images = tables_at(lake.paths("images", self.round.snapshots.ingest)[number], distinct)
         forgotten = Tombstones.read(lake).samples
         starts = np.flatnonzero(np.r_[True, blocks[1:] != blocks[:-1]]).tolist()
         schema = SCHEMA.with_metadata({"blocks": json.dumps(blocks[starts].tolist())})
         with replacing(path) as sink, pa.ipc.new_file(sink, schema) as file:
             for start, end in zip(starts, [*starts[1:], len(blocks)], strict=True):
-                places = [known[row] for row in rows[start:end].tolist()]
-                table = directory.select(["code", "sample_id", "group_id", "size", "aspect", "thumbnail"]).take(places)
-                there = [images[row] for row in rows[start:end].tolist()]
-                for (sample, image), expected in zip(there, table["sample_id"].to_pylist(), strict=True):
-                    if sample != expected or image is None or sample in forgotten:
-                        raise ValueError(f"images part {number} has no picture of sample {expected!r} where embeddings have it")
-                column = pa.array([image for _, image in there], pa.large_binary())
-                batch = table.append_column("image", column).cast(schema).combine_chunks()
+                mine = rows[start:end]
+                table = directory.select(["code", "sample_id", "group_id", "size", "aspect", "thumbnail"])
+                table = table.take(pa.array([known[row] for row in mine.tolist()]))
+                there = images.take(pa.array(np.searchsorted(distinct, mine)))
+                same = pc.equal(there["sample_id"], table["sample_id"])
+                gone = pc.is_in(there["sample_id"], pa.array(sorted(forgotten), pa.string()))
+                if not pc.all(same).as_py() or there["image"].null_count or pc.any(gone).as_py():
+                    raise ValueError(
+                        f"images part {number} holds other samples than embeddings say, or pictures were forgotten meanwhile; "
+                        "run 'eidetic match' again"
+                    )
+                batch = table.append_column("image", there["image"].cast(pa.large_binary())).cast(schema).combine_chunks()
                 file.write_batch(batch.to_batches()[0])
         count("pictures gathered", len(rows))
 
 
-def images_at(path: str, rows: np.ndarray) -> Iterator[tuple[int, tuple[str, bytes]]]:
-    """(row, (sample_id, picture)) of some rows of a part of ``images``, ascending; no other row group is read."""
+def tables_at(path: str, rows: np.ndarray) -> pa.Table:
+    """sample_id and image of some rows of a part of ``images``, ascending; no other row group is read."""
+    found = [pa.schema([("sample_id", pa.string()), ("image", pa.binary())]).empty_table()]
     with open_parquet(path) as file:
         first = 0
         for group in range(file.num_row_groups):
             last = first + file.metadata.row_group(group).num_rows
             mine = rows[slice(*np.searchsorted(rows, [first, last]))]
             if len(mine):
-                table = file.read_row_group(group, columns=["sample_id", "image"]).take(pa.array(mine - first))
-                pairs = zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
-                yield from zip(mine.tolist(), pairs, strict=True)
+                table = file.read_row_group(group, columns=["sample_id", "image"])
+                found.append(table.take(pa.array(mine - first)))
             first = last
+    return pa.concat_tables(found, promote_options="default")
+
+
+def images_at(path: str, rows: np.ndarray) -> Iterator[tuple[int, tuple[str, bytes | None]]]:
+    """(row, (sample_id, picture)) of some rows of a part of ``images``, ascending; no other row group is read."""
+    table = tables_at(path, rows)
+    pairs = zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
+    yield from zip(rows.tolist(), pairs, strict=True)
 
 
 class Gatherings:
@@ -117,8 +131,11 @@ class Gatherings:
         found = {}
         for part in parts:
             file, places = self._open(part)
-            for row in file.get_batch(places[number]).to_pylist():
-                found[row["code"]] = Gathered(**row)
+            batch = file.get_batch(places[number])
+            # Pictures stay where they are until they are decoded.
+            columns = [batch[name] if name == "image" else batch[name].to_pylist() for name in batch.schema.names]
+            for row in zip(*columns, strict=True):
+                found[row[0]] = Gathered(*row)
         return found
 
     def _open(self, part: int) -> tuple[Any, dict[int, int]]:

@@ -30,7 +30,7 @@ from transforms.store.counters import count
 from transforms.store.files import exists, list_files, read_parquet, write_parquet
 from transforms.store.identity import unit_interval
 from transforms.store.lake import Lake
-from transforms.store.pictures import decode, thumbnail, to_array
+from transforms.store.pictures import decode_array, thumbnail
 
 NO_DECOYS_COLUMNS = ("role", "relation", "found_by", "cosine", "offset", "extracted")
 """Columns of ``matches`` that ``decoys`` lack."""
@@ -130,7 +130,6 @@ class MatchTask(beam.DoFn):
             drawn = unit_interval("recall", one.identity["prompt_id"], one.identity["sample_index"]) < self.sampled
             if drawn and task.kind == "generations" and near.training:
                 sampled.append(_sampled(one, near))
-        matcher.forget()
 
     def _nearest(self, near: ComparedPicture, members: Any) -> dict[str, Any]:
         """The columns of ``decoys`` on the training group that lies nearest by coarse l2."""
@@ -215,7 +214,7 @@ class _Pictures:
         self._gathered = gathered
 
     def _read(self, code: int, side: int) -> np.ndarray:
-        return resize_shorter_side(to_array(decode(self._gathered[code].image)), side)
+        return resize_shorter_side(decode_array(self._gathered[code].image.as_py()), side)
 
     def get(self, code: int, sample_id: str, side: int) -> np.ndarray:
         """See ``comparison.Pictures``."""

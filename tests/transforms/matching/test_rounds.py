@@ -393,4 +393,4 @@ def test_what_was_gathered_is_opened_by_block(world):
         found = gatherings.block(block, parts)
         assert set(found) == wanted
         for one in found.values():
-            assert encode_png(world.pictures[one.sample_id]) == one.image
+            assert encode_png(world.pictures[one.sample_id]) == one.image.as_py()
