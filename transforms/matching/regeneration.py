@@ -20,7 +20,7 @@ from transforms.data.embedding import SkipWritten
 from transforms.kernels.copies import CopyLimits, is_copy
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.comparison import Population, Snapshots, read_population
-from transforms.models.base import Generator
+from transforms.models.base import Generator, Wanted
 from transforms.store.counters import count
 from transforms.store.files import read_parquet, read_rows, write_parquet
 from transforms.store.lake import Lake, part_number
@@ -168,8 +168,8 @@ class RegenerateHandler(ModelHandler[int, PredictionResult, Generator]):
         by_prompt: dict[str, list[dict[str, Any]]] = {}
         for row in read_parquet(pointed_file(self.lake, self.snapshot, number)).to_pylist():
             by_prompt.setdefault(row["prompt_id"], []).append(row)
-        for rows in by_prompt.values():
-            made = generator.again(rows[0]["text"], {row["sample_index"]: row["seed"] for row in rows})
+        wanted = [Wanted(rows[0]["text"], {row["sample_index"]: row["seed"] for row in rows}) for rows in by_prompt.values()]
+        for rows, made in zip(by_prompt.values(), generator.generate(wanted), strict=True):
             for row in rows:
                 attempt = made.get(row["sample_index"])
                 image = None if attempt is None else attempt.image
