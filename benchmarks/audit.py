@@ -2,8 +2,8 @@
 
     python -m benchmarks.audit
 
-The peer of generation is diffusers called in a loop, with the same prompts, seeds, batches and steps and nothing else: no
-Beam, no clique test, no tables.
+The peer of generation is the same model called in a loop, with the same prompts, seeds, batches and steps and nothing else: no
+Beam, no clique test, no tables. ``benchmarks/generate.py`` has bare diffusers as its peer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tempfile
 import time
 
 from benchmarks.results import Row, write
+from transforms.models.base import Wanted
 from transforms.models.diffusion import DiffusersGenerator
 from transforms.store.identity import seed
 from transforms.store.lake import Lake
@@ -35,17 +36,21 @@ def plain_loop(lake: Lake) -> float:
         model=str(Path(__file__).resolve().parent.parent / "demo" / "models" / "generator"),
         steps=parameters["steps"],
         guidance_scale=parameters["guidance_scale"],
-        batch_size=8,
+        batch_size=manifest.facts["batch_size"],
         device="cpu",
         dtype=parameters["dtype"],
     )
     begun = time.monotonic()
     generator.load()
-    for prompt in lake.read("prompts", manifest.snapshot_id).to_pylist():
-        generator.generate(
+    wanted = [
+        Wanted(
             prompt["text"],
-            [seed(parameters["seed"], prompt["prompt_id"], index) for index in range(prompt["images_requested"])],
+            {index: seed(parameters["seed"], prompt["prompt_id"], index) for index in range(prompt["images_requested"])},
         )
+        for prompt in lake.read("prompts", manifest.snapshot_id).to_pylist()
+    ]
+    for _ in generator.generate(wanted):
+        pass
     return time.monotonic() - begun
 
 

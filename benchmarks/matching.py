@@ -138,7 +138,7 @@ def round_of(root: str) -> Round:
     lake = Lake(root)
     snapshots = Snapshots("ingest0", "embed0", "groups0", "audit0")
     # Blocks as match makes them with its default memory.
-    return Round(lake, snapshots, "match0", "stored", (Task("generations", 0),), SIDE, NEIGHBOURS, 1024)
+    return Round(lake, snapshots, "match0", "stored", (Task("generations", 0),), SIDE, NEIGHBOURS, 640)
 
 
 def indexed(root: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw
 from demo import truth
 from demo.corpus import Example, stable_number
 from demo.embedded import NAMES, examples
+from transforms.models.base import Wanted
 from transforms.models.diffusion import DiffusersGenerator
 
 SHOWN = (1, 4, 16, 64, 128)
@@ -52,8 +53,8 @@ class Asker:
 
         seeds = [stable_number("card", example.key, index) >> 1 for index in range(first, number)]
         with torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else contextlib.nullcontext():
-            attempts = self.generator.generate(example.caption, seeds)
-        return np.stack([attempt.image for attempt in attempts if attempt.image is not None])
+            (made,) = self.generator.generate([Wanted(example.caption, dict(enumerate(seeds)))])
+        return np.stack([attempt.image for attempt in made.values() if attempt.image is not None])
 
 
 def find(asker: Asker, example: Example, number: int, screen: int, trained: np.ndarray, work: Path) -> truth.Found:

@@ -22,6 +22,7 @@ from pipelines.generate import generator_again
 from pipelines.options import CommonOptions, Options, option, parse
 from pipelines.query import printable
 from transforms.errors import UserError
+from transforms.models.base import Wanted
 from transforms.store.files import open_parquet
 from transforms.store.lake import Lake, Manifest
 from transforms.store.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
@@ -55,9 +56,10 @@ def run(lake: Lake, options: AgainOptions, device: str) -> str:
         raise UserError(f"--out is {options.out!r}, and there is no folder {folder!r}; make it, or name another place")
     audit = _audit(lake, options.audit)
     text, row = _generation(lake, audit, options.prompt_id, options.sample_index)
-    generator = generator_again(audit, options.model, device)
+    generator = generator_again(audit, options.model, device, batch_size=1)
     generator.load()
-    (attempt,) = generator.generate(text, [row["seed"]])
+    (made,) = generator.generate([Wanted(text, {options.sample_index: row["seed"]})])
+    attempt = made[options.sample_index]
     if attempt.image is None:
         raise UserError(f"the model makes no picture of this prompt ({attempt.reason}); in the audit it was {row['status']}")
     try:

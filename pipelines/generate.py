@@ -4,9 +4,9 @@ reads   duplicate_groups, samples (and embeddings, for the controls); a diffuser
 writes  prompts, generations, cliques
 
 The prompts are the captions of the groups' representatives, drawn by strata of group size, and those of all controls; or
-the user's own (--prompts). The images of one prompt are made, compared with the image whose caption it is and with one another
-(the clique test), and kept or dropped before the next prompt begins; a run that is killed and started again repeats none of the
-finished prompts. Of what is dropped a thumbnail stays, by which match finds what else it may show.
+the user's own (--prompts). As soon as a prompt's images are made they are compared with the image whose caption it is and with
+one another (the clique test), and kept or dropped; a run that is killed and started again repeats none of the finished prompts.
+Of what is dropped a thumbnail stays, by which match finds what else it may show.
 
   eidetic generate --lake lake --model CompVis/stable-diffusion-v1-4 --device cuda --dtype float16 --max_prompts 100
 """
@@ -56,7 +56,7 @@ class GenerateOptions(Options):
     images_per_control: int | None = option(None, "images to make of each control's caption (default: as of a prompt)", least=1)
     steps: int = option(50, "denoising steps", least=1)
     guidance_scale: float = option(7.5, "classifier-free guidance")
-    batch_size: int = option(8, "images of one prompt made at once", least=1)
+    batch_size: int = option(8, "images made at once, of one prompt or several", least=1)
     dtype: str = option("float32", "number type of the model", choices=("float32", "float16", "bfloat16"))
     seed: int = option(0, "base seed; each image's own seed is a hash of it, its prompt and its number")
     clique_distance: float = option(0.15, "generations are joined where their tiled l2 is below this", over=0, most=1)
@@ -121,8 +121,15 @@ def generator(options: GenerateOptions, device: str) -> Generator:
     )
 
 
-def generator_again(audit: Manifest, model: str | None, device: str) -> Generator:
-    """What made an audit's images, with its parameters; ``model`` is where it is now. UserError where it is another one."""
+def generator_again(audit: Manifest, model: str | None, device: str, batch_size: int | None = None) -> Generator:
+    """What made an audit's images, with its parameters. UserError where the model is another one.
+
+    Args:
+        audit: of ``generate``.
+        model: where it is now; None for where it was.
+        device: where it runs now.
+        batch_size: images made at once; None for as many as in the audit.
+    """
     wanted = audit.parameters["model_revision"]
     where = model or audit.facts["model"]
     made: Generator
@@ -133,7 +140,7 @@ def generator_again(audit: Manifest, model: str | None, device: str) -> Generato
             model=where,
             steps=audit.parameters["steps"],
             guidance_scale=audit.parameters["guidance_scale"],
-            batch_size=audit.facts["batch_size"],
+            batch_size=batch_size or audit.facts["batch_size"],
             device=device,
             dtype=audit.parameters["dtype"],
             hub_revision=wanted,
@@ -221,13 +228,11 @@ def _prompts(
     return drawn.rows + rows, drawn.groups_left_out
 
 
-def build(
-    pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int, handler: GeneratorHandler, accelerator: str | None
-) -> None:
+def build(pipeline: beam.Pipeline, parts: int, handler: GeneratorHandler, accelerator: str | None) -> None:
     """The pipeline that makes the images of ``parts`` parts of ``prompts``."""
     from transforms.attacks.attempts import GenerateImages
 
-    make = GenerateImages(lake, audit, handler, accelerator)
+    make = GenerateImages(handler, accelerator)
     _ = pipeline | "Parts" >> beam.Create(range(parts)) | "GenerateImages" >> make
 
 
@@ -263,10 +268,10 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, groups: Manifes
     parts = write_prompts(lake, audit, rows, planned)
     made_of = lineage(lake, groups)
     store = ImageStore(lake, made_of["ingest"].snapshot_id, made_of["embed"].snapshot_id)
-    handler = GeneratorHandler(images, options.filter, options.seed, store)
+    handler = GeneratorHandler(lake, audit, images, options.filter, options.seed, store)
     folder = result_folder(lake, audit)
     progress = Progress("generate", lambda: len(list_files(folder, ".parquet")), len(rows), "prompts")
-    execution.run(lambda pipeline: build(pipeline, lake, audit, parts, handler, device.hint()), progress)
+    execution.run(lambda pipeline: build(pipeline, parts, handler, device.hint()), progress)
     execution.run(lambda pipeline: build_compaction(pipeline, lake, audit, parts))
     return {
         "model": images.model,

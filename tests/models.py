@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from transforms.models.base import Attempt
+from transforms.models.base import Attempt, Wanted, failed
 from transforms.store.identity import digest
 
 
@@ -19,7 +20,8 @@ class PlantedGenerator:
         memory: prompt → (S, S, 3) uint8.
         side: of the pictures, in pixels.
         noise: spread of the noise, in grey levels.
-        broken: prompts that raise.
+        broken: prompts that it can't take.
+        batch_size: by which prompts are grouped.
     """
 
     memory: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -28,6 +30,7 @@ class PlantedGenerator:
     broken: tuple[str, ...] = ()
     kind: str = "planted"
     model: str = "planted"
+    batch_size: int = 16
 
     def revision(self) -> str:
         return digest("planted", {text: picture.tolist() for text, picture in self.memory.items()}, self.noise)
@@ -35,14 +38,14 @@ class PlantedGenerator:
     def load(self) -> None:
         pass
 
-    def generate(self, text: str, seeds: list[int]) -> list[Attempt]:
-        if text in self.broken:
-            raise RuntimeError("this prompt is too much for me")
-        return [Attempt(self._picture(text, seed), "success", None, 0.001) for seed in seeds]
+    def generate(self, wanted: Sequence[Wanted]) -> Iterator[dict[int, Attempt]]:
+        for text, seeds in wanted:
+            yield {number: self._attempt(text, seed) for number, seed in seeds.items() if seed is not None}
 
-    def again(self, text: str, seeds: dict[int, int | None]) -> dict[int, Attempt]:
-        known = {index: seed for index, seed in seeds.items() if seed is not None}
-        return dict(zip(known, self.generate(text, list(known.values())), strict=True))
+    def _attempt(self, text: str, seed: int) -> Attempt:
+        if text in self.broken:
+            return failed(RuntimeError("this prompt is too much for me"), 0.001)
+        return Attempt(self._picture(text, seed), "success", None, 0.001)
 
     def _picture(self, text: str, seed: int) -> np.ndarray:
         random = np.random.default_rng(seed)

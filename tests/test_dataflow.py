@@ -173,11 +173,10 @@ def test_generate_asks_for_a_gpu_where_the_model_is(lake, build, store):
     device = DeviceOptions(device="cuda")
     done = lake.latest("generate")
     options = GenerateOptions(model=done.facts["model"])
-    handler = GeneratorHandler(generate.generator(options, device.resolved()), options.filter, options.seed, store)
-    with_gpu, without = on_gpu(
-        build(lambda pipeline: generate.build(pipeline, lake, done.snapshot_id, 1, handler, device.hint()))
-    )
-    assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteResult")
+    images = generate.generator(options, device.resolved())
+    handler = GeneratorHandler(lake, done.snapshot_id, images, options.filter, options.seed, store)
+    with_gpu, without = on_gpu(build(lambda pipeline: generate.build(pipeline, 1, handler, device.hint())))
+    assert has_step(with_gpu, "BeamML_RunInference")
     assert has_step(without, "ReadPrompts")
     assert all("/MakeAndWrite/" in name for name in with_gpu)
     assert not any("/MakeAndWrite/" in name for name in without)
@@ -187,8 +186,9 @@ def test_without_a_named_gpu_nothing_asks_for_one(lake, build, store):
     device = DeviceOptions(device="cpu")
     done = lake.latest("generate")
     options = GenerateOptions(model=done.facts["model"])
-    handler = GeneratorHandler(generate.generator(options, "cpu"), options.filter, options.seed, store)
-    with_gpu, _ = on_gpu(build(lambda pipeline: generate.build(pipeline, lake, done.snapshot_id, 1, handler, device.hint())))
+    images = generate.generator(options, "cpu")
+    handler = GeneratorHandler(lake, done.snapshot_id, images, options.filter, options.seed, store)
+    with_gpu, _ = on_gpu(build(lambda pipeline: generate.build(pipeline, 1, handler, device.hint())))
     assert with_gpu == set()
 
 

@@ -1,7 +1,7 @@
 """Generates the images of each prompt, judges and filters them where they were made, and keeps what is needed.
 
-The unit of work is one prompt: its images are made, compared and kept or dropped by one call, and its rows are durable
-(``work/generate/<id>/prompts/<prompt_id>.parquet``) before the next prompt begins. At the end the little files are
+A batch of images may hold several prompts. As soon as a prompt's last image is made, all of them are compared and kept or
+dropped, and its rows are durable (``work/generate/<id>/prompts/<prompt_id>.parquet``). At the end the little files are
 compacted, one part of ``generations`` and ``cliques`` for each part of ``prompts``.
 """
 
@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -22,7 +22,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 from transforms.data.images import ImageStore
 from transforms.errors import UserError
 from transforms.kernels.cliques import SWEEP, largest_clique
-from transforms.models.base import Attempt, Generator
+from transforms.models.base import Attempt, Generator, Wanted
 from transforms.store.counters import count
 from transforms.store.files import list_files, open_parquet, read_rows, write_parquet
 from transforms.store.identity import seed, unit_interval
@@ -37,6 +37,9 @@ MAX_PART_BYTES = 256 << 20
 
 PARTS_PER_PROMPTS_PART = 1000
 """Part numbers of ``generations`` that belong to one part of ``prompts``."""
+
+MOST_BATCHES = 32
+"""A group of prompts is closed when its images are more than so many batches: by then one that isn't full costs little."""
 
 GIVE_UP_AFTER = 3
 """So many prompts in a row without a single image, and the run stops: that is not the prompts' fault."""
@@ -167,21 +170,24 @@ def _central(distances: np.ndarray, members: Sequence[int]) -> int:
     return members[int(np.argmin(inside))]
 
 
-class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):
-    """A ``Generator`` in Beam's RunInference: one prompt in, its rows out; one model per process.
+class GeneratorHandler(ModelHandler[list, PredictionResult, Generator]):
+    """A ``Generator`` in Beam's RunInference: a group of prompts in, their rows durable; one model per process.
+
+    An inference is a prompt's row of ``cliques``. The results are written in here, and not by a step that follows:
+    RunInference hands nothing on before the last prompt of a group, and what is finished must outlive a run that is killed.
 
     Args:
+        lake, audit: where results are written.
         generator: what makes the images.
         filter: the clique test that follows on the same device.
         base_seed: the audit's seed.
         store: the pictures whose captions the prompts are.
-
-    An inference is ``(rows of generations, row of cliques)``.
     """
 
-    def __init__(self, generator: Generator, filter: Filter, base_seed: int, store: ImageStore):
+    def __init__(self, lake: Lake, audit: str, generator: Generator, filter: Filter, base_seed: int, store: ImageStore):
         super().__init__()
-        self.generator, self.filter, self.base_seed, self.store = generator, filter, base_seed, store
+        self.lake, self.audit, self.generator = lake, audit, generator
+        self.filter, self.base_seed, self.store = filter, base_seed, store
         self._without_image = 0
 
     def load_model(self) -> Generator:
@@ -192,20 +198,23 @@ class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):
         return {"min_batch_size": 1, "max_batch_size": 1}
 
     def run_inference(
-        self, batch: Sequence[dict], model: Generator, inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[list], model: Generator, inference_args: dict[str, Any] | None = None
     ) -> Iterator[PredictionResult]:
-        for prompt in batch:
-            yield PredictionResult(example=prompt, inference=self._try(prompt, model))
+        for group in batch:
+            wanted = [Wanted(prompt["text"], dict(enumerate(self._seeds(prompt)))) for prompt in group]
+            for prompt, made in zip(group, model.generate(wanted), strict=True):
+                generations, clique = self._rows(prompt, [made[index] for index in sorted(made)], model)
+                write_result(self.lake, self.audit, generations, clique)
+                yield PredictionResult(example=prompt, inference=clique)
 
-    def _try(self, prompt: dict[str, Any], generator: Generator) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        seeds = [seed(self.base_seed, prompt["prompt_id"], index) for index in range(prompt["images_requested"])]
-        begun = time.perf_counter()
-        try:
-            attempts = same_size(generator.generate(prompt["text"], seeds))
-        except (RuntimeError, ValueError) as error:
-            # A prompt that the model can't take is a fact about the prompt. A model that can't take any is an error.
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no text'}"
-            attempts = [Attempt(None, "failed", reason, 0.0)] * len(seeds)
+    def _seeds(self, prompt: dict[str, Any]) -> list[int]:
+        return [seed(self.base_seed, prompt["prompt_id"], index) for index in range(prompt["images_requested"])]
+
+    def _rows(
+        self, prompt: dict[str, Any], attempts: list[Attempt], generator: Generator
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Rows of ``generations``, and the row of ``cliques``."""
+        attempts, seeds = same_size(attempts), self._seeds(prompt)
         self._without_image = 0 if any(attempt.image is not None for attempt in attempts) else self._without_image + 1
         if self._without_image >= GIVE_UP_AFTER:
             reasons = {attempt.reason for attempt in attempts} or {"the generator made no attempt"}
@@ -213,9 +222,10 @@ class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):
                 f"{GIVE_UP_AFTER} prompts in a row gave no image ({'; '.join(sorted(map(str, reasons)))}); "
                 "finished prompts are kept: mend the model or the options and start again"
             )
-        device = generator.describe()["device"] or "cpu"
+        described = generator.describe()
         own = self._own_picture(prompt)
-        judged = judge(prompt, attempts, own, self.filter, device, time.perf_counter() - begun)
+        seconds = sum(attempt.seconds for attempt in attempts)
+        judged = judge(prompt, attempts, own, self.filter, described["device"] or "cpu", seconds)
         return [
             {
                 **{name: prompt[name] for name in AUDIT_COLUMNS},
@@ -232,7 +242,7 @@ class GeneratorHandler(ModelHandler[dict, PredictionResult, Generator]):
                 "width": None if attempt.image is None else attempt.image.shape[1],
                 "height": None if attempt.image is None else attempt.image.shape[0],
                 "seconds": attempt.seconds,
-                **generator.describe(),
+                **described,
             }
             for index, attempt in enumerate(attempts)
         ], judged.clique
@@ -274,79 +284,70 @@ def result_folder(lake: Lake, audit: str) -> str:
     return lake.work("generate", audit, "prompts")
 
 
-class ReadPrompts(beam.DoFn):
-    """Number of a part of ``prompts`` → its prompts that have no result yet."""
-
-    def __init__(self, lake: Lake, audit: str):
-        self.lake, self.audit = lake, audit
-
-    def process(self, part: int) -> Iterator[dict[str, Any]]:
-        done = {path.rsplit("/", 1)[1] for path in list_files(result_folder(self.lake, self.audit), ".parquet")}
-        for prompt in read_rows(self.lake.part("prompts", self.audit, part)):
-            if f"{prompt['prompt_id']}.parquet" not in done:
-                yield prompt
-
-
-class WriteResult(beam.DoFn):
+def write_result(lake: Lake, audit: str, generations: list[dict[str, Any]], clique: dict[str, Any]) -> None:
     """Makes one prompt's rows durable: one file, so that both tables' rows are there or neither is."""
-
-    def __init__(self, lake: Lake, audit: str):
-        self.lake, self.audit = lake, audit
-
-    def process(self, result: PredictionResult) -> Iterator[str]:
-        inference: Any = result.inference
-        generations, clique = inference
-        table = as_table("generations", generations)
-        table = table.replace_schema_metadata({"clique": json.dumps(clique)})
-        path = self.lake.path("work", "generate", self.audit, "prompts", f"{clique['prompt_id']}.parquet")
-        write_parquet(path, table)
-        count("prompts tried")
-        count("prompts flagged", int(clique["flagged"]))
-        for status, number in collections.Counter(row["status"] for row in generations).items():
-            count(f"generations {status}", number)
-        count("generations kept", sum(row["image"] is not None for row in generations))
-        yield clique["prompt_id"]
+    table = as_table("generations", generations)
+    table = table.replace_schema_metadata({"clique": json.dumps(clique)})
+    write_parquet(lake.path("work", "generate", audit, "prompts", f"{clique['prompt_id']}.parquet"), table)
+    count("prompts tried")
+    count("prompts flagged", int(clique["flagged"]))
+    for status, number in collections.Counter(row["status"] for row in generations).items():
+        count(f"generations {status}", number)
+    count("generations kept", sum(row["image"] is not None for row in generations))
 
 
-@dataclasses.dataclass
-class _GenerateAndWrite(beam.PTransform):
-    """Model and writer in one, so that a hint holds for both: else the pictures would cross between two workers."""
+def groups_of(prompts: Iterable[dict[str, Any]], batch_size: int) -> Iterator[list[dict[str, Any]]]:
+    """Cuts prompts into groups whose images fill whole batches: only a group's last batch has to be filled up.
 
-    lake: Lake
-    audit: str
-    handler: GeneratorHandler
+    Args:
+        prompts: rows of ``prompts``.
+        batch_size: images that are made at once.
 
-    def expand(self, prompts: beam.PCollection) -> beam.PCollection:
-        return (
-            prompts | "Generate" >> RunInference(self.handler) | "WriteResult" >> beam.ParDo(WriteResult(self.lake, self.audit))
-        )
+    Yields:
+        prompts in their order: as few as fill their batches, or more than ``MOST_BATCHES`` of them.
+    """
+    group: list[dict[str, Any]] = []
+    images = 0
+    for prompt in prompts:
+        group.append(prompt)
+        images += prompt["images_requested"]
+        if images % batch_size == 0 or images > MOST_BATCHES * batch_size:
+            yield group
+            group, images = [], 0
+    if group:
+        yield group
+
+
+class ReadPrompts(beam.DoFn):
+    """Number of a part of ``prompts`` → groups of its prompts that have no result yet."""
+
+    def __init__(self, lake: Lake, audit: str, batch_size: int):
+        self.lake, self.audit, self.batch_size = lake, audit, batch_size
+
+    def process(self, part: int) -> Iterator[list[dict[str, Any]]]:
+        done = {path.rsplit("/", 1)[1] for path in list_files(result_folder(self.lake, self.audit), ".parquet")}
+        rows = read_rows(self.lake.part("prompts", self.audit, part))
+        yield from groups_of((row for row in rows if f"{row['prompt_id']}.parquet" not in done), self.batch_size)
 
 
 @dataclasses.dataclass
 class GenerateImages(beam.PTransform):
-    """Parts of ``prompts`` (numbers) → ids of the prompts that were tried now. Prompts with a result are left alone.
+    """Parts of ``prompts`` (numbers) → what became of the prompts that were tried now. Those with a result are left alone.
 
     Attributes:
-        lake, audit: where prompts and results are.
-        handler: the model.
-        accelerator: a Beam resource hint for the steps with the model, or None.
+        handler: the model, and where prompts and results are.
+        accelerator: a Beam resource hint for the step with the model, or None.
     """
 
-    lake: Lake
-    audit: str
     handler: GeneratorHandler
     accelerator: str | None = None
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
-        make: beam.PTransform = _GenerateAndWrite(self.lake, self.audit, self.handler)
+        make: beam.PTransform = RunInference(self.handler)
         if self.accelerator:
             make = make.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
-        return (
-            parts
-            | "ReadPrompts" >> beam.ParDo(ReadPrompts(self.lake, self.audit))
-            | "SpreadPrompts" >> beam.Reshuffle()
-            | "MakeAndWrite" >> make
-        )
+        read = ReadPrompts(self.handler.lake, self.handler.audit, self.handler.generator.batch_size)
+        return parts | "ReadPrompts" >> beam.ParDo(read) | "SpreadPrompts" >> beam.Reshuffle() | "MakeAndWrite" >> make
 
 
 class Compact(beam.DoFn):

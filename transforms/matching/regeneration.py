@@ -22,7 +22,7 @@ from transforms.matching.candidates import candidates_file
 from transforms.matching.directory import Directory
 from transforms.matching.queries import PROMPTS_PARTS
 from transforms.matching.tasks import PLACE_BITS, Round
-from transforms.models.base import Generator
+from transforms.models.base import Generator, Wanted
 from transforms.store.counters import count
 from transforms.store.files import exists, open_parquet, read_parquet, read_rows, write_parquet
 from transforms.store.lake import Lake, part_number
@@ -193,8 +193,8 @@ class RegenerateHandler(ModelHandler[int, PredictionResult, Generator]):
         by_prompt: dict[str, list[dict[str, Any]]] = {}
         for row in read_parquet(pointed_file(self.lake, self.snapshot, number)).to_pylist():
             by_prompt.setdefault(row["prompt_id"], []).append(row)
-        for rows in by_prompt.values():
-            made = generator.again(rows[0]["text"], {row["sample_index"]: row["seed"] for row in rows})
+        wanted = [Wanted(rows[0]["text"], {row["sample_index"]: row["seed"] for row in rows}) for rows in by_prompt.values()]
+        for rows, made in zip(by_prompt.values(), generator.generate(wanted), strict=True):
             for row in rows:
                 attempt = made.get(row["sample_index"])
                 image = None if attempt is None else attempt.image

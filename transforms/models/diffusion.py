@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from transforms.errors import UserError
-from transforms.models.base import Attempt
+from transforms.models.base import Attempt, Wanted, failed
 from transforms.store.identity import folder_digest
 
+if TYPE_CHECKING:
+    import torch
+
 # -- diffusers ------------------------------------------------------------------------------------------------------
+
+
+class _Picture(NamedTuple):
+    """One picture to make: ``number`` is the generation's, ``prompt`` the place of its prompt among those that are wanted."""
+
+    prompt: int
+    number: int
+    text: str
+    seed: int
 
 
 @dataclasses.dataclass
@@ -25,8 +39,8 @@ class DiffusersGenerator:
         model: hub id, or a folder written by ``save_pretrained``.
         steps: denoising steps.
         guidance_scale: classifier-free guidance; 1 switches it off.
-        batch_size: images of one prompt that are made at once; the last batch is filled up, so that a picture does not
-            depend on how many were asked for.
+        batch_size: images that are made at once, of whichever prompts. Every batch holds as many, the last one is filled up:
+            kernels are chosen by shape, so a picture does not depend on how many were asked for, nor on what lies beside it.
         device: cpu, cuda, cuda:1 …
         dtype: float32, float16 or bfloat16, for every part of the pipeline.
         hub_revision: branch, tag or commit on the hub; None for the default branch.
@@ -43,6 +57,7 @@ class DiffusersGenerator:
 
     def __post_init__(self) -> None:
         self._pipeline: Any = None
+        self._encodes = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pipeline": None}
@@ -55,7 +70,7 @@ class DiffusersGenerator:
 
     def load(self) -> None:
         import torch
-        from diffusers import AutoPipelineForText2Image
+        from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
         from diffusers.utils import logging
         from transformers.utils import logging as transformers_logging
 
@@ -75,29 +90,60 @@ class DiffusersGenerator:
             raise UserError(f"diffusers cannot load {self.model!r} as a text-to-image pipeline ({reason})") from error
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline = pipeline.to(self.device)
+        self._encodes = isinstance(pipeline, StableDiffusionPipeline)
+        if self.device == "cpu" and getattr(pipeline, "unet", None) is not None:
+            # On a CPU convolutions are faster in this order, and a picture differs by rounding alone. Without a UNet there may
+            # be weights of five dimensions, which have no such order.
+            for part in (pipeline.unet, getattr(pipeline, "vae", None)):
+                if part is not None:
+                    part.to(memory_format=torch.channels_last)
 
-    def generate(self, text: str, seeds: list[int]) -> list[Attempt]:
-        size = min(self.batch_size, len(seeds))
-        attempts: list[Attempt] = []
-        for start in range(0, len(seeds), size):
-            batch = seeds[start : start + size]
-            attempts += self._batch(text, batch, fill=size - len(batch))
-        return attempts
+    def generate(self, wanted: Sequence[Wanted]) -> Iterator[dict[int, Attempt]]:
+        pictures = [
+            _Picture(prompt, number, text, seed)
+            for prompt, (text, seeds) in enumerate(wanted)
+            for number, seed in seeds.items()
+            if seed is not None
+        ]
+        left = collections.Counter(picture.prompt for picture in pictures)
+        made: list[dict[int, Attempt]] = [{} for _ in wanted]
+        encoded: dict[str, torch.Tensor] = {}
+        given = 0
+        for start in range(0, len(pictures), self.batch_size):
+            batch = pictures[start : start + self.batch_size]
+            for picture, attempt in zip(batch, self._batch(batch, encoded), strict=True):
+                made[picture.prompt][picture.number] = attempt
+                left[picture.prompt] -= 1
+            while given < len(made) and not left[given]:
+                yield made[given]
+                made[given] = {}
+                given += 1
+        yield from made[given:]
 
-    def again(self, text: str, seeds: dict[int, int | None]) -> dict[int, Attempt]:
-        known = {index: seed for index, seed in seeds.items() if seed is not None}
-        return dict(zip(known, self.generate(text, list(known.values())), strict=True))
+    def _batch(self, batch: list[_Picture], encoded: dict[str, torch.Tensor]) -> list[Attempt]:
+        """One attempt a picture, in order; where the model doesn't take the batch, those of each prompt are tried alone."""
+        begun = time.perf_counter()
+        try:
+            return self._attempts(batch, encoded)
+        except (RuntimeError, ValueError) as error:
+            # A prompt that the model can't take is a fact about the prompt. A model that can't take any is an error.
+            texts = {picture.text for picture in batch}
+            if len(texts) == 1:
+                return [failed(error, (time.perf_counter() - begun) / len(batch))] * len(batch)
+            alone = {text: iter(self._batch([one for one in batch if one.text == text], encoded)) for text in sorted(texts)}
+            return [next(alone[picture.text]) for picture in batch]
 
-    def _batch(self, text: str, seeds: list[int], fill: int) -> list[Attempt]:
+    def _attempts(self, batch: list[_Picture], encoded: dict[str, torch.Tensor]) -> list[Attempt]:
         import torch
 
-        # Noise comes from the CPU, one generator a picture, so it is the same on every device and in every batch.
-        noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds + [0] * fill]
         begun = time.perf_counter()
+        filled = batch + [batch[-1]._replace(seed=0)] * (self.batch_size - len(batch))
+        # Noise comes from the CPU, one generator a picture, so it is the same on every device and in every batch.
+        noise = [torch.Generator("cpu").manual_seed(picture.seed) for picture in filled]
         try:
             with torch.inference_mode():
                 made = self._pipeline(
-                    prompt=[text] * len(noise),
+                    **self._prompts([picture.text for picture in filled], encoded),
                     generator=noise,
                     num_inference_steps=self.steps,
                     guidance_scale=self.guidance_scale,
@@ -105,12 +151,33 @@ class DiffusersGenerator:
                 )
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(f"out of GPU memory with --batch_size {self.batch_size}; name a smaller one") from error
-        seconds = (time.perf_counter() - begun) / len(seeds)
-        unsafe = getattr(made, "nsfw_content_detected", None) or [False] * len(noise)
+        seconds = (time.perf_counter() - begun) / len(batch)
+        unsafe = getattr(made, "nsfw_content_detected", None) or [False] * len(filled)
         return [
             self._attempt(picture, blocked, seconds)
-            for picture, blocked in zip(made.images[: len(seeds)], unsafe, strict=False)
+            for picture, blocked in zip(made.images[: len(batch)], unsafe, strict=False)
         ]
+
+    def _prompts(self, texts: list[str], encoded: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The prompts as the pipeline takes them: as vectors where it is Stable Diffusion's, else as they are.
+
+        Each text goes through the text encoder once, and alone, so that its vectors don't depend on the texts beside it.
+
+        Args:
+            texts: one a picture.
+            encoded: text → (1, tokens, width) of texts that were met before; new ones are added.
+        """
+        import torch
+
+        if not self._encodes:
+            return {"prompt": texts}
+        for text in ("", *texts):
+            if text not in encoded:
+                encoded[text], _ = self._pipeline.encode_prompt(text, self._pipeline.device, 1, False)
+        return {
+            "prompt_embeds": torch.cat([encoded[text] for text in texts]),
+            "negative_prompt_embeds": encoded[""].expand(len(texts), -1, -1),
+        }
 
     @staticmethod
     def _attempt(picture: np.ndarray, blocked: bool, seconds: float) -> Attempt:

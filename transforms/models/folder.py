@@ -6,13 +6,13 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from transforms.errors import UserError
-from transforms.models.base import Attempt
+from transforms.models.base import Attempt, Wanted
 from transforms.store.files import exists, read_bytes
 from transforms.store.identity import digest
 from transforms.store.pictures import decode
@@ -31,6 +31,8 @@ class FolderGenerator:
 
     model: str
     kind: str = "folder"
+
+    batch_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         self._files: dict[str, list[str]] | None = None
@@ -78,12 +80,10 @@ class FolderGenerator:
     def load(self) -> None:
         self._files = self._read()
 
-    def generate(self, text: str, seeds: list[int]) -> list[Attempt]:
-        return [self._attempt(name) for name in self.files.get(text, [])[: len(seeds)]]
-
-    def again(self, text: str, seeds: dict[int, int | None]) -> dict[int, Attempt]:
-        names = self.files.get(text, [])
-        return {index: self._attempt(names[index]) for index in seeds if index < len(names)}
+    def generate(self, wanted: Sequence[Wanted]) -> Iterator[dict[int, Attempt]]:
+        for text, seeds in wanted:
+            names = self.files.get(text, [])
+            yield {index: self._attempt(names[index]) for index in seeds if index < len(names)}
 
     def _attempt(self, name: str) -> Attempt:
         begun = time.perf_counter()

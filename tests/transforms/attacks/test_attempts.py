@@ -11,7 +11,7 @@ from pipelines.execution import Execution
 from pipelines.generate import build, build_compaction
 from tests.models import PlantedGenerator
 from tests.planted import embedding_rows, picture, write_embeddings, write_images
-from transforms.attacks.attempts import Filter, GeneratorHandler, judge, result_folder, same_size
+from transforms.attacks.attempts import MOST_BATCHES, Filter, GeneratorHandler, groups_of, judge, result_folder, same_size
 from transforms.data.images import ImageStore
 from transforms.errors import UserError
 from transforms.kernels.distances import aligned_l2, l2, tiled_l2
@@ -63,8 +63,8 @@ def generate(tmp_path, prompts, generator, filter=FILTER, pictures=None):
     for part, rows in enumerate(prompts):
         lake.write("prompts", AUDIT, part, rows)
     execution = Execution(lake, [])
-    handler = GeneratorHandler(generator, filter, base_seed=1, store=store)
-    execution.run(lambda pipeline: build(pipeline, lake, AUDIT, len(prompts), handler, None))
+    handler = GeneratorHandler(lake, AUDIT, generator, filter, base_seed=1, store=store)
+    execution.run(lambda pipeline: build(pipeline, len(prompts), handler, None))
     execution.run(lambda pipeline: build_compaction(pipeline, lake, AUDIT, len(prompts)))
     return lake
 
@@ -109,13 +109,13 @@ def test_finished_prompts_are_not_made_again(tmp_path):
     lake.create()
     lake.write("prompts", AUDIT, 0, prompts[0])
     store = store_of(lake, {})
-    handler = GeneratorHandler(PlantedGenerator(), FILTER, 1, store)
+    handler = GeneratorHandler(lake, AUDIT, PlantedGenerator(), FILTER, 1, store)
     execution = Execution(lake, [])
-    execution.run(lambda pipeline: build(pipeline, lake, AUDIT, 1, handler, None))
+    execution.run(lambda pipeline: build(pipeline, 1, handler, None))
     assert len(list_files(result_folder(lake, AUDIT), ".parquet")) == 2
     # A generator that fails at once: the run can only succeed if it is never asked.
-    broken = GeneratorHandler(PlantedGenerator(broken=("a", "b")), FILTER, 1, store)
-    execution.run(lambda pipeline: build(pipeline, lake, AUDIT, 1, broken, None))
+    broken = GeneratorHandler(lake, AUDIT, PlantedGenerator(broken=("a", "b")), FILTER, 1, store)
+    execution.run(lambda pipeline: build(pipeline, 1, broken, None))
     execution.run(lambda pipeline: build_compaction(pipeline, lake, AUDIT, 1))
     assert lake.read("cliques", AUDIT)["n_failed"].to_pylist() == [0, 0]
 
@@ -124,6 +124,44 @@ def test_a_model_that_takes_no_prompt_stops_the_run(tmp_path):
     texts = ["a", "b", "c", "d"]
     with pytest.raises(UserError, match="3 prompts in a row gave no image"):
         generate(tmp_path, [[prompt(text) for text in texts]], PlantedGenerator(broken=tuple(texts)))
+
+
+def test_a_prompt_is_durable_before_the_next_one_of_its_group(tmp_path):
+    """A run that dies in the middle of a group keeps what is finished."""
+    lake = Lake(str(tmp_path / "lake"))
+    lake.create()
+
+    @dataclasses.dataclass
+    class Dies(PlantedGenerator):
+        def generate(self, wanted):
+            assert [one.text for one in wanted] == ["a", "b", "c"]
+            made = super().generate(wanted)
+            yield next(made)
+            yield next(made)
+            raise MemoryError
+
+    handler = GeneratorHandler(lake, AUDIT, Dies(), FILTER, 1, store_of(lake, {}))
+    with pytest.raises(MemoryError):
+        list(handler.run_inference([[prompt("a"), prompt("b"), prompt("c")]], handler.load_model()))
+    done = [path.rsplit("/", 1)[1] for path in list_files(result_folder(lake, AUDIT), ".parquet")]
+    assert set(done) == {f"{prompt(text)['prompt_id']}.parquet" for text in ("a", "b")}
+
+
+def test_groups_fill_their_batches():
+    def sizes(images, batch_size):
+        groups = list(groups_of([prompt(str(number), images=count) for number, count in enumerate(images)], batch_size))
+        assert [one["text"] for group in groups for one in group] == [str(number) for number in range(len(images))]
+        return [[one["images_requested"] for one in group] for group in groups]
+
+    assert sizes([6] * 33, 32) == [[6] * 16, [6] * 16, [6]]
+    assert sizes([6, 6, 2, 2], 8) == [[6, 6, 2, 2]]
+    assert sizes([3, 4], 1) == [[3], [4]]
+    # One that is large is on its own, and a group that never fills its batches ends all the same.
+    assert sizes([500, 500], 8) == [[500], [500]]
+    assert sum(len(group) for group in sizes([7] * 500, 1000)[:1]) == 500
+    odd = sizes([2] * 1000, 33 * 2 - 1)[0]
+    assert sum(odd) % 65 == 0 or sum(odd) > MOST_BATCHES * 65
+    assert sizes([], 8) == []
 
 
 @pytest.mark.parametrize(
@@ -301,8 +339,8 @@ def test_seeds_come_from_identity():
 
 def test_no_step_carries_more_than_references(tmp_path):
     lake = Lake(str(tmp_path))
-    handler = GeneratorHandler(PlantedGenerator(), FILTER, 1, store_of(lake, {}))
+    handler = GeneratorHandler(lake, AUDIT, PlantedGenerator(), FILTER, 1, store_of(lake, {}))
     pipeline = beam.Pipeline(runner="FnApiRunner")
-    build(pipeline, lake, AUDIT, 1000, handler, None)
+    build(pipeline, 1000, handler, None)
     sizes = [len(transform.spec.payload) for transform in pipeline.to_runner_api().components.transforms.values()]
     assert max(sizes) < 50_000

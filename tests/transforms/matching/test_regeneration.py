@@ -49,12 +49,8 @@ class Seeded(PlantedGenerator):
     kind: str = "diffusers"
     drift: int = 0
 
-    def again(self, text, seeds):
-        found = super().again(text, seeds)
-        moved = {
-            index: (attempt.image.astype(int) + self.drift).clip(0, 255).astype(np.uint8) for index, attempt in found.items()
-        }
-        return {index: dataclasses.replace(attempt, image=moved[index]) for index, attempt in found.items()}
+    def _picture(self, text, seed):
+        return (super()._picture(text, seed).astype(int) + self.drift).clip(0, 255).astype(np.uint8)
 
 
 def prompt(text, group, origin="duplicates"):
@@ -96,9 +92,9 @@ def made(tmp_path):
     lake.write("prompts", AUDIT, 0, PROMPTS)
     generator = Seeded(MEMORY)
     store = ImageStore(lake, ingest.snapshot_id, embed.snapshot_id)
-    handler = GeneratorHandler(generator, Filter(0.15, 99, "nearest", 0.0), 1, store)
+    handler = GeneratorHandler(lake, AUDIT, generator, Filter(0.15, 99, "nearest", 0.0), 1, store)
     execution = Execution(lake, [])
-    execution.run(lambda pipeline: build(pipeline, lake, AUDIT, 1, handler, None))
+    execution.run(lambda pipeline: build(pipeline, 1, handler, None))
     execution.run(lambda pipeline: build_compaction(pipeline, lake, AUDIT, 1))
     lake.write("matches", MATCH, 0, [])
     return lake, Snapshots(ingest.snapshot_id, embed.snapshot_id, "groups0", AUDIT), generator
@@ -245,12 +241,12 @@ def test_what_can_not_be_made_again_has_a_reason(made):
     point(made)
 
     class Gone(Seeded):
-        def again(self, text, seeds):
-            return {}
+        def generate(self, wanted):
+            return ({} for _ in wanted)
 
     class Unsafe(Seeded):
-        def again(self, text, seeds):
-            return dict.fromkeys(seeds, Attempt(None, "safety_filtered", "taken", 0.0))
+        def generate(self, wanted):
+            return (dict.fromkeys(one.seeds, Attempt(None, "safety_filtered", "taken", 0.0)) for one in wanted)
 
     assert {(row["status"], row["reason"], row["image"]) for row in make_again(made, Gone(MEMORY))} == {
         ("failed", "the finished generation isn't there any more", None)

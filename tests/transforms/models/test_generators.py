@@ -6,10 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from tests.models import save_random_pipeline
 from transforms.errors import UserError
+from transforms.models.base import Wanted
 from transforms.models.diffusion import DiffusersGenerator, check_pipeline_folder
 from transforms.models.folder import FolderGenerator
 from transforms.store.identity import folder_digest
@@ -29,20 +32,120 @@ def generator(folder, **changes):
     return made
 
 
-def test_a_picture_depends_on_its_seed_alone(folder):
+def images(made, *wanted):
+    """The pictures of (text, seeds) each, one list a prompt, in whatever batches they come."""
+    asked = [Wanted(text, dict(enumerate(seeds))) for text, seeds in wanted]
+    found = list(made.generate(asked))
+    assert [list(attempts) for attempts in found] == [list(range(len(seeds))) for _, seeds in wanted]
+    assert {attempt.status for attempts in found for attempt in attempts.values()} == {"success"}
+    return [[attempt.image for attempt in attempts.values()] for attempts in found]
+
+
+def apart(one, other):
+    """The most gray levels that two lists of pictures are apart."""
+    return max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(one, other, strict=True))
+
+
+def test_a_picture_depends_on_its_text_and_seed_alone(folder):
     made = generator(folder)
     seeds = [5, 6, 7, 8, 9, 10]
-    all_six = made.generate("a logo", seeds)
-    assert [attempt.status for attempt in all_six] == ["success"] * 6
-    assert all_six[0].image.shape == (32, 32, 3)
-    assert all_six[0].image.dtype == np.uint8
+    (all_six,) = images(made, ("a logo", seeds))
+    assert all_six[0].shape == (32, 32, 3)
+    assert all_six[0].dtype == np.uint8
     # Other neighbours, another place in the batch, a last batch that was filled up: the same within a grey level.
     for picked in ([9, 5, 10, 6], [6]):
-        for seed, attempt in zip(picked, made.generate("a logo", picked), strict=True):
-            difference = attempt.image.astype(int) - all_six[seeds.index(seed)].image
-            assert np.abs(difference).max() <= 1
-    assert (made.generate("a logo", [11])[0].image != all_six[0].image).any()
-    assert (made.generate("one more", [5])[0].image != all_six[0].image).any()
+        (some,) = images(made, ("a logo", picked))
+        assert apart(some, [all_six[seeds.index(seed)] for seed in picked]) <= 1
+    first, own, second = images(made, ("one more", [5, 6, 7]), ("a logo", seeds), ("another logo", [5]))
+    assert apart(own, all_six) <= 1
+    assert apart(first, images(made, ("one more", [5, 6, 7]))[0]) <= 1
+    assert apart(second, images(made, ("another logo", [5]))[0]) <= 1
+    assert len({picture.tobytes() for picture in (all_six[0], all_six[1], first[0], second[0])}) == 4
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_pictures_are_those_of_bare_diffusers(folder, guidance_scale):
+    """The pipeline called prompt by prompt with the same seeds; of no prompt, and of one that is too long, as well."""
+    texts = {"a logo": [1, 2, 3], "another logo": [4, 5, 6, 7, 8], "": [9], "one more logo " * 40: [10, 11]}
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    made = images(generator(folder, guidance_scale=guidance_scale), *texts.items())
+    for (text, seeds), mine in zip(texts.items(), made, strict=True):
+        noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        asked = {"num_inference_steps": 2, "guidance_scale": guidance_scale, "output_type": "np"}
+        bare = pipeline([text] * len(seeds), generator=noise, **asked).images
+        assert apart(mine, np.rint(bare * 255)) <= 1
+
+
+def test_every_batch_has_the_same_size_and_a_prompt_is_given_as_soon_as_it_is_made(folder, monkeypatch):
+    made = generator(folder)
+    sizes, real = [], made._pipeline
+
+    def watched(**asked):
+        sizes.append((len(asked["prompt_embeds"]), len(asked["generator"])))
+        return real(**asked)
+
+    for name in ("encode_prompt", "device"):
+        setattr(watched, name, getattr(real, name))
+    monkeypatch.setattr(made, "_pipeline", watched)
+    wanted = [
+        Wanted("none", {}),
+        *(Wanted(text, {4: 1, 2: 2, 7: None}) for text in ("a", "b", "c")),
+        Wanted("finished", {0: None}),
+    ]
+    seen = [(list(attempts), len(sizes)) for attempts in made.generate(wanted)]
+    # Six pictures in batches of four: the first two prompts are done after one of them.
+    assert seen == [([], 1), ([4, 2], 1), ([4, 2], 1), ([4, 2], 2), ([], 2)]
+    assert sizes == [(4, 4), (4, 4)]
+    assert list(made.generate([])) == []
+
+
+def test_a_prompt_that_the_model_can_not_take_fails_alone(folder, monkeypatch):
+    made = generator(folder)
+    alike = images(made, ("a logo", [1, 2]), ("one more", [5]))
+    real = made._pipeline.encode_prompt
+
+    def encode(text, *rest, **named):
+        if text == "bad":
+            raise ValueError("no such\nprompt")
+        return real(text, *rest, **named)
+
+    monkeypatch.setattr(made._pipeline, "encode_prompt", encode)
+    first, bad, last = made.generate([Wanted("a logo", {0: 1, 1: 2}), Wanted("bad", {0: 3, 1: 4}), Wanted("one more", {0: 5})])
+    assert {(one.status, one.reason, one.image) for one in bad.values()} == {("failed", "ValueError: no such", None)}
+    for attempts, before in zip((first, last), alike, strict=True):
+        assert apart([attempt.image for attempt in attempts.values()], before) <= 1
+
+
+def test_out_of_memory_is_said_and_no_fact_about_a_prompt(folder, monkeypatch):
+    made = generator(folder)
+
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(made._pipeline.unet, "forward", full)
+    with pytest.raises(UserError, match="out of GPU memory with --batch_size 4"):
+        list(made.generate([Wanted("a logo", {0: 1}), Wanted("one more", {0: 1})]))
+
+
+def test_what_the_safety_checker_takes_is_an_attempt(folder, monkeypatch):
+    made = generator(folder)
+
+    def checker(image, device, dtype):
+        return image, [True, False, False, True]
+
+    monkeypatch.setattr(made._pipeline, "run_safety_checker", checker)
+    first, second = made.generate([Wanted("a logo", {0: 1, 1: 2}), Wanted("one more", {0: 3})])
+    assert [one.status for one in (*first.values(), *second.values())] == ["safety_filtered", "success", "success"]
+    assert first[0].image is None
+
+
+def test_other_pipelines_get_the_texts_themselves(folder):
+    made, other = generator(folder), generator(folder)
+    other._encodes = False
+    asked = ("a logo", [1, 2, 3]), ("one more", [4, 5])
+    for one, two in zip(images(made, *asked), images(other, *asked), strict=True):
+        assert apart(one, two) <= 1
 
 
 def test_a_gpu_that_is_not_there_is_an_error(folder, monkeypatch):
@@ -115,12 +218,13 @@ def test_finished_generations(finished):
     made = FolderGenerator(str(finished))
     assert list(made.prompts()) == ["a", "b"]
     made.load()
-    attempts = made.generate("a", [1, 2, 3])
-    assert [attempt.status for attempt in attempts] == ["success", "success", "failed"]
-    assert attempts[1].image[0, 0].tolist() == [100, 0, 0]
-    assert attempts[2].reason.startswith("3.png: ")
-    assert len(made.generate("a", [1])) == 1
-    assert made.generate("unknown", [1]) == []
+    a, b, unknown = made.generate([Wanted("a", {0: 1, 1: 2, 2: 3, 3: 4}), Wanted("b", {0: None}), Wanted("unknown", {0: 1})])
+    assert [attempt.status for attempt in a.values()] == ["success", "success", "failed"]
+    assert a[1].image[0, 0].tolist() == [100, 0, 0]
+    assert a[2].reason.startswith("3.png: ")
+    assert list(b) == [0] and unknown == {}
+    (some,) = made.generate([Wanted("a", {1: None, 7: None})])
+    assert list(some) == [1] and (some[1].image == a[1].image).all()
     before = made.revision()
     (finished / "1.png").unlink()
     assert FolderGenerator(str(finished)).revision() != before
