@@ -54,6 +54,7 @@ class Group(NamedTuple):
         size: images in it.
         found_by: clip, thumbnail or both; own where it is compared whatever they say.
         cosine: of the CLIP vectors, where CLIP found it.
+        square: whether its picture is known to be.
     """
 
     group: str
@@ -62,6 +63,7 @@ class Group(NamedTuple):
     size: int
     found_by: str = "own"
     cosine: float | None = None
+    square: bool = False
 
 
 class Near(NamedTuple):
@@ -116,7 +118,12 @@ class Matcher:
         self.pictures, self.measure = pictures, measure
 
     def compare(
-        self, picture: np.ndarray, training: Sequence[Group], controls: Sequence[Group] = (), bounds: np.ndarray | None = None
+        self,
+        picture: np.ndarray,
+        training: Sequence[Group],
+        controls: Sequence[Group] = (),
+        bounds: np.ndarray | None = None,
+        own: str | None = None,
     ) -> ComparedPicture:
         """A picture beside the representatives of groups.
 
@@ -125,6 +132,7 @@ class Matcher:
             training, controls: what may lie near it.
             bounds: of each group of ``training`` a distance that its l2 is not below. One that is certain not to be among the
                 nearest ``others`` and the next is left out, and its picture isn't looked at.
+            own: the training group whose caption made it, if any.
         """
         asked = picture.astype(np.float32)
         coarse = block_means(picture, COARSE)
@@ -132,31 +140,46 @@ class Matcher:
         # One more than the adaptive distance needs, since the own group is none of the others; and as many that may be twins.
         enough, farthest = self.measure.others + 1 + MAX_TWINS, np.inf
         near: list[Near] = []
+        means: list[np.ndarray] = []
         for start in range(0, len(order), AT_ONCE):
             places = order[start : start + AT_ONCE]
             if bounds is not None and bounds[places[0]] > farthest:
                 break
-            near += self._distances([training[place] for place in places], picture, asked, coarse)
+            found, coarse_pictures = self._distances([training[place] for place in places], picture, asked, coarse)
+            near += found
+            means.append(coarse_pictures)
             if len(near) >= enough:
                 farthest = float(np.partition([one.l2 for one in near], enough - 1)[enough - 1])
-        near = in_order(near)
-        # While the pictures are at hand: only what lies within delta can be a copy, elsewhere twins make no difference.
-        near = [
-            one._replace(twins=self._twins(one.group, near, picture.shape[0])) if one.coarse_l2 <= self.measure.delta else one
+        near = self._with_twins(near, np.concatenate(means), own, picture.shape[0]) if near else near
+        return ComparedPicture(picture, coarse, in_order(near), in_order(self._distances(controls, picture, asked, coarse)[0]))
+
+    def _with_twins(self, near: list[Near], means: np.ndarray, own: str | None, side: int) -> list[Near]:
+        """The same, with the twins of those groups that get a row, while their pictures are at hand."""
+        ordered, coarsest = in_order(near), _coarsest(near)
+        chosen = {own, *(one.group.group for one in ordered[: NEAREST_GROUPS + 1]), coarsest and coarsest.group}
+        # Only what lies within delta can be a copy: elsewhere twins make no difference.
+        return [
+            one._replace(twins=self._twins(one.group, near, side, means))
+            if one.group.group in chosen and one.coarse_l2 <= self.measure.delta
+            else one
             for one in near
         ]
-        return ComparedPicture(picture, coarse, near, in_order(self._distances(controls, picture, asked, coarse)))
 
-    def _distances(self, groups: Sequence[Group], picture: np.ndarray, asked: np.ndarray, coarse: np.ndarray) -> list[Near]:
-        """l2 and coarse l2 to representatives: in float32, since most of a generation's time goes here."""
+    def _distances(
+        self, groups: Sequence[Group], picture: np.ndarray, asked: np.ndarray, coarse: np.ndarray
+    ) -> tuple[list[Near], np.ndarray]:
+        """l2 and coarse l2 to representatives, in float32, since most of a generation's time goes here; and their block
+        means.
+        """
         if not groups:
-            return []
+            return [], np.empty((0, *coarse.shape), np.float32)
         crops = np.stack([self._aligned(group.code, group.sample_id, picture) for group in groups])
         apart = np.subtract(asked, crops, dtype=np.float32).reshape(len(groups), -1)
-        coarsely = (coarse - block_means(crops, COARSE)).reshape(len(groups), -1)
+        means = block_means(crops, COARSE)
+        coarsely = (coarse - means).reshape(len(groups), -1)
         far = [np.sqrt(np.einsum("nd,nd->n", one, one) / one.shape[1]) for one in (apart, coarsely)]
         pairs = zip(groups, (far[0] / 255).tolist(), far[1].tolist(), strict=True)
-        return [Near(*pair) for pair in pairs]
+        return [Near(*pair) for pair in pairs], means
 
     def _aligned(self, code: int, sample_id: str, picture: np.ndarray) -> np.ndarray:
         """The crop of a training image where a picture lies best in it."""
@@ -245,20 +268,31 @@ class Matcher:
             "extracted": distance <= self.measure.delta,
         }
 
-    def _twins(self, group: Group, foreign: Sequence[Near], side: int) -> frozenset[str]:
+    def _twins(self, group: Group, near: Sequence[Near], side: int, means: np.ndarray | None = None) -> frozenset[str]:
         """The other groups that stand so near to a training group that they are one memory with it.
 
         Looked for among what lies near a picture that is near to the group itself: a twin is, too.
+
+        Args:
+            group: which.
+            near: the groups near that picture.
+            side: pixels.
+            means: their block means where they are known: of a picture that isn't square those of another crop.
         """
         middle = central_square(self.pictures(group.code, group.sample_id, side), side)
-        means = block_means(middle, COARSE)
-        foreign = [near for near in foreign if near.group.group != group.group]
-        if not foreign:
+        own_means = block_means(middle, COARSE)
+        places = [place for place, one in enumerate(near) if one.group.group != group.group]
+        if not places:
             return frozenset()
-        crops = np.stack([self._aligned(near.group.code, near.group.sample_id, middle) for near in foreign])
-        others = block_means(crops, COARSE)
-        distances = np.sqrt(np.square(others - means).reshape(len(foreign), -1).mean(axis=1)).tolist()
-        found = sorted(zip(distances, (near.group.group for near in foreign), strict=True))
+        others = []
+        for place in places:
+            other = near[place].group
+            if means is not None and other.square:
+                others.append(means[place])
+            else:
+                others.append(block_means(self._aligned(other.code, other.sample_id, middle), COARSE))
+        distances = np.sqrt(np.square(np.stack(others) - own_means).reshape(len(places), -1).mean(axis=1)).tolist()
+        found = sorted(zip(distances, (near[place].group.group for place in places), strict=True))
         count = twins([distance for distance, _ in found], self.measure.delta, self.measure.copy_ratio)
         return frozenset(name for _, name in found[:count])
 

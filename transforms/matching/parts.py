@@ -15,6 +15,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from transforms.data.images import ROW_BITS, ByteLimitedCache, PicturesByCode
 from transforms.kernels.bounds import SLACK
@@ -105,10 +106,11 @@ class MatchTask(beam.DoFn):
             for role, code, found_by, cosine in candidates[place]:
                 there = gathered[code]
                 if there.group_id != one.without or role != "training":
-                    groups[role].append(Group(there.group_id, code, there.sample_id, there.size, found_by, cosine))
+                    known = (there.group_id, code, there.sample_id, there.size, found_by, cosine)
+                    groups[role].append(Group(*known, square=there.aspect == 1))
             bounds = _bounds(one.picture, [gathered[group.code] for group in groups["training"]])
-            near = matcher.compare(one.picture, groups["training"], groups["control"], bounds)
             own = None if one.prompt is None else own_group(one.prompt)
+            near = matcher.compare(one.picture, groups["training"], groups["control"], bounds, own and own.group)
             if own is not None:
                 # CLIP may have looked at it as well.
                 cosines = {group.group: group.cosine for some in groups.values() for group in some}
@@ -116,7 +118,8 @@ class MatchTask(beam.DoFn):
             return one, near, own
 
         # Decoders and numpy let go of Python's lock: so many pictures at once as there are cores.
-        compared = list(self._pool.map(compare, block))
+        with threadpool_limits(1, user_api="blas"):
+            compared = list(self._pool.map(compare, block))
         wanted = {group for _, near, own in compared for group in matcher.wanted(near, own)}
         members = self._directory.members(wanted)
         for one, near, own in compared:
