@@ -28,6 +28,7 @@ from transforms.store.files import delete, exists, list_files, read_parquet, wri
 from transforms.store.identity import digest
 from transforms.store.remote import readable
 from transforms.store.scan import connect
+from transforms.store.sharing import Shared
 
 EXACT_UP_TO = 200_000
 """With so many groups or fewer, all are compared: cells cost more than they save, and lose some."""
@@ -231,6 +232,11 @@ def shards_file(round: Round, space: str) -> str:
     return round.lake.work(INDEX, round.snapshots.deduplicate, "shards", f"{space}.npz")
 
 
+def read_shards(round: Round) -> dict[str, Shards]:
+    """The cells of each space."""
+    return {space: Shards.read(shards_file(round, space)) for space in (CLIP, THUMBNAIL)}
+
+
 def unit(space: str, vectors: np.ndarray) -> np.ndarray:
     """What cells are made of: vectors of unit norm, near where what is searched is near."""
     return vectors if space == CLIP else lifted(vectors)
@@ -286,13 +292,14 @@ class SpillEntries(beam.DoFn):
 
     def __init__(self, round: Round):
         self.round = round
+        self._shards = Shared(lambda: read_shards(round))
 
     def process(self, part: int) -> Iterator[int]:
         for space in (CLIP, THUMBNAIL):
             done = self.round.lake.work(INDEX, self.round.snapshots.deduplicate, "done", space, f"{part:05d}.json")
             if exists(done):
                 continue
-            shards = Shards.read(shards_file(self.round, space))
+            shards = self._shards.get()[space]
             entries = read_entries(self.round, part, "training", space)
             if len(entries.codes):
                 cell = shards.nearest(unit(space, entries.vectors), 1)[:, 0]
@@ -310,13 +317,14 @@ class SpillQueries(beam.DoFn):
 
     def __init__(self, round: Round):
         self.round = round
+        self._shards = Shared(lambda: read_shards(round))
 
     def process(self, number: int) -> Iterator[int]:
         for space in self.round.spaces:
             queries = read_queries(self.round, number, "training", space)
             if not len(queries.numbers):
                 continue
-            shards = Shards.read(shards_file(self.round, space))
+            shards = self._shards.get()[space]
             probed = shards.nearest(unit(space, queries.vectors), shards.probes)
             shard = np.where(probed >= 0, shards.shard[probed], -1)
             for one in np.unique(shard[shard >= 0]).tolist():

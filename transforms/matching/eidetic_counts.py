@@ -23,6 +23,7 @@ from transforms.store.counters import count
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
 from transforms.store.pictures import decode
+from transforms.store.sharing import Shared
 from transforms.store.tombstones import Tombstones
 
 AT_ONCE = 1024
@@ -85,37 +86,49 @@ class CountWithin(beam.DoFn):
     """
 
     def __init__(self, lake: Lake, snapshots: Snapshots, targets: str, eidetic_delta: float):
-        self.lake, self.snapshots, self.targets, self.eidetic_delta = lake, snapshots, targets, eidetic_delta
-
-    def setup(self) -> None:
-        self._pictures = PicturesByCode(self.lake, self.snapshots.ingest)
-        self._by_side: dict[int, tuple[list[dict[str, Any]], Sought]] = {}
-        rows = read_parquet(self.targets).to_pylist()
-        for side in sorted({row["side"] for row in rows}):
-            mine = [row for row in rows if row["side"] == side]
-            sums = [band_sums(self._crop(row)[None])[0] for row in mine]
-            within = np.full(len(mine), self.eidetic_delta)
-            self._by_side[side] = mine, Sought([row["sample_id"] for row in mine], np.stack(sums), within)
-
-    def _crop(self, target: dict[str, Any]) -> np.ndarray:
-        whole = resize_shorter_side(self._pictures.get(target["code"], target["sample_id"]), target["side"])
-        return np.ascontiguousarray(square_at(whole, target["offset"]))
+        self.lake, self.snapshots, self.eidetic_delta = lake, snapshots, eidetic_delta
+        pictures = PicturesByCode(lake, snapshots.ingest)
+        self._targets = Shared(lambda: _Targets(pictures, targets, eidetic_delta))
 
     def process(self, number: int) -> Iterator[tuple[str, int]]:
         counts: collections.Counter[str] = collections.Counter()
         path = self.lake.paths("images", self.snapshots.ingest)[number]
-        for side, (targets, sought) in self._by_side.items():
+        by_side, crop = self._targets.get().by_side, self._targets.get().crop
+        for side, (targets, sought) in by_side.items():
             possibly = possible(self.lake, self.snapshots, number, sought)
             for row, (_, image) in images_at(path, np.array(sorted(possibly), np.int64)):
                 if image is None:
                     continue
                 picture = resize_shorter_side(np.asarray(decode(image)), side)
                 numbers = possibly[row]
-                crops = np.stack([self._crop(targets[one]) for one in numbers]).reshape(len(numbers), -1)
+                crops = np.stack([crop(targets[one]) for one in numbers]).reshape(len(numbers), -1)
                 near = within(crops.astype(np.float64) / 255, picture, side, self.eidetic_delta)
                 counts.update(targets[numbers[one]]["sample_id"] for one in np.flatnonzero(near))
             count("pictures looked at for k", len(possibly))
         yield from counts.items()
+
+
+class _Targets:
+    """What is counted.
+
+    Attributes:
+        by_side: side in pixels → rows of the targets, and how near something must come to each.
+    """
+
+    def __init__(self, pictures: PicturesByCode, targets: str, eidetic_delta: float):
+        self._pictures = pictures
+        self.by_side: dict[int, tuple[list[dict[str, Any]], Sought]] = {}
+        rows = read_parquet(targets).to_pylist()
+        for side in sorted({row["side"] for row in rows}):
+            mine = [row for row in rows if row["side"] == side]
+            sums = [band_sums(self.crop(row)[None])[0] for row in mine]
+            within = np.full(len(mine), eidetic_delta)
+            self.by_side[side] = mine, Sought([row["sample_id"] for row in mine], np.stack(sums), within)
+
+    def crop(self, target: dict[str, Any]) -> np.ndarray:
+        """(side, side, 3) uint8: the square of the target's picture that matched."""
+        whole = resize_shorter_side(self._pictures.get(target["code"], target["sample_id"]), target["side"])
+        return np.ascontiguousarray(square_at(whole, target["offset"]))
 
 
 def within(crops: np.ndarray, picture: np.ndarray, side: int, delta: float) -> np.ndarray:
