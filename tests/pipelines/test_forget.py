@@ -618,7 +618,7 @@ def test_a_match_that_was_killed_before_its_end(lake, site, monkeypatch):
     words = ["--max_false_positive_rate=0.3", "--device=cpu"]
     interrupt(lake, match, "build_counts", words, monkeypatch)
     # A killed run's crops of training pictures; and a file that a killed writer left.
-    assert list(Path(lake.root).glob("work/match/*/targets.parquet"))
+    assert list(Path(lake.root).glob("work/match/*/targets/*.parquet"))
     part = Path(lake.every_part("images")[0])
     shutil.copy(part, part.with_name(f".{part.name}.{'0a' * 16}"))
     assert run(lake, f"--urls={site.web.url}/portrait.png") == 0

@@ -25,7 +25,7 @@ from transforms.matching.parts import sampled_rows
 from transforms.matching.tasks import Snapshots
 from transforms.store.files import write_parquet
 from transforms.store.lake import Lake
-from transforms.store.pictures import decode
+from transforms.store.pictures import decode_array
 from transforms.store.sharing import Shared
 
 
@@ -61,10 +61,10 @@ class NearestByBruteForce(beam.DoFn):
                 if image is None:
                     continue
                 # Of a picture that isn't square its middle; the candidates' best crop may be nearer.
-                square = central_square(np.asarray(decode(image)), side)
+                square = central_square(decode_array(image), side)
                 numbers = possibly[row]
                 distances = coarse_l2(coarse[numbers], square)
-                for one, distance in zip(numbers, distances.tolist(), strict=True):
+                for one, distance in zip(numbers.tolist(), distances.tolist(), strict=True):
                     key = sought.names[one]
                     nearest[key] = sorted([*nearest[key], (distance, groups[row])])[:2]
         yield from nearest.items()
