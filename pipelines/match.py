@@ -328,7 +328,7 @@ class Matching:
         nearest = self.lake.work("match", self.snapshot, "nearest.parquet")
         execution.run(lambda pipeline: build_recall(pipeline, self, nearest))
         for part, path in enumerate(paths):
-            execution.run(functools.partial(build_counts, job=self, targets=path, part=part))
+            execution.run(lambda pipeline, path=path, part=part: build_counts(pipeline, self, path, part))  # type: ignore[misc]
         found = {
             row["key"]: list(zip(row["distances"], row["groups"], strict=True)) for row in read_parquet(nearest).to_pylist()
         }
