@@ -183,7 +183,8 @@ class Matcher:
 
     def wanted(self, compared: ComparedPicture, own: Group | None) -> list[str]:
         """The groups whose members are needed for ``rows``."""
-        chosen = [own, *(near.group for near in compared.training[: NEAREST_GROUPS + 1]), _coarsest(compared.training)]
+        others = [near for near in compared.training if own is None or near.group.group != own.group]
+        chosen = [own, *(near.group for near in others[:NEAREST_GROUPS]), _coarsest(others)]
         return [group.group for group in chosen if group is not None and group.size > 1]
 
     def rows(self, compared: ComparedPicture, own: Group | None, control: bool, members: Members) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transforms.kernels.distances import resize_shorter_side
-from transforms.matching.comparison import Group, Matcher, Measure
+from transforms.matching.comparison import ComparedPicture, Group, Matcher, Measure, Near
 
 SIDE = 16
 DELTA = 0.15
@@ -270,3 +270,17 @@ def test_without_another_image_there_is_no_ratio():
 def test_two_groups_of_one_picture_are_as_near():
     made = planted(base(1).astype(np.uint8), base(1).astype(np.uint8))
     assert row_of(made, base(1))["ratio"] == 1.0
+
+
+def test_members_are_asked_of_every_group_that_gets_a_row():
+    """Of another group that lies nearest by coarse l2, too, be it far by l2 and the own one nearer still."""
+    own = Group("own", 0, "own", 2)
+    others = [Group(f"group {place}", place, f"sample {place}", 2) for place in range(1, 8)]
+    near = [Near(own, 0.01, 0.0), *(Near(group, 0.02 + 0.01 * group.code, 0.3 - 0.01 * group.code) for group in others)]
+    compared = ComparedPicture(np.zeros((SIDE, SIDE, 3), np.uint8), np.zeros((SIDE, SIDE, 3), np.float32), near, [])
+    matcher = Matcher(lambda code, sample, side: np.zeros((SIDE, SIDE, 3), np.uint8), Measure(DELTA, 50, 0.5, RATIO))
+    wanted = matcher.wanted(compared, own)
+    assert wanted == ["own", "group 1", "group 2", "group 3", "group 7"]
+    members = {group: [(1, "first"), (2, "second")] for group in wanted}
+    rows = matcher.rows(compared, own, False, members)
+    assert [row["group_id"] for row in rows] == wanted
