@@ -27,11 +27,15 @@ Of 12 to 64 blocks, 20 told copies from half-learned logos best, and photographs
 """
 
 
-def _scaled(pictures: np.ndarray) -> np.ndarray:
-    """float32 in [0, 1]; ValueError unless the last dimension holds three colours."""
+def scaled(pictures: np.ndarray) -> np.ndarray:
+    """Pictures as float32 in [0, 1]; those that are so already, themselves. ValueError unless the last dimension holds three
+    colours.
+    """
     if pictures.ndim < 3 or pictures.shape[-1] != 3:
         raise ValueError(f"pictures have shape {pictures.shape}, expected (…, height, width, 3)")
-    return pictures.astype(np.float32) / np.float32(255) if pictures.dtype == np.uint8 else pictures.astype(np.float32)
+    return (
+        pictures.astype(np.float32) / np.float32(255) if pictures.dtype == np.uint8 else pictures.astype(np.float32, copy=False)
+    )
 
 
 def l2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -43,7 +47,7 @@ def l2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         (…) float64 in [0, 1].
     """
-    difference = _scaled(a) - _scaled(b)
+    difference = scaled(a) - scaled(b)
     return np.sqrt(np.mean(np.square(difference, dtype=np.float64), axis=(-3, -2, -1)))
 
 
@@ -78,7 +82,7 @@ def tiled_l2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         (…) float64 in [0, 1].
     """
-    return l2(_tiled(_scaled(a)), _tiled(_scaled(b))).max(axis=-1)
+    return l2(_tiled(scaled(a)), _tiled(scaled(b))).max(axis=-1)
 
 
 def pairwise_tiled_l2(pictures: torch.Tensor) -> torch.Tensor:
@@ -172,18 +176,18 @@ def block_means(pictures: np.ndarray, blocks: int) -> np.ndarray:
     Returns:
         (…, min(S, blocks), min(S, blocks), 3) float32 in [0, 1].
     """
-    scaled = _scaled(pictures)
-    side = scaled.shape[-2]
-    if scaled.shape[-3] != side:
-        raise ValueError(f"pictures of {scaled.shape[-3]} × {side} pixels, expected square ones")
+    values = scaled(pictures)
+    side = values.shape[-2]
+    if values.shape[-3] != side:
+        raise ValueError(f"pictures of {values.shape[-3]} × {side} pixels, expected square ones")
     if side <= blocks:
-        return scaled
+        return values
     if side % blocks == 0:
         part = side // blocks
-        cut = scaled.reshape(*scaled.shape[:-3], blocks, part, blocks, part, 3)
+        cut = values.reshape(*values.shape[:-3], blocks, part, blocks, part, 3)
         return cut.mean(axis=(-4, -2), dtype=np.float32)
     weights = _block_weights(side, blocks)
-    across = weights @ scaled.reshape(*scaled.shape[:-2], side * 3)
+    across = weights @ values.reshape(*values.shape[:-2], side * 3)
     return weights @ across.reshape(*across.shape[:-1], side, 3)
 
 
