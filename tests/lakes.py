@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from pipelines.execution import Execution
+from transforms.forgetting.spread import Spread
 from transforms.store.files import list_files, read_parquet
 from transforms.store.lake import Lake
 from transforms.store.schema import TABLES
@@ -94,3 +96,8 @@ def _near(one: np.ndarray, other: np.ndarray, absolute: float, relative: float =
 
 def _pixels(content: object) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.int16)  # type: ignore[arg-type]
+
+
+def spread(lake: Lake, *beam_args: str) -> Spread:
+    """Forgetting's looks at a lake, through pipelines with Beam's options."""
+    return Spread(lake, Execution(lake, list(beam_args)).run)

@@ -287,6 +287,11 @@ def snapshot_of(path: str) -> str:
     return path.rsplit("snapshot_id=", 1)[1].split("/", 1)[0]
 
 
+def table_of(path: str) -> str:
+    """samples for …/samples/snapshot_id=a1b2/part-00012.parquet."""
+    return path.rsplit("/snapshot_id=", 1)[0].rsplit("/", 1)[-1]
+
+
 def part_number(path: str) -> int:
     """12 for …/part-00012.parquet."""
     return int(path.rsplit("-", 1)[1].removesuffix(".parquet"))
