@@ -33,7 +33,7 @@ from pipelines.options import CommonOptions, Options, Parsed, option, parse
 from pipelines.query import printable
 from transforms.errors import UserError
 from transforms.forgetting import burial, proof, removal, selection
-from transforms.forgetting.spread import Spread
+from transforms.forgetting.workers import Workers
 from transforms.store.lake import Lake
 
 SHOWN = 20
@@ -81,25 +81,25 @@ def run(execution: Execution, options: ForgetOptions, report: MeasureOptions) ->
     """Forgets, and searches the lake for what was forgotten; says on the way what is done."""
     lake = execution.lake
     lake.check()
-    with Spread(lake, execution.run) as spread:
+    with Workers(lake, execution.run) as workers:
         if options.verify_only:
-            return proof.search(spread)
+            return proof.search(workers)
         named = options.named
         with alone(lake, "forget", options.wait):
-            spread.tidy()
+            workers.tidy()
             if named.sample_ids or named.urls:
-                forget(spread, options, named)
+                forget(workers, options, named)
             if options.generations_older_than is not None:
                 days = options.generations_older_than
-                removed = removal.retire(spread, days, datetime.datetime.now(datetime.UTC))
+                removed = removal.retire(workers, days, datetime.datetime.now(datetime.UTC))
                 print(f"removed {removed:,} pictures of generations that are older than {days} days")
             make_again(execution, report)
-            return proof.search(spread)
+            return proof.search(workers)
 
 
-def forget(spread: Spread, options: ForgetOptions, named: selection.Named) -> None:
+def forget(workers: Workers, options: ForgetOptions, named: selection.Named) -> None:
     """Leaves tombstones and removes what has one."""
-    lake, chosen = spread.lake, selection.Chosen(spread, named)
+    lake, chosen = workers.lake, selection.Chosen(workers, named)
     if options.with_duplicates:
         chosen.add_duplicates()
     unknown, new_urls = chosen.unknown(named)
@@ -109,8 +109,8 @@ def forget(spread: Spread, options: ForgetOptions, named: selection.Named) -> No
             f"the lake {lake.root!r} has no sample {', '.join(unknown[: selection.NAMED])}{more}; mend the ids, or leave "
             "tombstones for them all the same with --allow_unknown"
         )
-    burial.bury(spread, chosen.sample_ids, named.urls, options.reason)
-    changed = removal.remove(spread)
+    burial.bury(workers, chosen.sample_ids, named.urls, options.reason)
+    changed = removal.remove(workers)
     rows = ", ".join(f"{table} {number:,}" for table, number in changed.items()) or "nothing was left of them"
     print(f"forgot {len(chosen.sample_ids):,} samples: {rows}")
     if new_urls:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.execution import Execution
-from transforms.forgetting.spread import Spread
+from transforms.forgetting.workers import Workers
 from transforms.store.files import list_files, read_parquet
 from transforms.store.lake import Lake
 from transforms.store.schema import TABLES
@@ -98,6 +98,6 @@ def _pixels(content: object) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.int16)  # type: ignore[arg-type]
 
 
-def spread(lake: Lake, *beam_args: str) -> Spread:
+def workers(lake: Lake, *beam_args: str) -> Workers:
     """Forgetting's looks at a lake, through pipelines with Beam's options."""
-    return Spread(lake, Execution(lake, list(beam_args)).run)
+    return Workers(lake, Execution(lake, list(beam_args)).run)

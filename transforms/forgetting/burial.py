@@ -15,7 +15,7 @@ import numpy as np
 from transforms.errors import UserError
 from transforms.forgetting.rows import BATCH_ROWS, rows_of
 from transforms.forgetting.selection import groups_of, url_forms
-from transforms.forgetting.spread import Spread
+from transforms.forgetting.workers import Workers
 from transforms.kernels.copies import CopyLimits, is_copy
 from transforms.kernels.fingerprints import Fingerprint, Needles, fingerprint
 from transforms.results import report
@@ -27,7 +27,7 @@ from transforms.store.quotations import TEXTS, forgotten_texts
 from transforms.store.tombstones import FORGOTTEN, plain_url, sha256, tombstone_rows
 
 
-def bury(spread: Spread, sample_ids: set[str], urls: Iterable[str], reason: str) -> int:
+def bury(workers: Workers, sample_ids: set[str], urls: Iterable[str], reason: str) -> int:
     """Writes the tombstones of samples, and of urls whether the lake has them or not; returns how many are new.
 
     With them come the fingerprints of all that is about to be removed, which the proof goes by.
@@ -35,7 +35,7 @@ def bury(spread: Spread, sample_ids: set[str], urls: Iterable[str], reason: str)
     Raises:
         UserError: if the reason holds a url or a caption that is forgotten; nothing is written then.
     """
-    lake, now = spread.lake, datetime.datetime.now(datetime.UTC)
+    lake, now = workers.lake, datetime.datetime.now(datetime.UTC)
     there = {(row["kind"], row["sample_id"], row["sha256"]) for row in tombstone_rows(lake, KINDS)}
     urls = list(urls)
     new: dict[tuple[str, str | None, str], dict[str, Any]] = {}
@@ -48,7 +48,7 @@ def bury(spread: Spread, sample_ids: set[str], urls: Iterable[str], reason: str)
     for sample in sorted(sample_ids):
         add("sample", sample, sha256(sample))
     tables = [path for table in ("samples", "images", "embeddings") for path in lake.every_part(table)]
-    for row in spread.each(tables if sample_ids else (), OfSamples(sample_ids)):
+    for row in workers.each(tables if sample_ids else (), OfSamples(sample_ids)):
         add(*row)
     # A url that the lake has is there by now, with its sample.
     known = there | new.keys()
@@ -56,8 +56,8 @@ def bury(spread: Spread, sample_ids: set[str], urls: Iterable[str], reason: str)
     for url in map(plain_url, urls):
         if sha256(url) not in of_samples:
             add("url", None, *fingerprint(url.encode()))
-    touched = touched_prompts(spread, sample_ids)
-    for row in spread.each(_generation_files(lake, touched), OfPrompts(touched)):
+    touched = touched_prompts(workers, sample_ids)
+    for row in workers.each(_generation_files(lake, touched), OfPrompts(touched)):
         add(*row)
     rows = list(new.values())
     texts = [Fingerprint(row["sha256"], row["length"], row["ending"]) for row in rows if row["kind"] in TEXTS]
@@ -157,16 +157,19 @@ def _generation_files(lake: Lake, touched: set[tuple[str, str]]) -> Iterator[str
         yield from list_files(lake.work("generate", audit, "prompts"), ".parquet")
 
 
-def touched_prompts(spread: Spread, sample_ids: set[str]) -> set[tuple[str, str]]:
+def touched_prompts(workers: Workers, sample_ids: set[str]) -> set[tuple[str, str]]:
     """(audit_id, prompt_id) of the prompts that the samples have a part in; those of before included.
 
     Their caption, or that of their group; one of whose generations matched one of them or their group, as own, as extracted or
     as a copy; or was compared with nothing else.
     """
-    lake = spread.lake
-    groups = {group for _, group in groups_of(spread, sample_ids)}
-    parts = [*lake.every_part("prompts"), *lake.every_part("matches")]
-    return {(audit, prompt) for audit, prompt in spread.each(parts, Touching(lake, sample_ids, groups))}
+    parts = [*workers.lake.every_part("prompts"), *workers.lake.every_part("matches")]
+    return {(audit, prompt) for audit, prompt in workers.each(parts, touching(workers, sample_ids))}
+
+
+def touching(workers: Workers, sample_ids: set[str]) -> Touching:
+    """The work that finds what ``touched_prompts`` returns."""
+    return Touching(workers.lake, sample_ids, {group for _, group in groups_of(workers, sample_ids)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from transforms.errors import UserError
 from transforms.forgetting.rows import BATCH_ROWS
-from transforms.forgetting.spread import Spread
+from transforms.forgetting.workers import Workers
 from transforms.kernels.fingerprints import Fingerprint, Needles
 from transforms.results import report
 from transforms.store.counters import count
@@ -85,21 +85,21 @@ class Searched(NamedTuple):
     found: list[Found]
 
 
-def search(spread: Spread) -> Searched:
+def search(workers: Workers) -> Searched:
     """Reads every file of the lake and looks for everything that has a tombstone. UserError where it can't be listed."""
-    lake = spread.lake
+    lake = workers.lake
     paths = lake.files()
     if "lake.json" not in map(lake.inside, paths):
         raise UserError(f"the files of the lake {lake.root!r} can't be listed, so nothing was searched; spell --lake otherwise")
     searcher = Searcher(lake)
     read, holding = 0, []
     things: set[Thing] = set()
-    for path, (size, *found) in zip(paths, spread.each(paths, Look(searcher)), strict=True):
+    for path, (size, *found) in zip(paths, workers.each(paths, Look(searcher)), strict=True):
         read += size
         things.update(Thing(*thing) for thing in found)
         holding += [path] if found else []
-    things = _of_nobody_else(spread, things)
-    found = spread.each(holding, Tell(searcher, things)) if things else []
+    things = _of_nobody_else(workers, things)
+    found = workers.each(holding, Tell(searcher, things)) if things else []
     return Searched(len(paths), read, len(searcher.kinds), [Found(*one) for one in found])
 
 
@@ -297,21 +297,21 @@ def values(column: pa.Array) -> Iterator[bytes]:
 # -- whose it is ------------------------------------------------------------------------------------------------------
 
 
-def _of_nobody_else(spread: Spread, things: set[Thing]) -> set[Thing]:
+def _of_nobody_else(workers: Workers, things: set[Thing]) -> set[Thing]:
     """What was found, without what is a remaining sample's too: its caption, vector or thumbnail, a part of its texts, or how a
     report shows it.
     """
-    lake, tombstones = spread.lake, Tombstones.read(spread.lake)
+    lake, tombstones = workers.lake, Tombstones.read(workers.lake)
     texts = {thing for thing in things if thing.kind in TEXTS}
     numbers = {thing.sha256 for thing in things if thing.kind in ("vector", "thumbnail")}
     forms = {thing.sha256 for thing in things if thing.kind == "shown"}
     among_others = {thing.sha256 for thing in texts if not thing.whole}
     inside = [one for one in forgotten_texts(lake) if one.sha256 in among_others]
     say = SaidByOthers(tombstones, {thing.bare for thing in texts}, inside)
-    others = {(how, one) for how, one in spread.each(lake.every_part("samples") if texts else (), say)}
+    others = {(how, one) for how, one in workers.each(lake.every_part("samples") if texts else (), say)}
     have = NumbersOfOthers(tombstones, numbers)
-    others |= {(how, one) for how, one in spread.each(lake.every_part("embeddings") if numbers else (), have)}
-    others |= {("shown", one) for one in (_shown_by_others(spread, tombstones, forms) if forms else ())}
+    others |= {(how, one) for how, one in workers.each(lake.every_part("embeddings") if numbers else (), have)}
+    others |= {("shown", one) for one in (_shown_by_others(workers, tombstones, forms) if forms else ())}
 
     def is_anothers(thing: Thing) -> bool:
         if thing.kind == "url":
@@ -339,9 +339,9 @@ class NumbersOfOthers:
         return sorted(one for one in there if one[1] in self.wanted)
 
 
-def _shown_by_others(spread: Spread, tombstones: Tombstones, forms: set[str]) -> set[str]:
+def _shown_by_others(workers: Workers, tombstones: Tombstones, forms: set[str]) -> set[str]:
     """Those forms of pictures that the extractions which remain have too: small as reports show them, copies are the same."""
-    lake = spread.lake
+    lake = workers.lake
     extractions: dict[str, set[str]] = {}
     parts: set[str] = set()
     for measured in lake.manifests("measure"):
@@ -350,7 +350,7 @@ def _shown_by_others(spread: Spread, tombstones: Tombstones, forms: set[str]) ->
             for path in lake.parts(table, made_of[stage].snapshot_id):
                 parts.add(path)
                 extractions.setdefault(_folder(path), set()).update(lake.parts("extractions", measured.snapshot_id))
-    return set(spread.each(sorted(parts), FormsOfOthers(tombstones, forms, extractions)))
+    return set(workers.each(sorted(parts), FormsOfOthers(tombstones, forms, extractions)))
 
 
 @dataclasses.dataclass(frozen=True)

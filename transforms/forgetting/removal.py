@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 
 from transforms.duplicates.job import keys_of
 from transforms.duplicates.keep_list import write_keep_list
-from transforms.forgetting.burial import touched_prompts
+from transforms.forgetting.burial import Touching, touching
 from transforms.forgetting.rows import among, any_among
-from transforms.forgetting.spread import Spread
+from transforms.forgetting.workers import Workers
 from transforms.kernels.fingerprints import Fingerprint, Needles
 from transforms.results import nights
 from transforms.results.database import DATABASE
@@ -38,23 +38,40 @@ Change = Callable[[pa.Table], pa.Table]
 """A part → what it should be. Pickles."""
 
 
-def remove(spread: Spread) -> dict[str, int]:
+def remove(workers: Workers) -> dict[str, int]:
     """Removes whatever has a tombstone from all tables and work files; returns table → rows that were changed."""
-    lake = spread.lake
-    removal = Removal(spread)
+    lake = workers.lake
+    removal = Removal(workers)
     _remove_leftovers(lake)
-    _remove_searches(spread, removal.gone)
-    _remove_finished_prompts(lake, removal.touched)
+    _remove_searches(workers, removal.gone)
+    _remove_finished_prompts(lake, removal.evidence.touched)
     changed: dict[str, int] = {}
     for rule, change in RULES.items():
         # What is made of others is named before those.
         tables = [table.name for table in reversed(TABLES.values()) if table.forgets.rule == rule]
         rows = change(removal, tables)
         changed |= {table: rows[table] for table in tables if rows.get(table)}
-    for stage in {table.stage for table in TABLES.values() if table.forgets.rule in ("rows", "keep_list")}:
-        for manifest in lake.manifests(stage):
-            lake.recount(manifest)
+    _recount(workers)
     return changed
+
+
+def _recount(workers: Workers) -> None:
+    """Has the manifests say how many rows are left in the tables that lose some, in this run or in one that was killed."""
+    lake = workers.lake
+    losing = [table for table in TABLES.values() if table.forgets.rule in ("rows", "keep_list")]
+    parts = [
+        (one, {table.name: lake.parts(table.name, one.snapshot_id) for table in losing if table.stage == stage})
+        for stage in {table.stage for table in losing}
+        for one in lake.manifests(stage)
+    ]
+    rows = dict(workers.each({path for _, tables in parts for paths in tables.values() for path in paths}, rows_left))
+    for manifest, tables in parts:
+        lake.recount(manifest, {table: sum(rows[path] for path in paths) for table, paths in tables.items()})
+
+
+def rows_left(path: str) -> Iterator[tuple[str, int]]:
+    """A part → (path, its rows)."""
+    yield path, count_rows(path)
 
 
 class Removal:
@@ -62,25 +79,24 @@ class Removal:
 
     Attributes:
         gone: the samples.
-        touched: (audit_id, prompt_id) of the prompts that they have a part in.
+        evidence: what there is of them in prompts and matches.
     """
 
-    def __init__(self, spread: Spread):
-        self.spread, self.lake = spread, spread.lake
+    def __init__(self, workers: Workers):
+        self.workers, self.lake = workers, workers.lake
         self.tombstones = Tombstones.read(self.lake)
         self.gone = set(self.tombstones.samples)
-        self.touched = touched_prompts(spread, self.gone)
+        self.evidence = Evidence.of(workers, self.gone)
 
     def _rewrite(self, changes: dict[str, Change], sample_ids: set[str] | None = None) -> dict[str, int]:
         """Has the parts of these tables rewritten; returns path → rows that differ or are gone. Arguments: of ``Rewrite``."""
         paths = [path for table in changes for path in self.lake.every_part(table)]
-        return dict(self.spread.each(paths, Rewrite(changes, sample_ids)))
+        return dict(self.workers.each(paths, Rewrite(changes, sample_ids)))
 
     def prompts(self, tables: list[str]) -> dict[str, int]:
         """Takes forgotten captions out, marks what is touched, and parts prompts from groups that lost their image."""
-        asked = _ask_prompts(self.spread, tables, self.gone)
-        captions, quotes = _lone_texts(self.spread, self.tombstones, asked)
-        change = ChangePrompts(captions, quotes, self.touched, asked.without_group)
+        captions, quotes = _lone_texts(self.workers, self.tombstones, self.evidence)
+        change = ChangePrompts(captions, quotes, self.evidence.touched, self.evidence.without_group)
         return _by_table(self._rewrite(dict.fromkeys(tables, change)))
 
     def pictures(self, tables: list[str]) -> dict[str, int]:
@@ -89,7 +105,7 @@ class Removal:
         """
         pictures = {(row["length"], row["sha256"]) for row in tombstone_rows(self.lake, ("picture", "generation"))}
         thumbnails = {row["sha256"] for row in tombstone_rows(self.lake, ("thumbnail",))}
-        return _by_table(self._rewrite(dict.fromkeys(tables, RemovePictures(self.touched, pictures, thumbnails))))
+        return _by_table(self._rewrite(dict.fromkeys(tables, RemovePictures(self.evidence.touched, pictures, thumbnails))))
 
     def rows(self, tables: list[str]) -> dict[str, int]:
         """Removes the rows of forgotten samples."""
@@ -259,40 +275,43 @@ class EmptyCells:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """What is asked of prompts and matches before they change.
+class Evidence:
+    """What prompts and matches say of forgotten samples, before they change.
 
     Attributes:
-        captions: SHA-256 of the prompts that stand for forgotten samples.
+        touched: (audit_id, prompt_id) of the prompts that they have a part in: ``touched_prompts``.
+        without_group: likewise of those that are about to lose a match with their own image.
+        captions: SHA-256 of the prompts that stand for them.
         quoted: SHA-256 of the forgotten texts that a prompt holds.
-        without_group: (audit_id, prompt_id) of the prompts that are about to lose a match with their own image.
     """
 
+    touched: set[tuple[str, str]]
+    without_group: set[tuple[str, str]]
     captions: set[str]
     quoted: set[str]
-    without_group: set[tuple[str, str]]
 
-
-def _ask_prompts(spread: Spread, tables: list[str], gone: set[str]) -> Asked:
-    lake = spread.lake
-    asked = Asked(set(), set(), set())
-    parts = [path for table in (*tables, "matches") for path in lake.every_part(table)]
-    for kind, *values in spread.each(parts, AskPrompts(gone, forgotten_texts(lake))):
-        if kind == "without_group":
-            asked.without_group.add((values[0], values[1]))
-        else:
-            (asked.captions if kind == "captions" else asked.quoted).add(values[0])
-    return asked
+    @classmethod
+    def of(cls, workers: Workers, gone: set[str]) -> Evidence:
+        lake = workers.lake
+        found: dict[str, set[Any]] = {field.name: set() for field in dataclasses.fields(cls)}
+        parts = [*lake.every_part("prompts"), *lake.every_part("matches")]
+        work = GatherEvidence(touching(workers, gone), gone, forgotten_texts(lake))
+        for name, *values in workers.each(parts, work):
+            found[name].add(tuple(values) if len(values) > 1 else values[0])
+        return cls(**found)
 
 
 @dataclasses.dataclass(frozen=True)
-class AskPrompts:
-    """A part of ``prompts`` or ``matches`` → what ``Asked`` has of it: its name there, and what is to be added."""
+class GatherEvidence:
+    """A part of ``prompts`` or ``matches`` → what ``Evidence`` has of it: the attribute's name, and what is in it."""
 
+    touching: Touching
     gone: set[str]
     forgotten: list[Fingerprint]
 
     def __call__(self, path: str) -> Iterator[tuple[str, ...]]:
+        for prompt in self.touching(path):
+            yield "touched", *prompt
         if table_of(path) == "matches":
             own = pc.field("relation") == "own"
             for row in read_parquet(path, ["audit_id", "prompt_id", "sample_id", "relation"]).filter(own).to_pylist():
@@ -306,13 +325,13 @@ class AskPrompts:
             yield "quoted", quoted
 
 
-def _lone_texts(spread: Spread, tombstones: Tombstones, asked: Asked) -> tuple[set[str], list[Fingerprint]]:
+def _lone_texts(workers: Workers, tombstones: Tombstones, evidence: Evidence) -> tuple[set[str], list[Fingerprint]]:
     """SHA-256 of the captions that go, and what must not be quoted: those that no remaining sample has."""
-    lake = spread.lake
-    captions = asked.captions | {row["sha256"] for row in tombstone_rows(lake, ("caption",))}
-    quoted = [one for one in set(forgotten_texts(lake)) if one.sha256 in asked.quoted]
+    lake = workers.lake
+    captions = evidence.captions | {row["sha256"] for row in tombstone_rows(lake, ("caption",))}
+    quoted = [one for one in set(forgotten_texts(lake)) if one.sha256 in evidence.quoted]
     parts = lake.every_part("samples") if captions or quoted else ()
-    others = {(how, one) for how, one in spread.each(parts, SaidByOthers(tombstones, captions, quoted))}
+    others = {(how, one) for how, one in workers.each(parts, SaidByOthers(tombstones, captions, quoted))}
     captions -= {one for how, one in others if how == "caption"}
     return captions, [one for one in quoted if ("inside", one.sha256) not in others]
 
@@ -341,22 +360,22 @@ def measured_matches(lake: Lake) -> list[Manifest]:
     return [manifest for manifest in by_time if manifest.snapshot_id in {*newest.values(), *of_nights}]
 
 
-def retire(spread: Spread, days: int, now: datetime.datetime) -> int:
+def retire(workers: Workers, days: int, now: datetime.datetime) -> int:
     """Removes the pictures of generations that were made more than ``days`` ago; returns how many.
 
     An audit's are as old as its manifest of ``generate``, whether and whenever it was matched. Of one that isn't complete each
     finished prompt goes by the age of its file, and is tried again by a generate that goes on.
     """
-    lake, oldest = spread.lake, now - datetime.timedelta(days=days)
+    lake, oldest = workers.lake, now - datetime.timedelta(days=days)
     made = [one for one in lake.manifests("generate") if datetime.datetime.fromisoformat(one.finished_at) < oldest]
     old = {manifest.snapshot_id for manifest in made}
     paths = [path for manifest in made for path in lake.parts("generations", manifest.snapshot_id)]
     for matched in lake.manifests("match"):
         if matched.upstream["generate"] in old:
             paths += lake.parts("regenerations", matched.snapshot_id)
-    removed = sum(spread.each(paths, RetirePictures(f"{RETIRED} {days} days")))
+    removed = sum(workers.each(paths, RetirePictures(f"{RETIRED} {days} days")))
     left = [file.path for file in walk(lake.path("work", "generate")) if file.modified < oldest.timestamp()]
-    removed += sum(spread.each([path for path in left if path.endswith(".parquet")], remove_file_of_pictures))
+    removed += sum(workers.each([path for path in left if path.endswith(".parquet")], remove_file_of_pictures))
     _remove_unfinished(lake, "generate")
     return removed
 
@@ -431,12 +450,12 @@ def _remove_leftovers(lake: Lake) -> None:
     _delete(lake, leftover)
 
 
-def _remove_searches(spread: Spread, gone: set[str]) -> None:
+def _remove_searches(workers: Workers, gone: set[str]) -> None:
     """Searches for duplicates that aren't complete, and the work files of those that know a forgotten vector."""
-    lake = spread.lake
+    lake = workers.lake
     innocent = {manifest.snapshot_id for manifest in lake.manifests("deduplicate")}
     stored = [path for snapshot in innocent for path in list_files(lake.work("deduplicate", snapshot, "keys"), ".npz")]
-    for path in spread.each(stored, KnowsKeys(keys_of(gone))):
+    for path in workers.each(stored, KnowsKeys(keys_of(gone))):
         innocent.discard(lake.inside(path).split("/")[2])
     _delete(lake, lambda parts: parts[:2] == ["work", "deduplicate"] and parts[2] not in innocent)
     _remove_unfinished(lake, "deduplicate")

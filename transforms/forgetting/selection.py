@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from transforms.errors import UserError
 from transforms.forgetting.rows import BATCH_ROWS, among, rows_of
-from transforms.forgetting.spread import Spread
+from transforms.forgetting.workers import Workers
 from transforms.store.files import open_parquet, read_bytes, read_parquet
 from transforms.store.lake import snapshot_of, table_of
 from transforms.store.tombstones import plain_url, sha256, tombstone_rows
@@ -186,9 +186,9 @@ class Members:
             yield snapshot, row["group_id"], row["sample_id"]
 
 
-def groups_of(spread: Spread, sample_ids: set[str]) -> set[tuple[str, str]]:
+def groups_of(workers: Workers, sample_ids: set[str]) -> set[tuple[str, str]]:
     """(snapshot, group) of the duplicate groups that these samples are members of."""
-    found = spread.each(spread.lake.every_part("duplicate_groups"), Members(sample_ids, set()))
+    found = workers.each(workers.lake.every_part("duplicate_groups"), Members(sample_ids, set()))
     return {(snapshot, group) for snapshot, group, _ in found}
 
 
@@ -201,8 +201,8 @@ class Chosen:
         found: those of ``sample_ids`` and ``urls`` that the lake has, or has a tombstone for.
     """
 
-    def __init__(self, spread: Spread, named: Named):
-        self.spread, self.lake = spread, spread.lake
+    def __init__(self, workers: Workers, named: Named):
+        self.workers, self.lake = workers, workers.lake
         self._alike = Alike(set(named.sample_ids), {sha256(plain_url(url)) for url in named.urls}, set())
         self.sample_ids, self.urls, self.contents = self._alike.sample_ids, self._alike.urls, self._alike.contents
         self.found = {row["sample_id"] for row in tombstone_rows(self.lake, ("sample",))}
@@ -219,7 +219,7 @@ class Chosen:
                 self._by_rows()
             if not (new := self._pictures - self._compared):
                 return
-            self.sample_ids.update(self.spread.each(self.lake.every_part("images"), SamePictures(new)))
+            self.sample_ids.update(self.workers.each(self.lake.every_part("images"), SamePictures(new)))
             self._compared |= new
 
     def _by_rows(self) -> None:
@@ -229,7 +229,7 @@ class Chosen:
             is_url = grave["kind"] == "url"
             rows.append(Row(grave["sample_id"], (grave["sha256"],) if is_url else (), None if is_url else grave["sha256"]))
         parts = [*self.lake.every_part("samples"), *self.lake.every_part("images")]
-        for kind, sample, *values in self.spread.each(parts, self._alike):
+        for kind, sample, *values in self.workers.each(parts, self._alike):
             if kind == "sample":
                 rows.append(Row(sample, tuple(values[0]), values[1]))
                 continue
@@ -243,8 +243,8 @@ class Chosen:
 
     def add_duplicates(self) -> None:
         """The members of their duplicate groups, in every snapshot."""
-        groups = groups_of(self.spread, self.sample_ids)
-        members = self.spread.each(self.lake.every_part("duplicate_groups") if groups else (), Members(set(), groups))
+        groups = groups_of(self.workers, self.sample_ids)
+        members = self.workers.each(self.lake.every_part("duplicate_groups") if groups else (), Members(set(), groups))
         self.sample_ids.update(sample for _, _, sample in members)
         self._grow()
 

@@ -18,7 +18,7 @@ import dataclasses
 import datetime
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -195,11 +195,10 @@ class Lake:
         self._write_manifest(manifest)
         return manifest
 
-    def recount(self, manifest: Manifest) -> None:
-        """Counts the rows of a complete snapshot again, after some were removed."""
-        rows = {table: self.count(table, manifest.snapshot_id) for table in manifest.rows}
-        if rows != manifest.rows:
-            self._write_manifest(dataclasses.replace(manifest, rows=rows))
+    def recount(self, manifest: Manifest, rows: Mapping[str, int]) -> None:
+        """Has a complete snapshot say how many rows some of its tables have, after some were removed."""
+        if not rows.items() <= manifest.rows.items():
+            self._write_manifest(dataclasses.replace(manifest, rows={**manifest.rows, **rows}))
 
     def _write_manifest(self, manifest: Manifest) -> None:
         content = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)

@@ -15,7 +15,7 @@ from pipelines.execution import Execution
 from pipelines.measure import MeasureOptions
 from pipelines.options import Parsed
 from tests.fakes import fake_lake
-from tests.lakes import spread
+from tests.lakes import workers
 from tests.planted import picture
 from transforms.attacks.prompts import listed_prompts
 from transforms.duplicates import keep_list
@@ -57,7 +57,7 @@ def lake(tmp_path):
 
 
 def chosen(lake, ids=(), urls=()):
-    return Chosen(spread(lake), Named(frozenset(ids), frozenset(urls)))
+    return Chosen(workers(lake), Named(frozenset(ids), frozenset(urls)))
 
 
 def test_the_same_url_the_same_bytes_and_the_same_stored_bytes_over_snapshots(lake):
@@ -101,11 +101,11 @@ SPELLINGS = ("https://Train.example/A b.png", "HTTPS://train.EXAMPLE/A b.png", "
 def test_a_url_may_be_spelt_otherwise(named, there, lake):
     lake.write("samples", "one", 0, [sample("a", there), sample("b", "https://train.example/a b.png")])
     asked = Named(frozenset(), frozenset([named]))
-    assert Chosen(spread(lake), asked).sample_ids == {"a"} and Chosen(spread(lake), asked).unknown(asked) == ([], 0)
+    assert Chosen(workers(lake), asked).sample_ids == {"a"} and Chosen(workers(lake), asked).unknown(asked) == ([], 0)
     forget(lake, urls=[named])
     # Known by its tombstone, and kept out of later ingests, by each of its spellings.
     assert [Tombstones.read(lake).of("?", url) for url in SPELLINGS] == ["asked for"] * 3
-    assert Chosen(spread(lake), asked).unknown(asked) == ([], 0)
+    assert Chosen(workers(lake), asked).unknown(asked) == ([], 0)
     assert finds(lake) == []
 
 
@@ -131,16 +131,16 @@ def test_a_sample_without_url_and_bytes_takes_no_other_with_it(lake):
 def test_what_is_unknown_is_told(lake):
     lake.write("samples", "one", 0, [sample("a", "u")])
     named = Named(frozenset({"a", "z", "y"}), frozenset({"u", "nowhere"}))
-    assert Chosen(spread(lake), named).unknown(named) == (["y", "z"], 1)
+    assert Chosen(workers(lake), named).unknown(named) == (["y", "z"], 1)
 
 
 def forget(lake, ids=(), urls=()):
-    bury(spread(lake), chosen(lake, ids, urls).sample_ids, urls, "asked for")
-    return remove(spread(lake))
+    bury(workers(lake), chosen(lake, ids, urls).sample_ids, urls, "asked for")
+    return remove(workers(lake))
 
 
 def finds(lake):
-    return proof.search(spread(lake)).found
+    return proof.search(workers(lake)).found
 
 
 def test_a_url_that_begins_another_is_found_in_that_by_nobody(lake):
@@ -199,18 +199,18 @@ def test_a_reason_says_nothing_of_what_is_forgotten(reason, refused, lake):
     forget(lake, ["b"])
     if refused:
         with pytest.raises(UserError, match="--reason holds a url or a caption"):
-            bury(spread(lake), {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
+            bury(workers(lake), {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
         assert set(Tombstones.read(lake).samples) == {"b"}
     else:
-        bury(spread(lake), {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
-        remove(spread(lake))
+        bury(workers(lake), {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
+        remove(workers(lake))
         assert finds(lake) == []
 
 
 def test_a_reason_is_no_short_caption(lake):
     lake.write("samples", "one", 0, [sample("a", "a.png", caption="me")])
     with pytest.raises(UserError, match="--reason holds a url or a caption"):
-        bury(spread(lake), {"a"}, [], "me ")
+        bury(workers(lake), {"a"}, [], "me ")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_list_of_bytes_that_are_no_text(tmp_path):
 def test_a_lake_of_which_no_file_is_listed_is_not_proved_empty(lake, monkeypatch):
     monkeypatch.setattr(Lake, "files", lambda self: [])
     with pytest.raises(UserError, match="can't be listed, so nothing was searched"):
-        proof.search(spread(lake))
+        proof.search(workers(lake))
 
 
 def test_what_a_killed_client_wrote_beside_the_database_goes(lake):
@@ -315,7 +315,7 @@ def test_a_report_between_the_tombstones_and_the_removal_shows_nothing_of_it(tmp
     lake = fake.lake
     tell_apart(fake)
     (url,) = {row["url"] for row in fake.rows("samples") if row["caption"] == captions[0]}
-    bury(spread(lake), chosen(lake, urls=[url]).sample_ids, [url], "asked for")
+    bury(workers(lake), chosen(lake, urls=[url]).sample_ids, [url], "asked for")
     made = measure.STAGE.run(Execution(lake, []), Parsed.of(MeasureOptions()), fake.match)
     extraction = next(row for row in marts.read_mart(lake, "extractions", made) if row["url"] == url)
     names = ("prompt_id", "sample_id", "group_id", "url", "caption", "prompt")
@@ -344,8 +344,8 @@ def test_pictures_are_as_old_as_what_made_them(matches, tmp_path):
     elif matches == "one":
         fake.lake._write_manifest(dataclasses.replace(fake.match, finished_at=old))
     kept = pictures(fake.lake)
-    assert kept and retire(spread(fake.lake), 92, now) == 0 and pictures(fake.lake) == kept
-    assert retire(spread(fake.lake), 90, now) == kept and pictures(fake.lake) == 0
+    assert kept and retire(workers(fake.lake), 92, now) == 0 and pictures(fake.lake) == kept
+    assert retire(workers(fake.lake), 90, now) == kept and pictures(fake.lake) == 0
 
 
 def test_unfinished_prompts_are_as_old_as_their_files(tmp_path):
@@ -359,7 +359,7 @@ def test_unfinished_prompts_are_as_old_as_their_files(tmp_path):
         pq.write_table(pa.Table.from_pylist([row], TABLES["generations"].schema), path)
     os.utime(path, (0, 0))
     Path(fake.lake.path("manifests", "generate", f"{audit}.json")).unlink()
-    assert retire(spread(fake.lake), 1, datetime.datetime.now(datetime.UTC)) == 1
+    assert retire(workers(fake.lake), 1, datetime.datetime.now(datetime.UTC)) == 1
     assert pictures(fake.lake) == 1 and not path.exists() and fake.lake.every_part("cliques") == []
 
 
@@ -416,7 +416,7 @@ def test_until_the_removal_a_forgotten_caption_is_no_prompt_of_another_image(tmp
     made = measure.STAGE.run(Execution(fake.lake, []), Parsed.of(MeasureOptions()), fake.match)
     rows = marts.read_mart(fake.lake, "extractions", made)
     bury(
-        spread(fake.lake),
+        workers(fake.lake),
         chosen(fake.lake, urls=["https://train.example/0.png", "https://train.example/2.png"]).sample_ids,
         [],
         "x",
@@ -437,7 +437,7 @@ def test_a_keep_list_of_many_parts_is_whole_after_a_kill(parts, place, tmp_path,
     tell_apart(fake)
     monkeypatch.setattr(keep_list, "ROWS_PER_PART", 2)
     keep_list.write_keep_list(lake, fake.ingest.snapshot_id, snapshot, "first")
-    lake.recount(fake.deduplicate)
+    lake.recount(fake.deduplicate, {"keep_list": lake.count("keep_list", snapshot)})
     assert len(lake.parts("keep_list", snapshot)) == 4
     gone = lake.read("keep_list", snapshot)["sample_id"].to_pylist()[2 * place]
     write = Lake.write

@@ -1,7 +1,7 @@
 """How forgetting looks at a lake of any size: file by file, on Beam's workers.
 
 A **work** is an object that is called with the path of a file, does something with it and yields rows: small things that JSON
-can hold, ids, digests and numbers, and never what was forgotten. ``Spread.each`` has a work done on many files. What the work
+can hold, ids, digests and numbers, and never what was forgotten. ``Workers.each`` has a work done on many files. What the work
 knows, and which files, is written to the lake for the workers: a list of samples may be longer than the description of a job
 may be. What they answer lies beside it, and goes when it was read.
 
@@ -30,7 +30,7 @@ MOST_TASKS = 1000
 """Into so many tasks the files are dealt out: as many answers are to be read."""
 
 
-class Spread:
+class Workers:
     """Has work done on files of a lake; leaves nothing behind when the ``with`` ends.
 
     Args:
@@ -42,7 +42,7 @@ class Spread:
         self.lake, self._run = lake, run
         self._folder, self._passes = lake.work("forget", uuid.uuid4().hex), 0
 
-    def __enter__(self) -> Spread:
+    def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,14 +59,17 @@ class Spread:
             return []
         self._passes += 1
         folder = f"{self._folder}/{self._passes:05d}"
-        tasks = range(min(len(paths), MOST_TASKS))
+        tasks = min(len(paths), MOST_TASKS)
         write_bytes(f"{folder}/work.pickle", pickle.dumps((paths, work)))
-        self._run(
-            lambda pipeline: pipeline | "Tasks" >> beam.Create(tasks) | "EachFile" >> beam.ParDo(EachFile(folder, len(tasks)))
-        )
-        answers = [answer for task in tasks for answer in read_json(_answers(folder, task))]
+        self._run(lambda pipeline: build(pipeline, folder, tasks))
+        answers = [answer for task in range(tasks) for answer in read_json(_answers(folder, task))]
         _delete_folder(folder)
         return [row for _, row in sorted(answers, key=lambda answer: answer[0])]
+
+
+def build(pipeline: beam.Pipeline, folder: str, tasks: int) -> None:
+    """The pipeline of one pass, whose work lies in ``folder``."""
+    _ = pipeline | "Tasks" >> beam.Create(list(range(tasks))) | "EachFile" >> beam.ParDo(EachFile(folder, tasks))
 
 
 class EachFile(beam.DoFn):
