@@ -39,7 +39,7 @@ from transforms.matching.calibration import DISTANCES, Asked, calibration_rows, 
 from transforms.matching.candidates import merge
 from transforms.matching.comparison import Measure
 from transforms.matching.directory import Directory, write_own
-from transforms.matching.tasks import THUMBNAIL, Round, Snapshots, Task, decoy_file
+from transforms.matching.tasks import EXACT_UP_TO, THUMBNAIL, Round, Snapshots, Task, decoy_file
 from transforms.models.base import Generator
 from transforms.models.clip import ClipModel
 from transforms.store.files import count_rows, delete, list_files, open_parquet, read_parquet, read_rows, write_parquet
@@ -270,8 +270,12 @@ class Matching:
         if self.generate.parameters["keep"] == "none":
             return {"pointed": 0, "success": 0, "copies_of_others": 0, "pointed_at": None}
         numbers = [part_number(path) for path in self.lake.parts("generations", self.snapshots.generate)]
+        # Only copies are looked for, which lie near.
         pointing = dataclasses.replace(
-            self.round("pointing", [Task("generations", number) for number in numbers]), neighbours=3, spaces=(THUMBNAIL,)
+            self.round("pointing", [Task("generations", number) for number in numbers]),
+            neighbours=3,
+            spaces=(THUMBNAIL,),
+            exact_thumbnails=EXACT_UP_TO,
         )
         execution.run(lambda pipeline: build_thumbnails(pipeline, pointing))
         self.find(execution, pointing)
@@ -309,21 +313,30 @@ class Matching:
 
     def count(self, execution: Execution, limits: CopyLimits) -> dict[str, Any]:
         """Writes ``eidetic_counts`` for every training image that some verdict calls; returns the recall of the candidates."""
+        from transforms.matching.eidetic_counts import targets_at_once
         from transforms.matching.parts import sampled_rows
         from transforms.matching.recall import recall
 
         targets = self._targets(limits)
-        path = self.lake.work("match", self.snapshot, "targets.parquet")
-        if targets.num_rows:
-            write_parquet(path, targets)
-        else:
+        if not targets.num_rows:
             self.lake.write("eidetic_counts", self.snapshot, 0, [])
+        at_once = targets_at_once(max(targets["side"].to_pylist(), default=COARSE), self.memory // 4)
+        paths: list[str] = []
+        for start in range(0, targets.num_rows, at_once):
+            paths.append(self.lake.work("match", self.snapshot, "targets", f"{len(paths):05d}.parquet"))
+            write_parquet(paths[-1], targets.slice(start, at_once))
         nearest = self.lake.work("match", self.snapshot, "nearest.parquet")
-        execution.run(lambda pipeline: build_counts(pipeline, self, path if targets.num_rows else None, nearest))
+        execution.run(lambda pipeline: build_recall(pipeline, self, nearest))
+        for part, path in enumerate(paths):
+            execution.run(lambda pipeline, path=path, part=part: build_counts(pipeline, self, path, part))  # type: ignore[misc]
         found = {
             row["key"]: list(zip(row["distances"], row["groups"], strict=True)) for row in read_parquet(nearest).to_pylist()
         }
         return recall(sampled_rows(self.lake, self.snapshot), found)
+
+    def training_parts(self) -> list[int]:
+        """Numbers of the parts of ``images`` with training images."""
+        return sorted({row["part"] for row in self.directory.totals() if row["role"] == "training"})
 
     def _targets(self, limits: CopyLimits) -> pa.Table:
         """sample_id, code, offset, side: the training images to count for, and the crop of each one's nearest match."""
@@ -443,17 +456,23 @@ def build_regeneration(
     _ = pipeline | "Parts" >> beam.Create(numbers) | "Regenerate" >> again
 
 
-def build_counts(pipeline: beam.Pipeline, job: Matching, targets: str | None, nearest: str) -> None:
-    """The pipeline that writes ``eidetic_counts`` (where there are ``targets``), and the brute force's ``nearest``."""
-    from transforms.matching.eidetic_counts import CountMemories
+def build_recall(pipeline: beam.Pipeline, job: Matching, nearest: str) -> None:
+    """The pipeline that writes, by brute force, which images lie nearest to the sampled generations."""
     from transforms.matching.recall import NearestOfAll
 
-    numbers = sorted({row["part"] for row in job.directory.totals() if row["role"] == "training"})
-    parts = pipeline | "Parts" >> beam.Create(numbers, reshuffle=True)
-    _ = parts | "NearestOfAll" >> NearestOfAll(job.lake, job.snapshots, job.snapshot, nearest)
-    if targets is not None:
-        count = CountMemories(job.lake, job.snapshot, job.snapshots, targets, job.options.eidetic_delta, job.audit)
-        _ = parts | "CountMemories" >> count
+    _ = (
+        pipeline
+        | "Parts" >> beam.Create(job.training_parts(), reshuffle=True)
+        | "NearestOfAll" >> NearestOfAll(job.lake, job.snapshots, job.snapshot, nearest)
+    )
+
+
+def build_counts(pipeline: beam.Pipeline, job: Matching, targets: str, part: int) -> None:
+    """The pipeline that writes a part of ``eidetic_counts``."""
+    from transforms.matching.eidetic_counts import CountMemories
+
+    count = CountMemories(job.lake, job.snapshot, job.snapshots, targets, part, job.options.eidetic_delta, job.audit)
+    _ = pipeline | "Parts" >> beam.Create(job.training_parts(), reshuffle=True) | "CountMemories" >> count
 
 
 STAGE = Stage(

@@ -270,15 +270,13 @@ def test_making_again_asks_for_a_gpu_where_the_model_is(lake, build, job):
     assert on_cpu == set()
 
 
-@pytest.mark.parametrize("found", [True, False])
-def test_counting_needs_no_gpu(build, job, matched, tmp_path, found):
+def test_counting_needs_no_gpu(build, job, matched, tmp_path):
     targets = tmp_path / "targets.parquet"
     pq.write_table(pa.table({"sample_id": ["a"], "code": [0], "offset": [0], "side": [8]}), targets)
-    with_gpu, without = on_gpu(
-        build(lambda pipeline: match.build_counts(pipeline, job, str(targets) if found else None, "nearest.parquet"))
-    )
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build_counts(pipeline, job, str(targets), 0)))
+    assert with_gpu == set() and has_step(without, "CountWithin")
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build_recall(pipeline, job, "nearest.parquet")))
     assert with_gpu == set() and has_step(without, "NearestByBruteForce")
-    assert has_step(without, "CountWithin") == found
 
 
 def test_forgetting_needs_no_gpu_and_carries_neither_names_nor_digests(lake, build):

@@ -118,8 +118,7 @@ def test_parquet_without_pictures(lake, tmp_path, capsys):
 
 def test_through_the_index_the_same_is_found(lake, files, monkeypatch):
     exact = looked_up(lake, files / "copy.jpg", files / "small.png")
-    monkeypatch.setattr(candidates, "EXACT_UP_TO", 3)
-    monkeypatch.setattr("transforms.matching.lookup.EXACT_UP_TO", 3)
+    monkeypatch.setattr("transforms.matching.tasks.EXACT_UP_TO", 3)
     monkeypatch.setattr(candidates, "GROUPS_PER_CELL", 4)
     for _ in range(2):  # the first makes it
         found = looked_up(lake, files / "copy.jpg", files / "small.png")

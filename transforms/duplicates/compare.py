@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.data.images import ImageStore
+from transforms.data.images import ByteLimitedCache, ImageStore
 from transforms.duplicates.job import Marks, Preparation, Search, Vectors, keys_of, positions, read_block
 from transforms.duplicates.search import Cells, Comparison, Piece, shard_file
 from transforms.kernels import cells as kernel
@@ -21,9 +21,13 @@ from transforms.kernels.groups import Edges, merge_forests, no_edges, spanning_f
 from transforms.store.arrays import matrix, read_arrow, read_npz, write_npz
 from transforms.store.counters import count
 from transforms.store.files import exists, read_parquet
+from transforms.store.sharing import Shared
 
 PREPARED_PICTURES = 1024
 """Pictures that are kept ready for the second opinion: 0.15 MB each."""
+
+DIGESTS_BYTES = 16 << 20
+"""Of ids and of what tells their pictures apart, in the second opinion: some 300,000 samples."""
 
 
 class ComparePieces(beam.DoFn):
@@ -31,9 +35,11 @@ class ComparePieces(beam.DoFn):
 
     def __init__(self, job: Search):
         self.job = job
+        self._plan = Shared(lambda: (Preparation.read(job), Cells.read(job)))
+        self._pictures = Shared(lambda: pictures_of(job))
 
     def setup(self) -> None:
-        self.opinion = None if self.job.ingest_snapshot is None else SecondOpinion(self.job)
+        self.opinion = None if self.job.ingest_snapshot is None else SecondOpinion(self.job, self._pictures.get())
 
     def process(self, comparison: Comparison) -> Iterator[int]:
         if not exists(self.job.lake.part("duplicate_pairs", self.job.snapshot, comparison.number)):
@@ -41,7 +47,8 @@ class ComparePieces(beam.DoFn):
         yield comparison.number
 
     def _compare(self, comparison: Comparison) -> None:
-        job, prepared, cells, shard = self.job, Preparation.read(self.job), Cells.read(self.job), comparison.shard
+        job, shard = self.job, comparison.shard
+        prepared, cells = self._plan.get()
         same = comparison.first == comparison.second
         first, lists_a = self._load(shard, comparison.first)
         second, lists_b = (first, lists_a) if same else self._load(shard, comparison.second)
@@ -252,14 +259,24 @@ class Joined:
         self._distances[(one, other) if one < other else (other, one)] = distance
 
 
-class SecondOpinion:
-    """What pixels say of pairs; see ``kernels/verification.py``."""
+def pictures_of(job: Search) -> ImageStore:
+    """The training images of a search that has pictures."""
+    assert job.ingest_snapshot is not None, "without pictures there is no second opinion"
+    return ImageStore(job.lake, job.ingest_snapshot, job.embed_snapshot)
 
-    def __init__(self, job: Search):
-        assert job.ingest_snapshot is not None, "without pictures there is no second opinion"
-        self.store, self.agree = ImageStore(job.lake, job.ingest_snapshot, job.embed_snapshot), job.pixel_distance
+
+class SecondOpinion:
+    """What pixels say of pairs; see ``kernels/verification.py``.
+
+    Args:
+        job: the search.
+        store: its pictures, as ``pictures_of`` gives them.
+    """
+
+    def __init__(self, job: Search, store: ImageStore):
+        self.store, self.agree = store, job.pixel_distance
         self._ready: OrderedDict[bytes, verification.PreparedPicture] = OrderedDict()
-        self._digests: dict[str, bytes | None] = {}
+        self._digests: ByteLimitedCache[str, bytes] = ByteLimitedCache(DIGESTS_BYTES)
 
     def distances(self, one: Sequence[str], other: Sequence[str], joined: Joined | None = None) -> np.ndarray:
         """(p,) sample_ids twice → (p,) float32 aligned tiled l2; NaN where a picture can't be decoded, or was forgotten.
@@ -272,7 +289,7 @@ class SecondOpinion:
         with threadpool_limits(1, user_api="blas"):
             for place, (a, b) in enumerate(zip(one, other, strict=True)):
                 first, second = self._digest(a), self._digest(b)
-                if first is None or second is None:
+                if not first or not second:
                     continue
                 if joined is None:
                     result[place] = self._align(a, b, first, second)
@@ -289,17 +306,19 @@ class SecondOpinion:
     def _align(self, a: str, b: str, first: bytes, second: bytes) -> float:
         return verification.align(self._prepare(a, first), self._prepare(b, second)).distance
 
-    def _digest(self, sample_id: str) -> bytes | None:
-        """Of the picture's pixels; None where there are none."""
-        if sample_id not in self._digests:
+    def _digest(self, sample_id: str) -> bytes:
+        """Of the picture's pixels; empty where there are none."""
+        digest = self._digests.get(sample_id)
+        if digest is None:
             try:
                 picture = self.store.get(sample_id)
             except ValueError:
-                self._digests[sample_id] = None
+                digest = b""
             else:
                 shape = ",".join(map(str, picture.shape)).encode()
-                self._digests[sample_id] = hashlib.blake2b(shape + picture.tobytes(), digest_size=16).digest()
-        return self._digests[sample_id]
+                digest = hashlib.blake2b(shape + picture.tobytes(), digest_size=16).digest()
+            self._digests.put(sample_id, digest, len(sample_id) + len(digest))
+        return digest
 
     def _prepare(self, sample_id: str, digest: bytes) -> verification.PreparedPicture:
         ready = self._ready.get(digest)

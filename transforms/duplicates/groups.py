@@ -8,7 +8,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from transforms.duplicates.compare import Compared, SecondOpinion, all_marks
+from transforms.duplicates.compare import Compared, SecondOpinion, all_marks, pictures_of
 from transforms.duplicates.job import Block, Preparation, Search, positions, read_block
 from transforms.duplicates.search import Cells, judged
 from transforms.kernels import groups as kernel
@@ -259,7 +259,7 @@ class MeasureRecall(beam.DoFn):
         distance = np.full(known.num_rows, np.nan, np.float32)
         stands_for = known["stands_for"].to_numpy().copy()
         if self.job.ingest_snapshot is not None:
-            opinion = SecondOpinion(self.job)
+            opinion = SecondOpinion(self.job, pictures_of(self.job))
             # The pairs are in random order on either side of the threshold, so the first so many are a sample.
             for side in (np.flatnonzero(over), np.flatnonzero(~over)):
                 looked = side[:SWEPT]

@@ -17,6 +17,7 @@ from transforms.duplicates.job import SWEEP_DEPTH, Block, Preparation, Search, V
 from transforms.kernels import cells as kernel
 from transforms.store.arrays import matrix, read_arrow, read_json, read_npz, vectors_column, write_arrow, write_json, write_npz
 from transforms.store.files import exists, list_files
+from transforms.store.sharing import Shared
 
 PAIRS_OF_A_QUERY = 200
 """Pairs with one block that are kept of a sampled image, over the threshold and under it each. More are drawn from."""
@@ -299,6 +300,7 @@ class SpillBlock(beam.DoFn):
 
     def __init__(self, job: Search):
         self.job = job
+        self._cells = Shared(lambda: Cells.read(job))
 
     def process(self, block: Block) -> Iterator[Spilled]:
         done = self.job.file("spilled", block.number, "json")
@@ -309,7 +311,7 @@ class SpillBlock(beam.DoFn):
             yield Spilled(shard, block.number, rows)
 
     def _spill(self, number: int, block: Vectors) -> list[tuple[int, int]]:
-        cells = Cells.read(self.job)
+        cells = self._cells.get()
         assert cells.quantiser is not None, "only what is spread over cells is spilled"
         assigned = cells.quantiser.assign(kernel.sketch(block.vector, cells.quantiser.basis), cells.assignments, cells.margin)
         shards = np.where(assigned >= 0, cells.shard[assigned], -1)

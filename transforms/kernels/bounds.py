@@ -19,9 +19,15 @@ SLACK = 0.02
 test.
 """
 
+ROUNDING = 1.5 / 255
+"""The same where nothing is resized and blocks are whole pixels: a thumbnail is rounded twice, along and across."""
+
+STRIP = 1024
+"""Pictures whose products are held at once: what a processor has at hand."""
+
 
 def band_sums(squares: np.ndarray) -> np.ndarray:
-    """What ``lower_bounds`` needs to know of square pictures.
+    """What ``within_reach`` needs to know of square pictures.
 
     Args:
         squares: (t, S, S, 3) uint8.
@@ -49,16 +55,19 @@ def _box_sums(sums: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return at[:, 1:] - at[:, :-1]
 
 
-def lower_bounds(sums: np.ndarray, thumbnails: np.ndarray, width: int, height: int) -> np.ndarray:
-    """How near square pictures and the square crops of others can be at most.
+def within_reach(
+    sums: np.ndarray, thumbnails: np.ndarray, width: int, height: int, reach: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which square pictures may lie near a square crop of which others; for all that aren't named it is certain that none does.
 
     Args:
         sums: ``band_sums`` of t squares of S × S pixels.
         thumbnails: (n, 192) uint8, of pictures that all have
-        width, height: pixels; what counts is the aspect.
+        width, height: pixels.
+        reach: (t,) l2 that is near, to the crops of the picture resized so that its shorter side is S; may be infinite.
 
     Returns:
-        (t, n) float32: no crop of the picture, resized so that its shorter side is S, is nearer in l2; up to ``SLACK``.
+        (p,) int64 squares and (p,) int64 pictures of the pairs, by square and picture.
     """
     side = sums.shape[3] - 1
     wide = width >= height
@@ -68,19 +77,26 @@ def lower_bounds(sums: np.ndarray, thumbnails: np.ndarray, width: int, height: i
     laid = tiny if wide else tiny.transpose(0, 2, 1, 3)
     mine = sums[:, 0 if wide else 1]
     column = longer / SIDE
-    best = np.full((len(sums), len(tiny)), np.inf, np.float32)
+    # A block is column / side of the crop along, and 1 / SIDE of it across. No l2 is over 1.
+    slack = ROUNDING if width == height == side and side % SIDE == 0 else SLACK
+    limits = (np.square(np.minimum(reach, 1) + slack) * (side * SIDE * 3 / column)).astype(np.float32)
+    pairs = np.zeros((len(sums), len(tiny)), bool)
     for offset in range(longer - side + 1):
         first = math.ceil(offset / column - 1e-9)
         last = math.floor((offset + side) / column + 1e-9)
         if last <= first:
-            return np.zeros_like(best)
+            pairs[:] = True
+            break
         edges = np.clip(np.arange(first, last + 1) * column - offset, 0, side)
         low = np.minimum(np.floor(edges).astype(np.int64), side)
         share = (edges - low).astype(np.float32)[None, None, :, None]
         at = mine[:, :, low] * (1 - share) + mine[:, :, np.minimum(low + 1, side)] * share
         means = ((at[:, :, 1:] - at[:, :, :-1]) / np.float32(column)).reshape(len(sums), -1)
         theirs = laid[:, :, first:last].reshape(len(tiny), -1)
-        squares = np.square(means).sum(1)[:, None] + np.square(theirs).sum(1) - 2 * means @ theirs.T
-        # A block is column / side of the crop along, and 1 / SIDE of it across.
-        np.minimum(best, squares * np.float32(column / side / SIDE / 3), out=best)
-    return np.sqrt(best.clip(min=0))
+        # |a|² + |b|² - 2 a·b less the limit, as one product.
+        left = np.column_stack([means, np.square(means).sum(1) - limits, np.ones(len(means), np.float32)])
+        right = np.column_stack([-2 * theirs, np.ones(len(theirs), np.float32), np.square(theirs).sum(1)])
+        for start in range(0, len(right), STRIP):
+            pairs[:, start : start + STRIP] |= left @ right[start : start + STRIP].T <= 0
+    squares, pictures = np.nonzero(pairs)
+    return squares, pictures

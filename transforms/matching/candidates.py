@@ -2,8 +2,9 @@
 
 They fail on different pictures: CLIP takes any flat picture for any other, and a thumbnail no crop for what it was cropped
 from. While the training images are few, all are compared, in chunks that fit a worker; beyond, both sides go to the cells of a
-quantiser (CLIP's are those that ``deduplicate`` has trained), spilled by shard, and every shard is read once. What is found is
-merged by SQL: for each picture the nearest by either, and for each part of ``images`` which of its pictures are wanted.
+quantiser (CLIP's are those that ``deduplicate`` has trained), spilled by shard, and every shard is read once. Thumbnails, which
+are small, are compared up to a larger number (``Round.exact_thumbnails``). What is found is merged by SQL: for each picture the
+nearest by either, and for each part of ``images`` which of its pictures are wanted.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from transforms.kernels import cells
 from transforms.kernels.nearest import NOTHING, nearest
 from transforms.kernels.thumbnails import LENGTH, lifted, square_windows
+from transforms.matching import tasks
 from transforms.matching.directory import INDEX, ROW_BITS, Directory, by_part
 from transforms.matching.tasks import CLIP, PLACE_BITS, THUMBNAIL, Round
 from transforms.store import arrays
 from transforms.store.counters import count
-from transforms.store.files import delete, exists, list_files, read_parquet, write_parquet
+from transforms.store.files import delete, exists, list_files, read_parquet, replacing, write_parquet
 from transforms.store.identity import digest
 from transforms.store.remote import readable
 from transforms.store.scan import connect
-
-EXACT_UP_TO = 200_000
-"""With so many groups or fewer, all are compared: cells cost more than they save, and lose some."""
+from transforms.store.sharing import Shared
 
 CHUNK_ROWS = 100_000
 """Groups that are searched at once where nobody says how much memory there is."""
@@ -128,15 +129,17 @@ class Chunk(NamedTuple):
         number: of what it leaves.
         role: training or control.
         parts: their numbers.
+        spaces: clip, thumbnail: which are searched.
     """
 
     number: int
     role: str
     parts: tuple[int, ...]
+    spaces: tuple[str, ...]
 
 
-def chunks(totals: Sequence[dict[str, Any]], role: str, rows: int, first: int = 0) -> list[Chunk]:
-    """The parts that have images of a role, together while they have up to ``rows`` groups."""
+def chunks(totals: Sequence[dict[str, Any]], role: str, rows: int, spaces: tuple[str, ...]) -> list[Chunk]:
+    """The parts that have images of a role, together while they have up to ``rows`` groups; none without spaces."""
     found: list[list[int]] = []
     filled = 0
     for total in totals:
@@ -148,7 +151,7 @@ def chunks(totals: Sequence[dict[str, Any]], role: str, rows: int, first: int = 
             filled = 0
         found[-1].append(part)
         filled += groups
-    return [Chunk(first + number, role, tuple(parts)) for number, parts in enumerate(found)]
+    return [Chunk(number, role, tuple(parts), spaces) for number, parts in enumerate(found) if spaces]
 
 
 class SearchChunk(beam.DoFn):
@@ -158,22 +161,26 @@ class SearchChunk(beam.DoFn):
         self.round = round
 
     def process(self, chunk: Chunk) -> Iterator[int]:
-        for space in self.round.spaces:
+        for space in chunk.spaces:
             path = found_file(self.round, chunk.role, space, chunk.number)
             if exists(path):
                 continue
             read = [read_entries(self.round, part, chunk.role, space) for part in chunk.parts]
-            wide = [one for one in read if len(one.codes)]
-            tables = [FOUND.empty_table()]
-            if wide:
-                entries = Entries(np.concatenate([one.codes for one in wide]), np.concatenate([one.vectors for one in wide]))
-                for number in range(len(self.round.tasks)):
+            entries = together(read)
+            with replacing(path) as sink, pq.ParquetWriter(sink, FOUND) as file:
+                for number in range(len(self.round.tasks) if len(entries.codes) else 0):
                     queries = read_queries(self.round, number, chunk.role, space)
                     if len(queries.numbers):
-                        tables.append(search(entries, queries, space, self.round.neighbours))
-            write_parquet(path, pa.concat_tables(tables))
+                        file.write_table(search(entries, queries, space, self.round.neighbours))
             count(f"searches by {space}")
         yield chunk.number
+
+
+def together(read: Sequence[Entries]) -> Entries:
+    """Entries of several parts as one."""
+    # One without entries doesn't know how many numbers a vector has.
+    wide = [one for one in read if len(one.codes)] or list(read[:1])
+    return Entries(np.concatenate([one.codes for one in wide]), np.concatenate([one.vectors for one in wide]))
 
 
 def found_file(round: Round, role: str, space: str, number: int) -> str:
@@ -231,6 +238,11 @@ def shards_file(round: Round, space: str) -> str:
     return round.lake.work(INDEX, round.snapshots.deduplicate, "shards", f"{space}.npz")
 
 
+def read_shards(round: Round) -> dict[str, Shards]:
+    """The cells of each space."""
+    return {space: Shards.read(shards_file(round, space)) for space in (CLIP, THUMBNAIL)}
+
+
 def unit(space: str, vectors: np.ndarray) -> np.ndarray:
     """What cells are made of: vectors of unit norm, near where what is searched is near."""
     return vectors if space == CLIP else lifted(vectors)
@@ -286,13 +298,14 @@ class SpillEntries(beam.DoFn):
 
     def __init__(self, round: Round):
         self.round = round
+        self._shards = Shared(lambda: read_shards(round))
 
     def process(self, part: int) -> Iterator[int]:
         for space in (CLIP, THUMBNAIL):
             done = self.round.lake.work(INDEX, self.round.snapshots.deduplicate, "done", space, f"{part:05d}.json")
             if exists(done):
                 continue
-            shards = Shards.read(shards_file(self.round, space))
+            shards = self._shards.get()[space]
             entries = read_entries(self.round, part, "training", space)
             if len(entries.codes):
                 cell = shards.nearest(unit(space, entries.vectors), 1)[:, 0]
@@ -308,15 +321,16 @@ class SpillEntries(beam.DoFn):
 class SpillQueries(beam.DoFn):
     """Number of a task → itself; spills its pictures to the shards of the cells that are looked at for them."""
 
-    def __init__(self, round: Round):
-        self.round = round
+    def __init__(self, round: Round, spaces: Sequence[str]):
+        self.round, self.spaces = round, spaces
+        self._shards = Shared(lambda: read_shards(round))
 
     def process(self, number: int) -> Iterator[int]:
-        for space in self.round.spaces:
+        for space in self.spaces:
             queries = read_queries(self.round, number, "training", space)
             if not len(queries.numbers):
                 continue
-            shards = Shards.read(shards_file(self.round, space))
+            shards = self._shards.get()[space]
             probed = shards.nearest(unit(space, queries.vectors), shards.probes)
             shard = np.where(probed >= 0, shards.shard[probed], -1)
             for one in np.unique(shard[shard >= 0]).tolist():
@@ -416,9 +430,10 @@ def _together(folder: str) -> dict[str, np.ndarray] | None:
 
 def nearest_of(found: pa.Table, most: int) -> pa.Table:
     """Of what the cells of a shard gave, the ``most`` nearest of each picture."""
-    query, code, distance = (found[name].to_numpy() for name in FOUND.names)
-    order = np.lexsort((code, distance, query))
-    query = query[order]
+    picture, distance = np.unique(found["query"].to_numpy(), return_inverse=True)[1], found["distance"].to_numpy()
+    # One whole number a row, since those are sorted fast: the bits of a float that isn't negative rise with it.
+    order = np.argsort((picture << 32) | np.maximum(distance, 0).view(np.uint32))
+    query = picture[order]
     rank = np.arange(len(query)) - np.searchsorted(query, query)
     return found.take(pa.array(order[rank < most]))
 
@@ -470,25 +485,26 @@ class FindCandidates(beam.PTransform):
     def expand(self, start: beam.pvalue.PBegin) -> beam.PCollection:
         round = self.round
         totals = Directory(round.lake, round.snapshots.deduplicate).totals()
-        controls = chunks(totals, "control", self.rows)
-        if sum(one["groups"] for one in totals if one["role"] == "training") <= EXACT_UP_TO:
-            every = [*controls, *chunks(totals, "training", self.rows, first=len(controls))]
-            return start | "Chunks" >> beam.Create(every, reshuffle=True) | "SearchChunk" >> beam.ParDo(SearchChunk(round))
+        groups = sum(one["groups"] for one in totals if one["role"] == "training")
+        exact = {CLIP: tasks.EXACT_UP_TO, THUMBNAIL: round.exact_thumbnails}
+        by_cells = tuple(space for space in round.spaces if groups > exact[space])
+        rest = tuple(space for space in round.spaces if space not in by_cells)
+        every = [*chunks(totals, "control", self.rows, round.spaces), *chunks(totals, "training", self.rows, rest)]
+        in_chunks = start | "Chunks" >> beam.Create(every, reshuffle=True) | "SearchChunk" >> beam.ParDo(SearchChunk(round))
+        if not by_cells:
+            return in_chunks
         shards = start | "IndexGroups" >> IndexGroups(round, self.rows)
-        tasks = start | "Tasks" >> beam.Create(range(len(round.tasks)), reshuffle=True)
-        spilled = tasks | "SpillQueries" >> beam.ParDo(SpillQueries(round))
+        numbers = start | "Tasks" >> beam.Create(range(len(round.tasks)), reshuffle=True)
+        spilled = numbers | "SpillQueries" >> beam.ParDo(SpillQueries(round, by_cells))
         # A shard is searched once all pictures are spilled.
         waits = beam.pvalue.AsIter(spilled)
         in_shards = (
             shards
-            | "OfThisRound" >> beam.Filter(lambda element, _: element[0] in round.spaces, waits)
+            | "OfThisRound" >> beam.Filter(lambda element, _: element[0] in by_cells, waits)
             | "SpreadSearches" >> beam.Reshuffle()
             | "SearchShard" >> beam.ParDo(SearchShard(round))
         )
-        of_controls = (
-            start | "Controls" >> beam.Create(controls, reshuffle=True) | "SearchControls" >> beam.ParDo(SearchChunk(round))
-        )
-        return (in_shards, of_controls) | "Searched" >> beam.Flatten()
+        return (in_shards, in_chunks) | "Searched" >> beam.Flatten()
 
 
 def candidates_file(round: Round, number: int) -> str:

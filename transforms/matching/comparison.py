@@ -17,6 +17,7 @@ from transforms.kernels.distances import (
     central_square,
     coarse_l2,
     l2,
+    squared_bytes,
     tiled_l2,
 )
 
@@ -134,7 +135,6 @@ class Matcher:
                 nearest ``others`` and the next is left out, and its picture isn't looked at.
             own: the training group whose caption made it, if any.
         """
-        asked = picture.astype(np.float32)
         coarse = block_means(picture, COARSE)
         order = range(len(training)) if bounds is None else np.argsort(bounds, kind="stable").tolist()
         # One more than the adaptive distance needs, since the own group is none of the others; and as many that may be twins.
@@ -145,13 +145,13 @@ class Matcher:
             places = order[start : start + AT_ONCE]
             if bounds is not None and bounds[places[0]] > farthest:
                 break
-            found, coarse_pictures = self._distances([training[place] for place in places], picture, asked, coarse)
+            found, coarse_pictures = self._distances([training[place] for place in places], picture, coarse)
             near += found
             means.append(coarse_pictures)
             if len(near) >= enough:
                 farthest = float(np.partition([one.l2 for one in near], enough - 1)[enough - 1])
         near = self._with_twins(near, np.concatenate(means), own, picture.shape[0]) if near else near
-        return ComparedPicture(picture, coarse, in_order(near), in_order(self._distances(controls, picture, asked, coarse)[0]))
+        return ComparedPicture(picture, coarse, in_order(near), in_order(self._distances(controls, picture, coarse)[0]))
 
     def _with_twins(self, near: list[Near], means: np.ndarray, own: str | None, side: int) -> list[Near]:
         """The same, with the twins of those groups that get a row, while their pictures are at hand."""
@@ -165,21 +165,16 @@ class Matcher:
             for one in near
         ]
 
-    def _distances(
-        self, groups: Sequence[Group], picture: np.ndarray, asked: np.ndarray, coarse: np.ndarray
-    ) -> tuple[list[Near], np.ndarray]:
-        """l2 and coarse l2 to representatives, in float32, since most of a generation's time goes here; and their block
-        means.
-        """
+    def _distances(self, groups: Sequence[Group], picture: np.ndarray, coarse: np.ndarray) -> tuple[list[Near], np.ndarray]:
+        """l2, and in float32 coarse l2, to representatives; and their block means."""
         if not groups:
             return [], np.empty((0, *coarse.shape), np.float32)
-        crops = np.stack([self._aligned(group.code, group.sample_id, picture) for group in groups])
-        apart = np.subtract(asked, crops, dtype=np.float32).reshape(len(groups), -1)
-        means = block_means(crops, COARSE)
+        crops = [self._aligned(group.code, group.sample_id, picture) for group in groups]
+        squares = np.array([squared_bytes(picture, crop) for crop in crops])
+        means = block_means(np.stack(crops), COARSE)
         coarsely = (coarse - means).reshape(len(groups), -1)
-        far = [np.sqrt(np.einsum("nd,nd->n", one, one) / one.shape[1]) for one in (apart, coarsely)]
-        pairs = zip(groups, (far[0] / 255).tolist(), far[1].tolist(), strict=True)
-        return [Near(*pair) for pair in pairs], means
+        far = np.sqrt(squares / picture.size) / 255, np.sqrt(np.einsum("nd,nd->n", coarsely, coarsely) / coarsely.shape[1])
+        return [Near(*pair) for pair in zip(groups, far[0].tolist(), far[1].tolist(), strict=True)], means
 
     def _aligned(self, code: int, sample_id: str, picture: np.ndarray) -> np.ndarray:
         """The crop of a training image where a picture lies best in it."""

@@ -6,7 +6,9 @@ Exact: thumbnails rule out nearly all (kernels/bounds.py), and the pictures of w
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,18 +17,23 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.data.images import PicturesByCode
-from transforms.kernels.bounds import SLACK, band_sums, lower_bounds
-from transforms.kernels.distances import resize_shorter_side, square_at
+from transforms.kernels.bounds import band_sums, within_reach
+from transforms.kernels.distances import resize_shorter_side, square_at, squared_bytes
+from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.gathering import images_at
 from transforms.matching.tasks import Snapshots
 from transforms.store.counters import count
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
-from transforms.store.pictures import decode
+from transforms.store.pictures import decode_array
+from transforms.store.sharing import Shared
 from transforms.store.tombstones import Tombstones
 
 AT_ONCE = 1024
 """Targets whose bounds are held at once."""
+
+AT_A_TIME = 64
+"""Pictures that a thread looks at in one go."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +51,19 @@ class Sought:
     within: np.ndarray
 
 
-def possible(
-    lake: Lake, snapshots: Snapshots, part: int, sought: Sought, allowed: np.ndarray | None = None
-) -> dict[int, list[int]]:
+def targets_at_once(side: int, memory: int) -> int:
+    """How many targets of so many pixels along each side are counted in one pass over the pictures, in so many bytes."""
+    of_one = band_sums(np.zeros((1, side, side, 3), np.uint8)).nbytes
+    return max(1, memory // of_one)
+
+
+def possible(lake: Lake, snapshots: Snapshots, part: int, sought: Sought) -> dict[int, np.ndarray]:
     """Row of a part of ``images`` → numbers of what is sought that it may lie near, by its thumbnail.
 
     Args:
         lake, snapshots: where images and embeddings are.
         part: of ``images``.
         sought: what is looked for.
-        allowed: (n,) bool of the part's rows; None for all training images.
     """
     table = read_parquet(lake.paths("embeddings", snapshots.embed)[part], ["sample_id", "role", "thumbnail"])
     sizes = read_parquet(lake.paths("images", snapshots.ingest)[part], ["width", "height"])
@@ -63,19 +73,21 @@ def possible(
     forgotten = Tombstones.read(lake).samples
     if forgotten:
         there &= ~np.isin(table["sample_id"].to_numpy(zero_copy_only=False), list(forgotten))
-    rows = np.flatnonzero(there if allowed is None else there & allowed)
-    pixels = np.frombuffer(b"".join(table["thumbnail"].take(pa.array(rows)).to_pylist()), np.uint8).reshape(len(rows), -1)
-    found: dict[int, list[int]] = collections.defaultdict(list)
+    rows = np.flatnonzero(there)
+    pixels = np.frombuffer(b"".join(table["thumbnail"].take(pa.array(rows)).to_pylist()), np.uint8).reshape(-1, LENGTH)
     shape = np.stack([width[rows], height[rows]], axis=1)
+    pairs = [np.empty((2, 0), np.int64)]
     for one in np.unique(shape, axis=0).tolist():
         mine = np.flatnonzero((shape == one).all(axis=1))
         for start in range(0, len(sought.names), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            bounds = lower_bounds(sought.sums[some], pixels[mine], *one)
-            near, column = np.nonzero(bounds <= sought.within[some, None] + SLACK)
-            for target, place in zip((near + start).tolist(), rows[mine[column]].tolist(), strict=True):
-                found[place].append(target)
-    return found
+            number, place = within_reach(sought.sums[some], pixels[mine], one[0], one[1], sought.within[some])
+            pairs.append(np.stack([rows[mine[place]], number + start]))
+    row, number = np.concatenate(pairs, axis=1)
+    order = np.argsort(row, kind="stable")
+    row, number = row[order], number[order]
+    starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.empty(0, np.int64)
+    return dict(zip(row[starts].tolist(), np.split(number, starts[1:]), strict=True)) if len(row) else {}
 
 
 class CountWithin(beam.DoFn):
@@ -85,57 +97,71 @@ class CountWithin(beam.DoFn):
     """
 
     def __init__(self, lake: Lake, snapshots: Snapshots, targets: str, eidetic_delta: float):
-        self.lake, self.snapshots, self.targets, self.eidetic_delta = lake, snapshots, targets, eidetic_delta
-
-    def setup(self) -> None:
-        self._pictures = PicturesByCode(self.lake, self.snapshots.ingest)
-        self._by_side: dict[int, tuple[list[dict[str, Any]], Sought]] = {}
-        rows = read_parquet(self.targets).to_pylist()
-        for side in sorted({row["side"] for row in rows}):
-            mine = [row for row in rows if row["side"] == side]
-            sums = [band_sums(self._crop(row)[None])[0] for row in mine]
-            within = np.full(len(mine), self.eidetic_delta)
-            self._by_side[side] = mine, Sought([row["sample_id"] for row in mine], np.stack(sums), within)
-
-    def _crop(self, target: dict[str, Any]) -> np.ndarray:
-        whole = resize_shorter_side(self._pictures.get(target["code"], target["sample_id"]), target["side"])
-        return np.ascontiguousarray(square_at(whole, target["offset"]))
+        self.lake, self.snapshots, self.eidetic_delta = lake, snapshots, eidetic_delta
+        pictures = PicturesByCode(lake, snapshots.ingest)
+        self._targets = Shared(lambda: _Targets(pictures, targets, eidetic_delta))
 
     def process(self, number: int) -> Iterator[tuple[str, int]]:
-        counts: collections.Counter[str] = collections.Counter()
+        targets = self._targets.get()
         path = self.lake.paths("images", self.snapshots.ingest)[number]
-        for side, (targets, sought) in self._by_side.items():
+        counts: collections.Counter[str] = collections.Counter()
+        for side, sought in targets.by_side.items():
             possibly = possible(self.lake, self.snapshots, number, sought)
-            for row, (_, image) in images_at(path, np.array(sorted(possibly), np.int64)):
-                if image is None:
-                    continue
-                picture = resize_shorter_side(np.asarray(decode(image)), side)
-                numbers = possibly[row]
-                crops = np.stack([self._crop(targets[one]) for one in numbers]).reshape(len(numbers), -1)
-                near = within(crops.astype(np.float64) / 255, picture, side, self.eidetic_delta)
-                counts.update(targets[numbers[one]]["sample_id"] for one in np.flatnonzero(near))
+            images = list(images_at(path, np.array(sorted(possibly), np.int64)))
+
+            def near(some: list, side: int = side, possibly: dict[int, np.ndarray] = possibly) -> list[int]:
+                found = []
+                for row, (_, image) in some:
+                    if image is not None:
+                        picture, numbers = resize_shorter_side(decode_array(image), side), possibly[row].tolist()
+                        found += [one for one in numbers if is_near(targets.crop(side, one), picture, self.eidetic_delta)]
+                return found
+
+            # Decoding and comparing let go of Python's lock.
+            some = [images[start : start + AT_A_TIME] for start in range(0, len(images), AT_A_TIME)]
+            for found in targets.pool.map(near, some):
+                counts.update(sought.names[one] for one in found)
             count("pictures looked at for k", len(possibly))
         yield from counts.items()
 
 
-def within(crops: np.ndarray, picture: np.ndarray, side: int, delta: float) -> np.ndarray:
-    """Which targets some square crop of a picture comes near to.
+class _Targets:
+    """What is counted, for all threads of a worker.
+
+    Attributes:
+        by_side: side in pixels → the targets of that size.
+        pool: a thread for each core.
+    """
+
+    def __init__(self, pictures: PicturesByCode, targets: str, eidetic_delta: float):
+        self._pictures = pictures
+        self._rows: dict[int, list[dict[str, Any]]] = {}
+        self.by_side: dict[int, Sought] = {}
+        self.pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+        rows = read_parquet(targets).to_pylist()
+        for side in sorted({row["side"] for row in rows}):
+            self._rows[side] = [row for row in rows if row["side"] == side]
+            names = [row["sample_id"] for row in self._rows[side]]
+            sums = [band_sums(self.crop(side, number)[None])[0] for number in range(len(names))]
+            self.by_side[side] = Sought(names, np.stack(sums), np.full(len(names), eidetic_delta))
+
+    def crop(self, side: int, number: int) -> np.ndarray:
+        """(side, side, 3) uint8: the square of a target's picture that matched."""
+        target = self._rows[side][number]
+        whole = resize_shorter_side(self._pictures.get(target["code"], target["sample_id"]), side)
+        return square_at(whole, target["offset"])
+
+
+def is_near(square: np.ndarray, picture: np.ndarray, delta: float) -> bool:
+    """Whether some square crop of a picture lies within ``delta`` of a square picture in l2: exact, in whole numbers.
 
     Args:
-        crops: (t, side · side · 3) float64 in [0, 1].
-        picture: (H, W, 3) uint8 whose shorter side is ``side``.
-        side: pixels.
+        square: (S, S, 3) uint8.
+        picture: (H, W, 3) uint8 whose shorter side is S.
         delta: l2.
-
-    Returns:
-        (t,) bool.
     """
-    near = np.zeros(len(crops), dtype=bool)
-    squares = (crops**2).sum(axis=1)
-    for offset in range(max(picture.shape[:2]) - side + 1):
-        flat = square_at(picture, offset).reshape(-1).astype(np.float64) / 255
-        near |= squares + flat @ flat - 2 * crops @ flat <= delta**2 * crops.shape[1] + 1e-9
-    return near
+    offsets = range(max(picture.shape[:2]) - len(square) + 1)
+    return any(squared_bytes(square, square_at(picture, offset)) <= delta**2 * 255**2 * square.size for offset in offsets)
 
 
 @dataclasses.dataclass
@@ -146,6 +172,7 @@ class CountMemories(beam.PTransform):
         lake, snapshot: where to write.
         snapshots: the training set.
         targets: the Parquet file of targets.
+        part: of ``eidetic_counts`` that they become.
         eidetic_delta: the radius.
         audit: the audit's columns.
     """
@@ -154,6 +181,7 @@ class CountMemories(beam.PTransform):
     snapshot: str
     snapshots: Snapshots
     targets: str
+    part: int
     eidetic_delta: float
     audit: dict[str, str]
 
@@ -171,5 +199,5 @@ class CountMemories(beam.PTransform):
             {**self.audit, "sample_id": sample, "eidetic_delta": self.eidetic_delta, "k": count}
             for sample, count in sorted(counts)
         ]
-        self.lake.write("eidetic_counts", self.snapshot, 0, rows)
+        self.lake.write("eidetic_counts", self.snapshot, self.part, rows)
         return len(rows)

@@ -18,11 +18,10 @@ from transforms.data.images import PicturesByCode
 from transforms.kernels.distances import central_square
 from transforms.kernels.thumbnails import LENGTH
 from transforms.kernels.verification import PIXEL_DISTANCE, align, prepare
+from transforms.matching import tasks
 from transforms.matching.candidates import (
     CHUNK_ROWS,
-    EXACT_UP_TO,
     FOUND,
-    Entries,
     Queries,
     Shards,
     chunks,
@@ -32,6 +31,7 @@ from transforms.matching.candidates import (
     search_cells,
     shard_folder,
     shards_file,
+    together,
     unit,
 )
 from transforms.matching.directory import Directory
@@ -75,7 +75,7 @@ def is_indexed(round: Round) -> bool:
     from transforms.store.files import exists
 
     groups = sum(one["groups"] for one in _totals(round))
-    if groups <= EXACT_UP_TO:
+    if groups <= tasks.EXACT_UP_TO:
         return True
     for space in (CLIP, THUMBNAIL):
         path = shards_file(round, space)
@@ -154,12 +154,10 @@ def _search(round: Round, queries: Queries, space: str, most: int) -> pa.Table:
     """``FOUND`` of some pictures, among all groups."""
     tables = [FOUND.empty_table()]
     totals = _totals(round)
-    if sum(one["groups"] for one in totals) <= EXACT_UP_TO:
-        for chunk in chunks(totals, "training", CHUNK_ROWS):
-            read = [read_entries(round, part, "training", space) for part in chunk.parts]
-            read = [one for one in read if len(one.codes)]
-            if read:
-                entries = Entries(np.concatenate([one.codes for one in read]), np.concatenate([one.vectors for one in read]))
+    if sum(one["groups"] for one in totals) <= tasks.EXACT_UP_TO:
+        for chunk in chunks(totals, "training", CHUNK_ROWS, (space,)):
+            entries = together([read_entries(round, part, "training", space) for part in chunk.parts])
+            if len(entries.codes):
                 tables.append(search(entries, queries, space, most))
         return nearest_of(pa.concat_tables(tables), most)
     shards = Shards.read(shards_file(round, space))

@@ -32,6 +32,7 @@ from transforms.store.files import exists, list_files, read_parquet, write_parqu
 from transforms.store.identity import unit_interval
 from transforms.store.lake import Lake
 from transforms.store.pictures import decode_array, thumbnail
+from transforms.store.sharing import Shared
 
 NO_DECOYS_COLUMNS = ("role", "relation", "found_by", "cosine", "offset", "extracted")
 """Columns of ``matches`` that ``decoys`` lack."""
@@ -54,16 +55,13 @@ class MatchTask(beam.DoFn):
 
     def __init__(self, round: Round, measure: Measure, audit: dict[str, str], sampled: float):
         self.round, self.measure, self.audit, self.sampled = round, measure, audit, sampled
+        self._worker = Shared(lambda: _Worker(round))
 
     def setup(self) -> None:
         self._directory = Directory(self.round.lake, self.round.snapshots.deduplicate)
         self._gatherings = Gatherings(self.round)
-        self._pictures = _Pictures(PicturesByCode(self.round.lake, self.round.snapshots.ingest))
-        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+        self._pictures = _Pictures(self._worker.get())
         self._matcher = Matcher(self._pictures.get, self.measure)
-
-    def teardown(self) -> None:
-        self._pool.shutdown()
 
     def process(self, element: tuple[int, Task]) -> Iterator[Task]:
         number, task = element
@@ -119,7 +117,7 @@ class MatchTask(beam.DoFn):
 
         # Decoders and numpy let go of Python's lock: so many pictures at once as there are cores.
         with threadpool_limits(1, user_api="blas"):
-            compared = list(self._pool.map(compare, block))
+            compared = list(self._worker.get().pool.map(compare, block))
         wanted = {group for _, near, own in compared for group in matcher.wanted(near, own)}
         members = self._directory.members(wanted)
         for one, near, own in compared:
@@ -200,17 +198,27 @@ def sampled_rows(lake: Lake, snapshot: str) -> list[dict[str, Any]]:
     return [row for file in files for row in read_parquet(file).to_pylist()]
 
 
-class _Pictures:
-    """Training images at a side in pixels: of a block, and of whatever else is asked for by its place.
+class _Worker:
+    """What the threads of a worker share.
 
-    Args:
-        others: where a picture is read that wasn't gathered for the block.
+    Attributes:
+        decoded: pictures by code and side.
+        others: where a picture is read that wasn't gathered for a block.
+        pool: a thread for each core, however many blocks are compared at once.
     """
 
-    def __init__(self, others: PicturesByCode):
-        self.others = others
+    def __init__(self, round: Round):
+        self.decoded: ByteLimitedCache[tuple[int, int], np.ndarray] = ByteLimitedCache(CACHED_BYTES)
+        self.others = PicturesByCode(round.lake, round.snapshots.ingest)
+        self.pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
+
+
+class _Pictures:
+    """Training images at a side in pixels: of a block, and of whatever else is asked for by its place."""
+
+    def __init__(self, worker: _Worker):
+        self.worker = worker
         self._gathered: dict[int, Gathered] = {}
-        self._decoded: ByteLimitedCache[tuple[int, int], np.ndarray] = ByteLimitedCache(CACHED_BYTES)
 
     def block(self, gathered: dict[int, Gathered]) -> None:
         """From now on these are at hand."""
@@ -221,12 +229,12 @@ class _Pictures:
 
     def get(self, code: int, sample_id: str, side: int) -> np.ndarray:
         """See ``comparison.Pictures``."""
-        picture = self._decoded.get((code, side))
+        picture = self.worker.decoded.get((code, side))
         if picture is None:
             picture = (
                 self._read(code, side)
                 if code in self._gathered
-                else resize_shorter_side(self.others.get(code, sample_id), side)
+                else resize_shorter_side(self.worker.others.get(code, sample_id), side)
             )
-            self._decoded.put((code, side), picture, picture.nbytes)
+            self.worker.decoded.put((code, side), picture, picture.nbytes)
         return picture

@@ -25,7 +25,8 @@ from transforms.matching.parts import sampled_rows
 from transforms.matching.tasks import Snapshots
 from transforms.store.files import write_parquet
 from transforms.store.lake import Lake
-from transforms.store.pictures import decode
+from transforms.store.pictures import decode_array
+from transforms.store.sharing import Shared
 
 
 class NearestByBruteForce(beam.DoFn):
@@ -39,17 +40,7 @@ class NearestByBruteForce(beam.DoFn):
 
     def __init__(self, lake: Lake, snapshots: Snapshots, snapshot: str):
         self.lake, self.snapshots, self.snapshot = lake, snapshots, snapshot
-
-    def setup(self) -> None:
-        rows = sampled_rows(self.lake, self.snapshot)
-        self._by_side: dict[int, tuple[Sought, np.ndarray]] = {}
-        for side in sorted({row["side"] for row in rows}):
-            mine = [row for row in rows if row["side"] == side]
-            blocks = mine[0]["blocks"]
-            coarse = np.stack([np.frombuffer(row["coarse"], np.float32) for row in mine]).reshape(-1, blocks, blocks, 3)
-            sums = band_sums(np.rint(coarse * 255).astype(np.uint8))
-            within = np.array([np.inf if row["next"] is None else row["next"] for row in mine])
-            self._by_side[side] = Sought([row["key"] for row in mine], sums, within), coarse
+        self._sampled = Shared(lambda: _sampled_by_side(lake, snapshot))
 
     def process(self, number: int) -> Iterator[tuple[str, list[tuple[float, str]]]]:
         directory = Directory(self.lake, self.snapshots.deduplicate).part(number)
@@ -63,20 +54,34 @@ class NearestByBruteForce(beam.DoFn):
         }  # fmt: skip
         path = self.lake.paths("images", self.snapshots.ingest)[number]
         nearest: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
-        for side, (sought, coarse) in self._by_side.items():
+        for side, (sought, coarse) in self._sampled.get().items():
             possibly = possible(self.lake, self.snapshots, number, sought)
             rows = np.array(sorted(possibly.keys() & groups.keys()), np.int64)
             for row, (_, image) in images_at(path, rows):
                 if image is None:
                     continue
                 # Of a picture that isn't square its middle; the candidates' best crop may be nearer.
-                square = central_square(np.asarray(decode(image)), side)
+                square = central_square(decode_array(image), side)
                 numbers = possibly[row]
                 distances = coarse_l2(coarse[numbers], square)
-                for one, distance in zip(numbers, distances.tolist(), strict=True):
+                for one, distance in zip(numbers.tolist(), distances.tolist(), strict=True):
                     key = sought.names[one]
                     nearest[key] = sorted([*nearest[key], (distance, groups[row])])[:2]
         yield from nearest.items()
+
+
+def _sampled_by_side(lake: Lake, snapshot: str) -> dict[int, tuple[Sought, np.ndarray]]:
+    """Side in pixels → the sampled generations of that size: how near something must come, and their block means."""
+    rows = sampled_rows(lake, snapshot)
+    found = {}
+    for side in sorted({row["side"] for row in rows}):
+        mine = [row for row in rows if row["side"] == side]
+        blocks = mine[0]["blocks"]
+        coarse = np.stack([np.frombuffer(row["coarse"], np.float32) for row in mine]).reshape(-1, blocks, blocks, 3)
+        sums = band_sums(np.rint(coarse * 255).astype(np.uint8))
+        within = np.array([np.inf if row["next"] is None else row["next"] for row in mine])
+        found[side] = Sought([row["key"] for row in mine], sums, within), coarse
+    return found
 
 
 @dataclasses.dataclass

@@ -42,6 +42,14 @@ class Task(NamedTuple):
         return "decoys" if self.kind == "decoys" else "matches"
 
 
+EXACT_UP_TO = 200_000
+"""With so many groups or fewer, all are compared: cells cost more than they save, and lose some."""
+
+THUMBNAILS_EXACT_UP_TO = 5_000_000
+"""The same of thumbnails, of what is judged. Half a second for 1,000 pictures and 1,000,000 groups; but each portion of groups
+leaves its nearest for each picture."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Snapshots:
     """What ``match`` reads, by snapshot id."""
@@ -66,6 +74,8 @@ class Round:
         neighbours: training images that CLIP, and the thumbnails, name for each picture.
         block: pictures that are compared at once.
         spaces: clip, thumbnail: what is searched.
+        exact_thumbnails: with so many groups or fewer all thumbnails are compared. Cells find what lies near; what a ratio
+            is divided by may lie anywhere.
     """
 
     lake: Lake
@@ -77,6 +87,7 @@ class Round:
     neighbours: int
     block: int
     spaces: tuple[str, ...] = (CLIP, THUMBNAIL)
+    exact_thumbnails: int = THUMBNAILS_EXACT_UP_TO
 
     def work(self, *parts: str) -> str:
         """Where this round leaves something."""

@@ -1,5 +1,7 @@
 """A round as a whole, on planted lakes: its directory, its candidates by chunks and through cells, its pictures, its rows."""
 
+import dataclasses
+
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
@@ -19,8 +21,8 @@ from transforms.kernels.distances import (
     resize_shorter_side,
     square_at,
 )
-from transforms.matching import candidates, directory
-from transforms.matching.candidates import candidates_file, chunks, merge
+from transforms.matching import candidates, directory, tasks
+from transforms.matching.candidates import Chunk, candidates_file, chunks, merge
 from transforms.matching.comparison import Measure
 from transforms.matching.directory import Directory, own_file, write_own
 from transforms.matching.eidetic_counts import CountWithin
@@ -339,8 +341,9 @@ def test_k_is_that_of_the_plain_count(world):
         assert found[target["sample_id"]] == expected >= 1
 
 
-def test_through_cells_nearly_all_are_found(tmp_path, monkeypatch):
-    """As all compared, for what is near; far neighbours may differ."""
+@pytest.mark.parametrize("exact_thumbnails", [100, 1000])
+def test_through_cells_nearly_all_are_found(tmp_path, monkeypatch, exact_thumbnails):
+    """As all compared, for what is near; far neighbours may differ, but by thumbnail where all of those are compared."""
     world = World(tmp_path / "lake", [1] * 400, parts=4, generations=40)
     round = world.round(neighbours=8)
     world.index()
@@ -349,10 +352,10 @@ def test_through_cells_nearly_all_are_found(tmp_path, monkeypatch):
     execution.run(lambda pipeline: build_search(pipeline, round, 1000))
     merge(round)
     exact = read_parquet(candidates_file(round, 0)).to_pylist()
-    monkeypatch.setattr(candidates, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(tasks, "EXACT_UP_TO", 100)
     monkeypatch.setattr(candidates, "GROUPS_PER_CELL", 20)
     monkeypatch.setattr(candidates, "VISITED", 120)
-    through = world.round(neighbours=8, name="through")
+    through = dataclasses.replace(world.round(neighbours=8, name="through"), exact_thumbnails=exact_thumbnails)
     world.embedded(through)
     execution.run(lambda pipeline: build_search(pipeline, through, 90))
     merge(through)
@@ -371,15 +374,22 @@ def test_through_cells_nearly_all_are_found(tmp_path, monkeypatch):
         one, other = of(exact), of(found)
         assert one.keys() == other.keys()
         assert np.mean([one[query] == other[query] for query in one]) >= 0.9
+    if exact_thumbnails == 1000:
+        assert by_thumbnail(exact) == by_thumbnail(found)
+
+
+def by_thumbnail(rows):
+    found = [row for row in rows if row["role"] == "training" and row["apart"] is not None]
+    return {(row["query"], row["code"], row["apart"]) for row in found}
 
 
 def test_parts_go_together_up_to_so_many_groups():
     of_parts = [("training", 5), ("training", 4), ("training", 3), ("control", 2)]
     totals = [{"part": part, "role": role, "groups": groups, "images": 9} for part, (role, groups) in enumerate(of_parts)]
-    assert [chunk.parts for chunk in chunks(totals, "training", 9)] == [(0, 1), (2,)]
-    assert [chunk.parts for chunk in chunks(totals, "training", 1)] == [(0,), (1,), (2,)]
-    assert [chunk.parts for chunk in chunks(totals, "control", 9)] == [(3,)]
-    assert [chunk.number for chunk in chunks(totals, "training", 1, first=4)] == [4, 5, 6]
+    assert [chunk.parts for chunk in chunks(totals, "training", 9, (CLIP,))] == [(0, 1), (2,)]
+    assert [chunk.parts for chunk in chunks(totals, "training", 1, (CLIP,))] == [(0,), (1,), (2,)]
+    assert chunks(totals, "control", 9, (CLIP, THUMBNAIL)) == [Chunk(0, "control", (3,), (CLIP, THUMBNAIL))]
+    assert chunks(totals, "training", 9, ()) == []
 
 
 def test_what_was_gathered_is_opened_by_block(world):
