@@ -12,6 +12,7 @@ data set has costs nobody a row for each of them.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import html
 import json
@@ -110,9 +111,10 @@ class Look:
     searcher: Searcher
 
     def __call__(self, path: str) -> Iterator[tuple[Any, ...]]:
-        things = sorted({thing for thing, _, _ in self.searcher.file(path)})
-        count("bytes searched", self.searcher.read)
-        yield self.searcher.read, *things
+        searcher = copy.copy(self.searcher)  # each counts for itself what it reads
+        things = sorted({thing for thing, _, _ in searcher.file(path)})
+        count("bytes searched", searcher.read)
+        yield searcher.read, *things
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Tell:
     things: set[Thing]
 
     def __call__(self, path: str) -> Iterator[Found]:
-        for thing, inside, place in self.searcher.file(path):
+        for thing, inside, place in copy.copy(self.searcher).file(path):
             if thing in self.things:
                 yield Found(thing.kind, inside, place, thing.whole, thing.sha256)
 
@@ -201,10 +203,10 @@ class Searcher:
         import duckdb
 
         with tempfile.TemporaryDirectory() as folder:
-            copy = os.path.join(folder, "copy.duckdb")
-            with open_file(path) as source, open(copy, "wb") as file:
+            local = os.path.join(folder, "copy.duckdb")
+            with open_file(path) as source, open(local, "wb") as file:
                 shutil.copyfileobj(source, file)
-            with duckdb.connect(copy, read_only=True) as connection:
+            with duckdb.connect(local, read_only=True) as connection:
                 tables = connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
                 for (name,) in tables:
                     row = 0

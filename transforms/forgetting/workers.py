@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import apache_beam as beam
@@ -22,9 +22,10 @@ from transforms.store.arrays import read_json, write_json
 from transforms.store.counters import count
 from transforms.store.files import delete, delete_all, read_bytes, walk, write_bytes
 from transforms.store.lake import Lake
+from transforms.store.sharing import Shared
 
 Work = Callable[[str], Iterable[Any]]
-"""Path → rows. Pickles, and is of an importable module."""
+"""Path → rows. Pickles, is of an importable module, and the threads of a worker share it: a call changes nothing of it."""
 
 MOST_TASKS = 1000
 """Into so many tasks the files are dealt out: as many answers are to be read."""
@@ -85,15 +86,12 @@ class EachFile(beam.DoFn):
 
     def __init__(self, folder: str, tasks: int):
         self.folder, self.tasks = folder, tasks
-
-    def setup(self) -> None:
-        self.paths: Sequence[str]
-        self.work: Work
-        self.paths, self.work = pickle.loads(read_bytes(f"{self.folder}/work.pickle"))
+        self._pass: Shared[tuple[list[str], Work]] = Shared(lambda: pickle.loads(read_bytes(f"{folder}/work.pickle")))
 
     def process(self, task: int) -> None:
-        mine = range(task, len(self.paths), self.tasks)
-        write_json(_answers(self.folder, task), [(number, row) for number in mine for row in self.work(self.paths[number])])
+        paths, work = self._pass.get()
+        mine = range(task, len(paths), self.tasks)
+        write_json(_answers(self.folder, task), [(number, row) for number in mine for row in work(paths[number])])
         count("files looked at", len(mine))
 
 
