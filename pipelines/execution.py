@@ -48,6 +48,7 @@ class Execution:
 
         Raises:
             UserError: if a step raised one.
+            KeyboardInterrupt: if a step that ran in this process was interrupted.
             TemplateWritten: if Beam's options ask for a Dataflow template.
             RuntimeError: if the job did not end well.
         """
@@ -103,7 +104,7 @@ def _rows(manifest: Manifest) -> str:
 
 
 def raise_user_error(error: BaseException) -> None:
-    """Raises the UserError that is inside a runner's error, if there is one.
+    """Raises the UserError that is inside a runner's error, or the interruption, if there is one.
 
     In-process runners keep the type and add the step's name to the text; the others send the remote traceback as text,
     whose last line is the error.
@@ -115,6 +116,9 @@ def raise_user_error(error: BaseException) -> None:
     text = str(error)
     if marker in text:
         raise UserError(text.rsplit(marker, 1)[1].split(step)[0].strip().splitlines()[0]) from error
+    # Control-C reaches the step that is running, and Beam makes an error of it.
+    if text.startswith(f"{KeyboardInterrupt.__name__}{step}"):
+        raise KeyboardInterrupt from error
 
 
 def counted(result: Any) -> list[tuple[str, int]]:

@@ -8,8 +8,9 @@ Named are samples: by id, by url, or in a file of either (text, one a line; CSV,
 With them goes whatever has the same url or the same bytes. Rows stay, without pictures, vectors, urls and captions: what
 becomes of each table and of the rates is in docs/forgetting.md. Later ingests leave what has a tombstone alone. At the end
 every file of the lake is searched; exit code 1 says that something was found. The same command again goes on where a killed one
-stopped. Nothing else may run on the lake meanwhile: a night is kept off it, other verbs are not. There is no Beam pipeline in
-this verb; a lake behind a URL is read through it.
+stopped. Nothing else may run on the lake meanwhile: a night is kept off it, other verbs are not. Each look at the lake is a
+Beam pipeline over its files, the proof as well; what workers and command tell one another, digests and numbers, lies in
+work/forget until it was read.
 
   eidetic forget --lake lake --urls https://example.org/me.jpg --reason "asked for by its owner"
   eidetic forget --lake lake --file requests.csv --with_duplicates
@@ -32,6 +33,7 @@ from pipelines.options import CommonOptions, Options, Parsed, option, parse
 from pipelines.query import printable
 from transforms.errors import UserError
 from transforms.forgetting import burial, proof, removal, selection
+from transforms.forgetting.workers import Workers
 from transforms.store.lake import Lake
 
 SHOWN = 20
@@ -79,23 +81,25 @@ def run(execution: Execution, options: ForgetOptions, report: MeasureOptions) ->
     """Forgets, and searches the lake for what was forgotten; says on the way what is done."""
     lake = execution.lake
     lake.check()
-    if options.verify_only:
-        return proof.search(lake)
-    named = options.named
-    with alone(lake, "forget", options.wait):
-        if named.sample_ids or named.urls:
-            forget(lake, options, named)
-        if options.generations_older_than is not None:
-            days = options.generations_older_than
-            removed = removal.retire(lake, days, datetime.datetime.now(datetime.UTC))
-            print(f"removed {removed:,} pictures of generations that are older than {days} days")
-        make_again(execution, report)
-        return proof.search(lake)
+    with Workers(lake, execution.run) as workers:
+        if options.verify_only:
+            return proof.search(workers)
+        named = options.named
+        with alone(lake, "forget", options.wait):
+            workers.tidy()
+            if named.sample_ids or named.urls:
+                forget(workers, options, named)
+            if options.generations_older_than is not None:
+                days = options.generations_older_than
+                removed = removal.retire(workers, days, datetime.datetime.now(datetime.UTC))
+                print(f"removed {removed:,} pictures of generations that are older than {days} days")
+            make_again(execution, report)
+            return proof.search(workers)
 
 
-def forget(lake: Lake, options: ForgetOptions, named: selection.Named) -> None:
+def forget(workers: Workers, options: ForgetOptions, named: selection.Named) -> None:
     """Leaves tombstones and removes what has one."""
-    chosen = selection.Chosen(lake, named)
+    lake, chosen = workers.lake, selection.Chosen(workers, named)
     if options.with_duplicates:
         chosen.add_duplicates()
     unknown, new_urls = chosen.unknown(named)
@@ -105,8 +109,8 @@ def forget(lake: Lake, options: ForgetOptions, named: selection.Named) -> None:
             f"the lake {lake.root!r} has no sample {', '.join(unknown[: selection.NAMED])}{more}; mend the ids, or leave "
             "tombstones for them all the same with --allow_unknown"
         )
-    burial.bury(lake, chosen.sample_ids, named.urls, options.reason)
-    changed = removal.remove(lake)
+    burial.bury(workers, chosen.sample_ids, named.urls, options.reason)
+    changed = removal.remove(workers)
     rows = ", ".join(f"{table} {number:,}" for table, number in changed.items()) or "nothing was left of them"
     print(f"forgot {len(chosen.sample_ids):,} samples: {rows}")
     if new_urls:

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from pipelines.execution import Execution
+from transforms.forgetting.workers import Workers
 from transforms.store.files import list_files, read_parquet
 from transforms.store.lake import Lake
 from transforms.store.schema import TABLES
@@ -94,3 +96,8 @@ def _near(one: np.ndarray, other: np.ndarray, absolute: float, relative: float =
 
 def _pixels(content: object) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.int16)  # type: ignore[arg-type]
+
+
+def workers(lake: Lake, *beam_args: str) -> Workers:
+    """Forgetting's looks at a lake, through pipelines with Beam's options."""
+    return Workers(lake, Execution(lake, list(beam_args)).run)

@@ -28,6 +28,7 @@ from tests.servers import free_port
 from transforms.attacks.attempts import GeneratorHandler
 from transforms.data.images import ImageStore
 from transforms.errors import TemplateWritten
+from transforms.forgetting import workers
 from transforms.kernels.copies import CopyLimits
 from transforms.matching.tasks import Task
 from transforms.store.lake import Lake
@@ -276,6 +277,11 @@ def test_counting_needs_no_gpu(build, job, matched, tmp_path):
     assert with_gpu == set() and has_step(without, "CountWithin")
     with_gpu, without = on_gpu(build(lambda pipeline: match.build_recall(pipeline, job, "nearest.parquet")))
     assert with_gpu == set() and has_step(without, "NearestByBruteForce")
+
+
+def test_forgetting_needs_no_gpu_and_carries_neither_names_nor_digests(lake, build):
+    with_gpu, without = on_gpu(build(lambda pipeline: workers.build(pipeline, lake.work("forget", "run", "00001"), 1000)))
+    assert with_gpu == set() and has_step(without, "EachFile")
 
 
 def test_the_command_line_builds_the_template(lake, cloud, tmp_path, capsys):

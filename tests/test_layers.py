@@ -82,7 +82,6 @@ def test_a_verb_starts_without_what_it_does_not_need(module, without):
 
 
 SMALL = {
-    "duplicate_groups": {"transforms/forgetting/selection.py"},
     "copy_calibration": {"transforms/forgetting/burial.py", "transforms/results/nights.py", "transforms/results/report.py"},
     "calibration": {"transforms/results/nights.py", "transforms/results/report.py"},
     "history": {"transforms/results/nights.py", "pipelines/nightly.py"},
@@ -91,9 +90,8 @@ SMALL = {
     "decoys": {"pipelines/match.py"},
     "prompts": {"pipelines/again.py", "pipelines/nightly.py"},
 }
-"""Tables that are read whole, and where: one row a night, an audit, a distance or a prompt, or as many as are drawn; of the
-groups two columns, by ``eidetic forget --with_duplicates``. Whatever grows with images or generations goes through
-``store/scan.py``.
+"""Tables that are read whole, and where: one row a night, an audit, a distance or a prompt, or as many as are drawn. Whatever
+grows with images or generations goes through ``store/scan.py``, or file by file (``forgetting/workers.py``).
 """
 
 

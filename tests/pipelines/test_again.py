@@ -14,6 +14,7 @@ from pipelines.execution import Execution
 from pipelines.generate import GenerateOptions
 from pipelines.options import Parsed
 from tests.fakes import fake_lake
+from tests.lakes import workers
 from tests.models import save_random_pipeline
 from transforms.forgetting import burial
 from transforms.results.report import Cut, Extraction
@@ -147,7 +148,7 @@ def test_a_tombstone_is_enough(whose, made, tmp_path, capsys):
     part = lake.part("prompts", made[2]["all"], 0)
     prompts = read_parquet(part).to_pylist()
     prompt = next(prompt for prompt in prompts if prompt["text"] == CAPTIONS[0])
-    burial.bury(lake, {prompt["sample_id"]}, [], "why")
+    burial.bury(workers(lake), {prompt["sample_id"]}, [], "why")
     if whose == "nobody's":
         prompt["sample_id"] = None
         lake.write("prompts", made[2]["all"], 0, prompts)

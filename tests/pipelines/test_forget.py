@@ -20,6 +20,7 @@ from pipelines.deduplicate import DeduplicateOptions
 from pipelines.execution import Execution
 from pipelines.ingest import IngestOptions
 from pipelines.options import Parsed
+from tests.lakes import workers
 from tests.planted import picture
 from tests.web import free_port, serve
 from transforms.data.images import ImageStore
@@ -361,7 +362,7 @@ STEPS = (
     "_remove_leftovers",
     "_remove_searches",
     "_remove_finished_prompts",
-    "_lone_captions",
+    "_lone_texts",
     "_keep_others",
     "remove_what_is_made",
 )
@@ -680,7 +681,7 @@ def test_a_lake_in_an_object_store(lake, site, monkeypatch, capsys):
         # The old database holds the texts compressed or not; it is read as what it says.
         write_bytes(remote.path("old.duckdb"), before)
         assert run(remote, "--verify_only") == 1
-        found = {(one.kind, one.path) for one in proof.search(remote).found}
+        found = {(one.kind, one.path) for one in proof.search(workers(remote)).found}
         assert found >= {(kind, "old.duckdb, table samples") for kind in ("url", "caption")}
     finally:
         server.stop()

@@ -8,6 +8,7 @@ import pytest
 from pipelines import audit, cli, stages
 from pipelines.options import parse
 from tests import toy_stage
+from tests.lakes import workers
 from tests.planted import clusters, embedding_rows, write_embeddings, write_images
 from transforms.forgetting.removal import remove
 from transforms.store.lake import Lake
@@ -65,7 +66,7 @@ def test_what_is_forgotten_leaves_its_table(toy, lake):
     assert cli.main(["measure_lengths", f"--lake={lake.root}"]) == 0
     row = {"kind": "sample", "sample_id": "b", "sha256": "0" * 64, "length": None, "ending": None, "reason": "asked for"}
     lake.write("tombstones", "one", 0, [{**row, "forgotten_at": datetime.datetime.now(datetime.UTC)}])
-    assert remove(lake)["lengths"] == 1
+    assert remove(workers(lake))["lengths"] == 1
     manifest = lake.latest("measure_lengths")
     assert manifest.rows == {"lengths": 2}
     assert ask(lake, {"lengths": manifest.snapshot_id}, "SELECT sample_id FROM lengths ORDER BY 1") == [

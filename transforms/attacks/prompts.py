@@ -119,7 +119,7 @@ def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: 
         images: how many generations to make of a prompt.
     """
     tombstones = Tombstones.read(lake)
-    quotes = quotations(lake, tombstones, [texts])
+    quoting = quotations(lake, tombstones, texts)
     tables = {"duplicate_groups": deduplicate.snapshot_id, "samples": lineage(lake, deduplicate)["ingest"].snapshot_id}
     query = """
         SELECT stripped(caption) AS text, group_id, representative, size
@@ -145,7 +145,7 @@ def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: 
             "images_requested": images(text),
         }
         for text in texts
-        if text not in forgotten and not any(quote in text for quote in quotes)
+        if text not in forgotten and text not in quoting
     ]
 
 

@@ -3,16 +3,23 @@
 Parquet, and the tables of audit.duckdb, are read value by value, since their bytes are compressed, and texts also for what
 stands among other words; everything else, and the footers of Parquet with their smallest and largest values, byte by byte. HTML
 and JSON are also read as what they say.
+
+Each file is searched on a worker, which answers with what it has found, once for each thing. Then the remaining samples are
+asked which of that is theirs, and only the files with the rest are searched again, for the places: a caption that half of the
+data set has costs nobody a row for each of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import html
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,15 +27,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.errors import UserError
+from transforms.forgetting.rows import BATCH_ROWS
+from transforms.forgetting.workers import Workers
 from transforms.kernels.fingerprints import Fingerprint, Needles
-from transforms.results import marts, report
-from transforms.store.files import open_parquet, read_bytes, read_parquet
-from transforms.store.lake import Lake
-from transforms.store.quotations import TEXTS, parts, said_by_others, stripped
+from transforms.results import report
+from transforms.store.counters import count
+from transforms.store.files import open_file, open_parquet, read_bytes, read_parquet, read_rows
+from transforms.store.lake import Lake, table_of
+from transforms.store.lineage import lineage
+from transforms.store.pictures import decode
+from transforms.store.quotations import TEXTS, SaidByOthers, bytes_of, forgotten_texts, held, stripped
 from transforms.store.tombstones import Tombstones, sha256
 
-_PAIRS = 1000
-"""Extractions whose pictures are held at once."""
+PIECE = 64 << 20
+"""Bytes that are held at once of a file that isn't Parquet."""
+
+
+class Thing(NamedTuple):
+    """What was found, by what is known of it.
+
+    Attributes:
+        kind: of the tombstone.
+        whole: it is the whole of a value, and not some bytes among others.
+        sha256: of it.
+        bare: SHA-256 of it without the blanks around it, if it is a text.
+    """
+
+    kind: str
+    whole: bool
+    sha256: str
+    bare: str
 
 
 class Found(NamedTuple):
@@ -39,14 +67,14 @@ class Found(NamedTuple):
         path: inside the lake.
         place: the column and row, or the byte.
         whole: it is the whole of a value, and not some bytes among others.
-        content: what was found.
+        sha256: of what was found.
     """
 
     kind: str
     path: str
     place: str
     whole: bool
-    content: bytes
+    sha256: str
 
 
 class Searched(NamedTuple):
@@ -58,20 +86,61 @@ class Searched(NamedTuple):
     found: list[Found]
 
 
-def search(lake: Lake) -> Searched:
+def search(workers: Workers) -> Searched:
     """Reads every file of the lake and looks for everything that has a tombstone. UserError where it can't be listed."""
-    searcher = _Searcher(lake)
-    found: list[Found] = []
+    lake = workers.lake
     paths = lake.files()
     if "lake.json" not in map(lake.inside, paths):
         raise UserError(f"the files of the lake {lake.root!r} can't be listed, so nothing was searched; spell --lake otherwise")
-    for path in paths:
-        found += searcher.file(path)
-    return Searched(len(paths), searcher.read, len(searcher.kinds), _of_nobody_else(lake, found))
+    searcher = Searcher(lake)
+    read, holding = 0, []
+    things: set[Thing] = set()
+    for path, (size, *found) in zip(paths, workers.each(paths, Look(searcher)), strict=True):
+        read += size
+        things.update(Thing(*thing) for thing in found)
+        holding += [path] if found else []
+    things = _of_nobody_else(workers, things)
+    found = workers.each(holding, Tell(searcher, things)) if things else []
+    return Searched(len(paths), read, len(searcher.kinds), [Found(*one) for one in found])
 
 
-class _Searcher:
-    """What is looked for, and how much was read."""
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """A file → one row: how many bytes were read, and the things that were found, each once."""
+
+    searcher: Searcher
+
+    def __call__(self, path: str) -> Iterator[tuple[Any, ...]]:
+        searcher = copy.copy(self.searcher)  # each counts for itself what it reads
+        things = sorted({thing for thing, _, _ in searcher.file(path)})
+        count("bytes searched", searcher.read)
+        yield searcher.read, *things
+
+
+@dataclasses.dataclass(frozen=True)
+class Tell:
+    """A file → where it holds these things."""
+
+    searcher: Searcher
+    things: set[Thing]
+
+    def __call__(self, path: str) -> Iterator[Found]:
+        for thing, inside, place in copy.copy(self.searcher).file(path):
+            if thing in self.things:
+                yield Found(thing.kind, inside, place, thing.whole, thing.sha256)
+
+
+Place = tuple[Thing, str, str]
+"""What was found, in which file of the lake, and where there."""
+
+
+class Searcher:
+    """Searches files for all that has a tombstone.
+
+    Attributes:
+        kinds: SHA-256 → kind of what is looked for.
+        read: bytes of the last file, as decoded.
+    """
 
     def __init__(self, lake: Lake):
         self.lake, self.read = lake, 0
@@ -88,41 +157,56 @@ class _Searcher:
         self.lengths = {one.length for one in fingerprints}
         self.needles = Needles(fingerprints)
 
-    def file(self, path: str) -> Iterator[Found]:
-        inside = self.lake.inside(path)
+    def file(self, path: str) -> Iterator[Place]:
+        inside, self.read = self.lake.inside(path), 0
         if path.endswith(".parquet"):
             with contextlib.suppress(UserError):  # what isn't Parquet, whatever it is called, is read as bytes
                 yield from self._parquet(path, inside)
                 return
-        content = read_bytes(path)
-        self.read += len(content)
-        for said in readings(path, content):
-            yield from self._bytes(said, inside)
+        if path.endswith((".html", ".json")):
+            content = read_bytes(path)
+            self.read += len(content)
+            for reading in readings(path, content):
+                yield from self._bytes(reading, inside)
+            return
+        yield from self._pieces(path, inside)
         if path.endswith(".duckdb"):
-            yield from self._database(content, inside)
+            yield from self._database(path, inside)
 
-    def _bytes(self, content: bytes, inside: str) -> Iterator[Found]:
-        for place in self.needles.find(content):
-            there = content[place.start : place.start + place.length]
-            yield Found(self.kinds[place.sha256], inside, f"byte {place.start:,}", False, there)
+    def _bytes(self, content: bytes, inside: str, start: int = 0, known: int = 0) -> Iterator[Place]:
+        """``start``: where in the file the content begins. What ends in the first ``known`` bytes is left out."""
+        for find in self.needles.find(content):
+            if find.start + find.length > known:
+                there = content[find.start : find.start + find.length]
+                yield self._thing(find.sha256, there, False), inside, f"byte {start + find.start:,}"
 
-    def _parquet(self, path: str, inside: str) -> Iterator[Found]:
+    def _pieces(self, path: str, inside: str) -> Iterator[Place]:
+        """A file of any size, a piece after the other; of the last one so much is kept as may be the beginning of something."""
+        longest, before = max(self.lengths, default=0), b""
+        with open_file(path) as file:
+            while piece := file.read(PIECE):
+                content = before + piece
+                yield from self._bytes(content, inside, self.read - len(before), len(before))
+                self.read += len(piece)
+                before = content[max(0, len(content) - longest) :]
+
+    def _parquet(self, path: str, inside: str) -> Iterator[Place]:
         row = 0
         with open_parquet(path) as file:
             yield from self._bytes(_footer(file), inside)
-            for batch in file.iter_batches(batch_size=256):
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 yield from self._values(batch, inside, row)
                 row += batch.num_rows
 
-    def _database(self, content: bytes, inside: str) -> Iterator[Found]:
+    def _database(self, path: str, inside: str) -> Iterator[Place]:
         """The tables of a database, which may be compressed; its views show what the lake's files hold."""
         import duckdb
 
         with tempfile.TemporaryDirectory() as folder:
-            copy = os.path.join(folder, "copy.duckdb")
-            with open(copy, "wb") as file:
-                file.write(content)
-            with duckdb.connect(copy, read_only=True) as connection:
+            local = os.path.join(folder, "copy.duckdb")
+            with open_file(path) as source, open(local, "wb") as file:
+                shutil.copyfileobj(source, file)
+            with duckdb.connect(local, read_only=True) as connection:
                 tables = connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
                 for (name,) in tables:
                     row = 0
@@ -130,23 +214,30 @@ class _Searcher:
                         yield from self._values(batch, f"{inside}, table {name}", row)
                         row += batch.num_rows
 
-    def _values(self, batch: pa.RecordBatch, inside: str, row: int) -> Iterator[Found]:
+    def _values(self, batch: pa.RecordBatch, inside: str, row: int) -> Iterator[Place]:
         names = batch.schema.names
         for name, column in zip(names, batch.columns, strict=True):
             # What was downloaded is known by its digest alone, which the rows of samples have as well.
-            contents = self.contents if name == "sha256" and "url" in names else ()
-            for place, value in enumerate(values(column)):
+            contents = self.contents if name == "sha256" and "url" in names else set()
+            texts, said = is_text(column.type), list(values(column))
+            for place, value in enumerate(said):
                 self.read += len(value)
+                where = f"{name}, row {row + place:,}"
                 if value in contents:
-                    yield Found("content", inside, f"{name}, row {row + place:,}", True, value)
-                for said in (value, stripped(value) if is_text(column.type) else value):
+                    yield Thing("content", True, value.decode(), value.decode()), inside, where
+                for one in (value, stripped(value) if texts else value):
                     # Most values have a length that nothing looked for has.
-                    if said and len(said) in self.lengths and (kind := self.kinds.get(sha256(said))):
-                        yield Found(kind, inside, f"{name}, row {row + place:,}", True, said)
+                    if one and len(one) in self.lengths and (digest := sha256(one)) in self.kinds:
+                        yield self._thing(digest, one, True), inside, where
                         break
-            if is_text(column.type):
-                for place, there in parts(list(values(column)), self.needles):
-                    yield Found(self.kinds[sha256(there)], inside, f"{name}, row {row + place:,}", False, there)
+            for place, find in held(said, self.needles) if texts else ():
+                there = said[place][find.start : find.start + find.length]
+                if there not in (said[place], stripped(said[place])):
+                    yield self._thing(find.sha256, there, False), inside, f"{name}, row {row + place:,}"
+
+    def _thing(self, digest: str, content: bytes, whole: bool) -> Thing:
+        kind = self.kinds[digest]
+        return Thing(kind, whole, digest, sha256(stripped(content)) if kind in TEXTS else digest)
 
 
 def readings(path: str, content: bytes) -> Iterator[bytes]:
@@ -199,7 +290,7 @@ def values(column: pa.Array) -> Iterator[bytes]:
         column = column.dictionary_decode()
         kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        yield from (value or b"" for value in column.cast(pa.large_binary()).to_pylist())
+        yield from bytes_of(column)
     elif (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)) and pa.types.is_primitive(kind.value_type):
         for value in column:
             yield value.values.to_numpy(zero_copy_only=False).tobytes() if value.is_valid else b""
@@ -208,43 +299,103 @@ def values(column: pa.Array) -> Iterator[bytes]:
 # -- whose it is ------------------------------------------------------------------------------------------------------
 
 
-def _of_nobody_else(lake: Lake, found: Iterable[Found]) -> list[Found]:
+def _of_nobody_else(workers: Workers, things: set[Thing]) -> set[Thing]:
     """What was found, without what is a remaining sample's too: its caption, vector or thumbnail, a part of its texts, or how a
-    report shows it."""
-    found = list(found)
-    texts = {one.content for one in found if one.kind in TEXTS}
-    numbers = {one.content for one in found if one.kind in ("vector", "thumbnail")}
-    tombstones = Tombstones.read(lake)
-    inside, whole = said_by_others(lake, tombstones, texts)
-    whole |= {"vector": set(), "thumbnail": set()}
-    for path in lake.every_part("embeddings") if numbers else ():
-        table = tombstones.spared(read_parquet(path, ["sample_id", "vector", "thumbnail"]))
-        for name in ("vector", "thumbnail"):
-            for chunk in table[name].chunks:
-                whole[name].update(value for value in values(chunk) if value in numbers)
+    report shows it.
+    """
+    lake, tombstones = workers.lake, Tombstones.read(workers.lake)
+    texts = {thing for thing in things if thing.kind in TEXTS}
+    numbers = {thing.sha256 for thing in things if thing.kind in ("vector", "thumbnail")}
+    forms = {thing.sha256 for thing in things if thing.kind == "shown"}
+    among_others = {thing.sha256 for thing in texts if not thing.whole}
+    inside = [one for one in forgotten_texts(lake) if one.sha256 in among_others]
+    say = SaidByOthers(tombstones, {thing.bare for thing in texts}, inside)
+    others = {(how, one) for how, one in workers.each(lake.every_part("samples") if texts else (), say)}
+    have = NumbersOfOthers(tombstones, numbers)
+    others |= {(how, one) for how, one in workers.each(lake.every_part("embeddings") if numbers else (), have)}
+    others |= {("shown", one) for one in (_shown_by_others(workers, tombstones, forms) if forms else ())}
 
-    whole["shown"] = _shown_by_others(lake, {one.content for one in found if one.kind == "shown"})
-
-    def is_anothers(one: Found) -> bool:
-        if one.kind == "url":
+    def is_anothers(thing: Thing) -> bool:
+        if thing.kind == "url":
             # A sample that has all of it should have been forgotten as well.
-            return not one.whole and one.content in inside - whole["url"]
-        if one.kind == "caption" and not one.whole:
-            return one.content in inside
-        return one.content in whole.get(one.kind, ())
+            return not thing.whole and ("inside", thing.sha256) in others and ("url", thing.bare) not in others
+        if thing.kind == "caption" and not thing.whole:
+            return ("inside", thing.sha256) in others
+        return (thing.kind, thing.bare) in others
 
-    return [one for one in found if not is_anothers(one)]
+    return {thing for thing in things if not is_anothers(thing)}
 
 
-def _shown_by_others(lake: Lake, forms: set[bytes]) -> set[bytes]:
+@dataclasses.dataclass(frozen=True)
+class NumbersOfOthers:
+    """A part of ``embeddings`` → ("vector" or "thumbnail", SHA-256) of those of ``wanted`` that a remaining sample has."""
+
+    tombstones: Tombstones
+    wanted: set[str]
+
+    def __call__(self, path: str) -> list[tuple[str, str]]:
+        table = self.tombstones.spared(read_parquet(path, ["sample_id", "vector", "thumbnail"]))
+        there = {
+            (name, sha256(value)) for name in ("vector", "thumbnail") for chunk in table[name].chunks for value in values(chunk)
+        }
+        return sorted(one for one in there if one[1] in self.wanted)
+
+
+def _shown_by_others(workers: Workers, tombstones: Tombstones, forms: set[str]) -> set[str]:
     """Those forms of pictures that the extractions which remain have too: small as reports show them, copies are the same."""
-    left = set(forms)
+    lake = workers.lake
+    extractions: dict[str, set[str]] = {}
+    parts: set[str] = set()
     for measured in lake.manifests("measure"):
-        match = lake.manifest("match", measured.upstream["match"])
-        assert match is not None, "a complete snapshot's upstream is complete"
-        extractions = marts.read_mart(lake, "extractions", measured)
-        for start in range(0, len(extractions) if left else 0, _PAIRS):
-            for pair in report.pairs(lake, match, extractions[start : start + _PAIRS]):
-                for picture in (pair.generated, pair.trained):
-                    left -= {form.encode() for form in report.shown_forms(np.asarray(picture))}
-    return forms - left
+        made_of = lineage(lake, measured)
+        for table, stage in (("generations", "generate"), ("regenerations", "match"), ("images", "ingest")):
+            for path in lake.parts(table, made_of[stage].snapshot_id):
+                parts.add(path)
+                extractions.setdefault(_folder(path), set()).update(lake.parts("extractions", measured.snapshot_id))
+    return set(workers.each(sorted(parts), FormsOfOthers(tombstones, forms, extractions)))
+
+
+@dataclasses.dataclass(frozen=True)
+class FormsOfOthers:
+    """A part of ``generations``, ``regenerations`` or ``images`` → those of some forms that a report may show by right.
+
+    Attributes:
+        tombstones: who has one doesn't remain.
+        wanted: SHA-256 of the forms.
+        extractions: folder of such parts → the parts of ``extractions`` that show pictures of it.
+    """
+
+    tombstones: Tombstones
+    wanted: set[str]
+    extractions: dict[str, set[str]]
+
+    def __call__(self, path: str) -> list[str]:
+        key = ["sample_id"] if table_of(path) == "images" else ["prompt_id", "sample_index"]
+        shown = self._shown(path, key)
+        found: set[str] = set()
+        for row in _rows_with_pictures(path, key) if shown else ():
+            if tuple(row[name] for name in key) in shown and row["image"] is not None:
+                with contextlib.suppress(ValueError):  # what can't be decoded was shown nowhere
+                    found.update(sha256(form) for form in report.shown_forms(np.asarray(decode(row["image"]))))
+        return sorted(found & self.wanted)
+
+    def _shown(self, path: str, key: list[str]) -> set[tuple[Any, ...]]:
+        """The keys of the part's pictures that are shown: extractions are looked through, those of the part alone are held."""
+        here = {tuple(row.values()) for row in read_parquet(path, key).to_pylist()}
+        found = set()
+        for part in self.extractions[_folder(path)]:
+            for row in read_rows(part, ["sample_id", "prompt_id", "sample_index", "regenerated"]):
+                mine = table_of(path) in ("images", "regenerations" if row["regenerated"] else "generations")
+                if mine and row["sample_id"] not in self.tombstones.samples:
+                    found.add(tuple(row[name] for name in key))
+        return found & here
+
+
+def _folder(path: str) -> str:
+    return path.rsplit("/", 1)[0]
+
+
+def _rows_with_pictures(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=[*columns, "image"]):
+            yield from batch.to_pylist()

@@ -1,14 +1,17 @@
 """Takes samples out of the lake for good: finds what they are, leaves tombstones, removes what shows them.
 
-docs/forgetting.md says what goes, what stays, and what that does to the rates. Every step works on one file at a time, finds
-what is left to do from the tombstones and from the rows that stay, and changes nothing where it was done: so a run that was
-killed goes on. The order matters: tombstones come first, then what says which prompts are touched, then the rows that say why.
+docs/forgetting.md says what goes, what stays, and what that does to the rates. Every step works on one file at a time, on
+workers, finds what is left to do from the tombstones and from the rows that stay, and changes nothing where it was done: so a
+run that was killed goes on. The order matters: tombstones come first, then what says which prompts are touched, then the rows
+that say why.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,127 +20,110 @@ import pyarrow.compute as pc
 
 from transforms.duplicates.job import keys_of
 from transforms.duplicates.keep_list import write_keep_list
-from transforms.forgetting.burial import touched_prompts
-from transforms.forgetting.rows import among, any_among, rows_of
+from transforms.forgetting.burial import Touching, touching
+from transforms.forgetting.rows import among, any_among
+from transforms.forgetting.workers import Workers
+from transforms.kernels.fingerprints import Fingerprint, Needles
 from transforms.results import nights
 from transforms.results.database import DATABASE
 from transforms.store.arrays import read_npz
+from transforms.store.counters import count
 from transforms.store.files import count_rows, delete, delete_all, is_temporary, list_files, read_parquet, walk, write_parquet
-from transforms.store.lake import Lake, Manifest, as_table
-from transforms.store.quotations import quotations
-from transforms.store.schema import TABLES, Table
+from transforms.store.lake import Lake, Manifest, as_table, snapshot_of, table_of
+from transforms.store.quotations import SaidByOthers, bytes_of, forgotten_texts, held
+from transforms.store.schema import TABLES
 from transforms.store.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, sha256, tombstone_rows
 
+Change = Callable[[pa.Table], pa.Table]
+"""A part → what it should be. Pickles."""
 
-def remove(lake: Lake) -> dict[str, int]:
+
+def remove(workers: Workers) -> dict[str, int]:
     """Removes whatever has a tombstone from all tables and work files; returns table → rows that were changed."""
-    removal = Removal(lake)
+    lake = workers.lake
+    removal = Removal(workers)
     _remove_leftovers(lake)
-    _remove_searches(lake, removal.gone)
-    _remove_finished_prompts(lake, removal.touched)
+    _remove_searches(workers, removal.gone)
+    _remove_finished_prompts(lake, removal.evidence.touched)
     changed: dict[str, int] = {}
     for rule, change in RULES.items():
-        # What is made of others comes before those.
-        for table in reversed(TABLES.values()):
-            if table.forgets.rule == rule:
-                changed[table.name] = change(removal, table)
-    for stage in {table.stage for table in TABLES.values() if table.forgets.rule in ("rows", "keep_list")}:
-        for manifest in lake.manifests(stage):
-            lake.recount(manifest)
-    return {table: rows for table, rows in changed.items() if rows}
+        # What is made of others is named before those.
+        tables = [table.name for table in reversed(TABLES.values()) if table.forgets.rule == rule]
+        rows = change(removal, tables)
+        changed |= {table: rows[table] for table in tables if rows.get(table)}
+    _recount(workers)
+    return changed
+
+
+def _recount(workers: Workers) -> None:
+    """Has the manifests say how many rows are left in the tables that lose some, in this run or in one that was killed."""
+    lake = workers.lake
+    losing = [table for table in TABLES.values() if table.forgets.rule in ("rows", "keep_list")]
+    parts = [
+        (one, {table.name: lake.parts(table.name, one.snapshot_id) for table in losing if table.stage == stage})
+        for stage in {table.stage for table in losing}
+        for one in lake.manifests(stage)
+    ]
+    rows = dict(workers.each({path for _, tables in parts for paths in tables.values() for path in paths}, rows_left))
+    for manifest, tables in parts:
+        lake.recount(manifest, {table: sum(rows[path] for path in paths) for table, paths in tables.items()})
+
+
+def rows_left(path: str) -> Iterator[tuple[str, int]]:
+    """A part → (path, its rows)."""
+    yield path, count_rows(path)
 
 
 class Removal:
-    """One request to forget: what has a tombstone, and what each rule does to a table.
+    """One request to forget: what has a tombstone, and what each rule does to the tables that have it.
 
     Attributes:
         gone: the samples.
-        touched: (audit_id, prompt_id) of the prompts that they have a part in.
+        evidence: what there is of them in prompts and matches.
     """
 
-    def __init__(self, lake: Lake):
-        self.lake, self.tombstones = lake, Tombstones.read(lake)
+    def __init__(self, workers: Workers):
+        self.workers, self.lake = workers, workers.lake
+        self.tombstones = Tombstones.read(self.lake)
         self.gone = set(self.tombstones.samples)
-        self.touched = touched_prompts(lake, self.gone)
-        pictures = list(tombstone_rows(lake, ("picture", "generation")))
-        self._pictures = {row["sha256"] for row in pictures}
-        self._lengths = {row["length"] for row in pictures}
-        self._thumbnails = {row["sha256"] for row in tombstone_rows(lake, ("thumbnail",))}
+        self.evidence = Evidence.of(workers, self.gone)
 
-    def prompts(self, table: Table) -> int:
+    def _rewrite(self, changes: dict[str, Change], sample_ids: set[str] | None = None) -> dict[str, int]:
+        """Has the parts of these tables rewritten; returns path → rows that differ or are gone. Arguments: of ``Rewrite``."""
+        paths = [path for table in changes for path in self.lake.every_part(table)]
+        return dict(self.workers.each(paths, Rewrite(changes, sample_ids)))
+
+    def prompts(self, tables: list[str]) -> dict[str, int]:
         """Takes forgotten captions out, marks what is touched, and parts prompts from groups that lost their image."""
-        captions, without_group = _lone_captions(self.lake, self.gone), _without_own_match(self.lake, self.gone)
-        texts = (read_parquet(path, ["text"])["text"].to_pylist() for path in self.lake.every_part(table.name))
-        quotes = quotations(self.lake, self.tombstones, texts)
+        captions, quotes = _lone_texts(self.workers, self.tombstones, self.evidence)
+        change = ChangePrompts(captions, quotes, self.evidence.touched, self.evidence.without_group)
+        return _by_table(self._rewrite(dict.fromkeys(tables, change)))
 
-        def change(part: pa.Table) -> pa.Table:
-            rows = part.to_pylist()
-            for row in rows:
-                key = row["audit_id"], row["prompt_id"]
-                if sha256(row["text"].strip()) in captions or any(quote in row["text"] for quote in quotes):
-                    row["text"] = NO_TEXT
-                if key in self.touched:
-                    row.update(stratum=FORGOTTEN, stratum_order=-2)
-                if key in without_group:
-                    row.update(group_id=None, n_duplicates=None)
-            return pa.Table.from_pylist(rows, schema=table.schema)
-
-        return _rewrite(self.lake, table.name, change)
-
-    def pictures(self, table: Table) -> int:
+    def pictures(self, tables: list[str]) -> dict[str, int]:
         """Removes pictures, thumbnails and vectors, whichever a table has: of touched prompts, and what is a forgotten
         one's.
         """
+        pictures = {(row["length"], row["sha256"]) for row in tombstone_rows(self.lake, ("picture", "generation"))}
+        thumbnails = {row["sha256"] for row in tombstone_rows(self.lake, ("thumbnail",))}
+        return _by_table(self._rewrite(dict.fromkeys(tables, RemovePictures(self.evidence.touched, pictures, thumbnails))))
 
-        def change(part: pa.Table) -> pa.Table:
-            prompts = list(zip(part["audit_id"].to_pylist(), part["prompt_id"].to_pylist(), strict=True))
-            touched = [prompt in self.touched for prompt in prompts]
-            if "vector" in part.column_names:
-                return _with(part, pa.array(touched, pa.bool_()), vector=None)
-            hit = [
-                image.is_valid and (ours or self._is_forgotten(image.as_buffer()))
-                for ours, image in zip(touched, part["image"], strict=True)
-            ]
-            reason = "the picture was removed: it may give back what was forgotten"
-            part = _with(part, pa.array(hit, pa.bool_()), image=None, reason=reason)
-            if "thumbnail" not in part.column_names:
-                return part
-            hit = [
-                tiny.is_valid and (ours or sha256(tiny.as_buffer()) in self._thumbnails)
-                for ours, tiny in zip(touched, part["thumbnail"], strict=True)
-            ]
-            return _with(part, pa.array(hit, pa.bool_()), thumbnail=None)
-
-        return _rewrite(self.lake, table.name, change)
-
-    def _is_forgotten(self, picture: pa.Buffer) -> bool:
-        return len(picture) in self._lengths and sha256(picture) in self._pictures
-
-    def rows(self, table: Table) -> int:
+    def rows(self, tables: list[str]) -> dict[str, int]:
         """Removes the rows of forgotten samples."""
-        return _rewrite(self.lake, table.name, self.tombstones.spared, self.gone)
+        return _by_table(self._rewrite(dict.fromkeys(tables, self.tombstones.spared), self.gone))
 
-    def cells(self, table: Table) -> int:
+    def cells(self, tables: list[str]) -> dict[str, int]:
         """Empties cells in the rows of forgotten samples, which say so where the table has a status."""
+        reasons = self.tombstones.samples
+        changes: dict[str, Change] = {table: EmptyCells(reasons, TABLES[table].forgets.cells) for table in tables}
+        return _by_table(self._rewrite(changes, self.gone))
 
-        def change(part: pa.Table) -> pa.Table:
-            hit = among(part["sample_id"], self.gone)
-            part = _with(part, hit, **dict.fromkeys(table.forgets.cells))
-            if "status" not in part.column_names:
-                return part
-            part = _with(part, hit, status=FORGOTTEN)
-            reasons = [self.tombstones.samples.get(sample) for sample in part["sample_id"].to_pylist()]
-            column = pc.if_else(hit, pa.array(reasons, pa.string()), part["reason"])
-            return part.set_column(part.schema.get_field_index("reason"), part.schema.field("reason"), column)
-
-        return _rewrite(self.lake, table.name, change, self.gone)
-
-    def keep_list(self, table: Table) -> int:
-        """Makes the list again from the members that are left."""
-        return _keep_others(self.lake, self.tombstones, self.gone)
+    def keep_list(self, tables: list[str]) -> dict[str, int]:
+        """Makes the lists again that named a forgotten image, or that were being made again, from the members that are left."""
+        changed = self._rewrite(dict.fromkeys(tables, self.tombstones.spared), self.gone)
+        return dict.fromkeys(tables, _keep_others(self.lake, {snapshot_of(path) for path in changed}))
 
 
-RULES: dict[str, Callable[[Removal, Table], int]] = {
+RULES: dict[str, Callable[[Removal, list[str]], dict[str, int]]] = {
     # First: from then on prompts say themselves that they are touched.
     "prompts": Removal.prompts,
     "pictures": Removal.pictures,
@@ -146,7 +132,211 @@ RULES: dict[str, Callable[[Removal, Table], int]] = {
     # Last: it goes by what the others have left.
     "keep_list": Removal.keep_list,
 }
-"""``Forgets.rule`` → what is done to a table, in the order in which it is done."""
+"""``Forgets.rule`` → what is done to the tables that have it, in the order in which it is done; table → rows that changed."""
+
+
+# -- one part ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """A part of a table → (path, number of rows that differ or are gone), if any; it is written again then.
+
+    Attributes:
+        changes: table → what becomes of a part of it.
+        sample_ids: parts that name none of them are left alone without a look at the rest; None for a look at all.
+    """
+
+    changes: dict[str, Change]
+    sample_ids: set[str] | None = None
+
+    def __call__(self, path: str) -> Iterator[tuple[str, int]]:
+        if self.sample_ids is None or any_among(path, "sample_id", self.sample_ids):
+            table = table_of(path)
+            before = as_table(table, read_parquet(path))
+            after = self.changes[table](before)
+            if not after.equals(before):
+                changed = _differing(before, after)
+                write_parquet(path, as_table(table, after))
+                count("rows changed", changed)
+                yield path, changed
+
+
+def _differing(before: pa.Table, after: pa.Table) -> int:
+    if before.num_rows != after.num_rows:
+        return before.num_rows - after.num_rows
+    return sum(not before.slice(row, 1).equals(after.slice(row, 1)) for row in range(before.num_rows))
+
+
+def _by_table(changed: dict[str, int]) -> dict[str, int]:
+    """Path → rows as table → rows."""
+    rows: collections.Counter[str] = collections.Counter()
+    for path, number in changed.items():
+        rows[table_of(path)] += number
+    return rows
+
+
+def _with(table: pa.Table, hit: pa.ChunkedArray | pa.Array, **cells: Any) -> pa.Table:
+    """``table`` with these cells in the rows that are hit."""
+    for name, value in cells.items():
+        field = table.schema.field(name)
+        column = pc.if_else(hit, pa.scalar(value, field.type), table[name])
+        table = table.set_column(table.schema.get_field_index(name), field, column)
+    return table
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangePrompts:
+    """What becomes of ``prompts``.
+
+    Attributes:
+        captions: SHA-256 of the texts that go.
+        quotes: what must not stand among other words.
+        touched: (audit_id, prompt_id) of those that move to the stratum of what was forgotten.
+        without_group: likewise of those that nothing more is said of with their own image.
+    """
+
+    captions: set[str]
+    quotes: list[Fingerprint]
+    touched: set[tuple[str, str]]
+    without_group: set[tuple[str, str]]
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        quoting = {place for place, _ in held(bytes_of(part["text"]), Needles(self.quotes))}
+        rows = part.to_pylist()
+        for number, row in enumerate(rows):
+            key = row["audit_id"], row["prompt_id"]
+            if number in quoting or sha256(row["text"].strip()) in self.captions:
+                row["text"] = NO_TEXT
+            if key in self.touched:
+                row.update(stratum=FORGOTTEN, stratum_order=-2)
+            if key in self.without_group:
+                row.update(group_id=None, n_duplicates=None)
+        return pa.Table.from_pylist(rows, schema=part.schema)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemovePictures:
+    """What becomes of tables with pictures, thumbnails or vectors of generations.
+
+    Attributes:
+        touched: (audit_id, prompt_id) of the prompts that lose theirs.
+        pictures: length and SHA-256 of those that go wherever they are.
+        thumbnails: SHA-256, likewise.
+    """
+
+    touched: set[tuple[str, str]]
+    pictures: set[tuple[int, str]]
+    thumbnails: set[str]
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        prompts = zip(part["audit_id"].to_pylist(), part["prompt_id"].to_pylist(), strict=True)
+        touched = [prompt in self.touched for prompt in prompts]
+        if "vector" in part.column_names:
+            return _with(part, pa.array(touched, pa.bool_()), vector=None)
+        lengths = {length for length, _ in self.pictures}
+        hit = [
+            image.is_valid and (ours or self._is_forgotten(image.as_buffer(), lengths))
+            for ours, image in zip(touched, part["image"], strict=True)
+        ]
+        reason = "the picture was removed: it may give back what was forgotten"
+        part = _with(part, pa.array(hit, pa.bool_()), image=None, reason=reason)
+        if "thumbnail" not in part.column_names:
+            return part
+        hit = [
+            tiny.is_valid and (ours or sha256(tiny.as_buffer()) in self.thumbnails)
+            for ours, tiny in zip(touched, part["thumbnail"], strict=True)
+        ]
+        return _with(part, pa.array(hit, pa.bool_()), thumbnail=None)
+
+    def _is_forgotten(self, picture: pa.Buffer, lengths: set[int]) -> bool:
+        return len(picture) in lengths and (len(picture), sha256(picture)) in self.pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class EmptyCells:
+    """What becomes of the rows of some samples (``reasons``: sample_id → why): these cells are null, and they say so."""
+
+    reasons: dict[str, str]
+    cells: tuple[str, ...]
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        hit = among(part["sample_id"], self.reasons)
+        part = _with(part, hit, **dict.fromkeys(self.cells))
+        if "status" not in part.column_names:
+            return part
+        part = _with(part, hit, status=FORGOTTEN)
+        reasons = [self.reasons.get(sample) for sample in part["sample_id"].to_pylist()]
+        column = pc.if_else(hit, pa.array(reasons, pa.string()), part["reason"])
+        return part.set_column(part.schema.get_field_index("reason"), part.schema.field("reason"), column)
+
+
+# -- prompts -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What prompts and matches say of forgotten samples, before they change.
+
+    Attributes:
+        touched: (audit_id, prompt_id) of the prompts that they have a part in: ``touched_prompts``.
+        without_group: likewise of those that are about to lose a match with their own image.
+        captions: SHA-256 of the prompts that stand for them.
+        quoted: SHA-256 of the forgotten texts that a prompt holds.
+    """
+
+    touched: set[tuple[str, str]]
+    without_group: set[tuple[str, str]]
+    captions: set[str]
+    quoted: set[str]
+
+    @classmethod
+    def of(cls, workers: Workers, gone: set[str]) -> Evidence:
+        lake = workers.lake
+        found: dict[str, set[Any]] = {field.name: set() for field in dataclasses.fields(cls)}
+        parts = [*lake.every_part("prompts"), *lake.every_part("matches")]
+        work = GatherEvidence(touching(workers, gone), gone, forgotten_texts(lake))
+        for name, *values in workers.each(parts, work):
+            found[name].add(tuple(values) if len(values) > 1 else values[0])
+        return cls(**found)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatherEvidence:
+    """A part of ``prompts`` or ``matches`` → what ``Evidence`` has of it: the attribute's name, and what is in it."""
+
+    touching: Touching
+    gone: set[str]
+    forgotten: list[Fingerprint]
+
+    def __call__(self, path: str) -> Iterator[tuple[str, ...]]:
+        for prompt in self.touching(path):
+            yield "touched", *prompt
+        if table_of(path) == "matches":
+            own = pc.field("relation") == "own"
+            for row in read_parquet(path, ["audit_id", "prompt_id", "sample_id", "relation"]).filter(own).to_pylist():
+                if row["sample_id"] in self.gone:
+                    yield "without_group", row["audit_id"], row["prompt_id"]
+            return
+        part = read_parquet(path, ["sample_id", "text"])
+        for text in part.filter(among(part["sample_id"], self.gone))["text"].to_pylist():
+            yield "captions", sha256(text.strip())
+        for quoted in sorted({find.sha256 for _, find in held(bytes_of(part["text"]), Needles(self.forgotten))}):
+            yield "quoted", quoted
+
+
+def _lone_texts(workers: Workers, tombstones: Tombstones, evidence: Evidence) -> tuple[set[str], list[Fingerprint]]:
+    """SHA-256 of the captions that go, and what must not be quoted: those that no remaining sample has."""
+    lake = workers.lake
+    captions = evidence.captions | {row["sha256"] for row in tombstone_rows(lake, ("caption",))}
+    quoted = [one for one in set(forgotten_texts(lake)) if one.sha256 in evidence.quoted]
+    parts = lake.every_part("samples") if captions or quoted else ()
+    others = {(how, one) for how, one in workers.each(parts, SaidByOthers(tombstones, captions, quoted))}
+    captions -= {one for how, one in others if how == "caption"}
+    return captions, [one for one in quoted if ("inside", one.sha256) not in others]
+
+
+# -- what is made of others, and retention -----------------------------------------------------------------------------
 
 
 def remove_what_is_made(lake: Lake) -> None:
@@ -170,124 +360,70 @@ def measured_matches(lake: Lake) -> list[Manifest]:
     return [manifest for manifest in by_time if manifest.snapshot_id in {*newest.values(), *of_nights}]
 
 
-def retire(lake: Lake, days: int, now: datetime.datetime) -> int:
+def retire(workers: Workers, days: int, now: datetime.datetime) -> int:
     """Removes the pictures of generations that were made more than ``days`` ago; returns how many.
 
     An audit's are as old as its manifest of ``generate``, whether and whenever it was matched. Of one that isn't complete each
     finished prompt goes by the age of its file, and is tried again by a generate that goes on.
     """
-    oldest = now - datetime.timedelta(days=days)
-    removed = 0
-
-    def without_pictures(table: pa.Table) -> pa.Table:
-        return _with(table, pc.is_valid(table["image"]), image=None, reason=f"{RETIRED} {days} days")
-
-    def generations(table: pa.Table) -> pa.Table:
-        return _with(without_pictures(table), pa.array([True] * table.num_rows), thumbnail=None)
-
-    old = set()
-    for manifest in lake.manifests("generate"):
-        if datetime.datetime.fromisoformat(manifest.finished_at) < oldest:
-            old.add(manifest.snapshot_id)
-            removed += _count_pictures(lake, "generations", manifest.snapshot_id)
-            _rewrite(lake, "generations", generations, snapshot=manifest.snapshot_id)
+    lake, oldest = workers.lake, now - datetime.timedelta(days=days)
+    made = [one for one in lake.manifests("generate") if datetime.datetime.fromisoformat(one.finished_at) < oldest]
+    old = {manifest.snapshot_id for manifest in made}
+    paths = [path for manifest in made for path in lake.parts("generations", manifest.snapshot_id)]
     for matched in lake.manifests("match"):
         if matched.upstream["generate"] in old:
-            removed += _rewrite(lake, "regenerations", without_pictures, snapshot=matched.snapshot_id)
-    for file in walk(lake.path("work", "generate")):
-        if file.path.endswith(".parquet") and file.modified < oldest.timestamp():
-            pictures = read_parquet(file.path, ["image"])["image"]
-            removed += len(pictures) - pictures.null_count
-            delete(file.path)
+            paths += lake.parts("regenerations", matched.snapshot_id)
+    removed = sum(workers.each(paths, RetirePictures(f"{RETIRED} {days} days")))
+    left = [file.path for file in walk(lake.path("work", "generate")) if file.modified < oldest.timestamp()]
+    removed += sum(workers.each([path for path in left if path.endswith(".parquet")], remove_file_of_pictures))
     _remove_unfinished(lake, "generate")
     return removed
 
 
-def _count_pictures(lake: Lake, table: str, snapshot: str) -> int:
-    tables = [read_parquet(path, ["image"]) for path in lake.parts(table, snapshot)]
-    return sum(table.num_rows - table["image"].null_count for table in tables)
+@dataclasses.dataclass(frozen=True)
+class RetirePictures:
+    """A part of ``generations`` or ``regenerations`` → how many pictures it had; they and all thumbnails go, and say why."""
+
+    reason: str
+
+    def __call__(self, path: str) -> Iterator[int]:
+        yield _count_pictures(path)
+        yield from (0 for _ in Rewrite({table_of(path): self._without_pictures})(path))
+
+    def _without_pictures(self, part: pa.Table) -> pa.Table:
+        part = _with(part, pc.is_valid(part["image"]), image=None, reason=self.reason)
+        everywhere = pa.array([True] * part.num_rows, pa.bool_())
+        return _with(part, everywhere, thumbnail=None) if "thumbnail" in part.column_names else part
 
 
-def _rewrite(
-    lake: Lake,
-    table: str,
-    change: Callable[[pa.Table], pa.Table],
-    sample_ids: set[str] | None = None,
-    snapshot: str | None = None,
-) -> int:
-    """Writes the parts again that ``change`` changes; returns the number of rows that differ or are gone.
+def remove_file_of_pictures(path: str) -> Iterator[int]:
+    """A finished prompt's file, which goes → how many pictures it had."""
+    yield _count_pictures(path)
+    delete(path)
 
-    Args:
-        lake, table: whose parts, of all snapshots or of one.
-        change: a part → what it should be.
-        sample_ids: parts that name none of them are left alone without a look at the rest.
-        snapshot: of these parts; None for all.
+
+def _count_pictures(path: str) -> int:
+    pictures = read_parquet(path, ["image"])["image"]
+    return len(pictures) - pictures.null_count
+
+
+def _keep_others(lake: Lake, lost: set[str]) -> int:
+    """Makes those keep lists again that lost rows, in this run (``lost``: their snapshots) or in one that was killed, from the
+    members that are left; returns how many.
     """
-    changed = 0
-    for path in lake.every_part(table) if snapshot is None else lake.parts(table, snapshot):
-        if sample_ids is None or any_among(path, "sample_id", sample_ids):
-            before = as_table(table, read_parquet(path))
-            after = change(before)
-            if not after.equals(before):
-                changed += _differing(before, after)
-                write_parquet(path, as_table(table, after))
-    return changed
-
-
-def _differing(before: pa.Table, after: pa.Table) -> int:
-    if before.num_rows != after.num_rows:
-        return before.num_rows - after.num_rows
-    return sum(not before.slice(row, 1).equals(after.slice(row, 1)) for row in range(before.num_rows))
-
-
-def _with(table: pa.Table, hit: pa.ChunkedArray | pa.Array, **cells: Any) -> pa.Table:
-    """``table`` with these cells in the rows that are hit."""
-    for name, value in cells.items():
-        field = table.schema.field(name)
-        column = pc.if_else(hit, pa.scalar(value, field.type), table[name])
-        table = table.set_column(table.schema.get_field_index(name), field, column)
-    return table
-
-
-def _lone_captions(lake: Lake, gone: set[str]) -> set[str]:
-    """SHA-256 of the forgotten captions, and of the prompts that stand for forgotten samples, that no remaining one has."""
-    captions = {row["sha256"] for row in tombstone_rows(lake, ("caption",))}
-    captions |= {sha256(row["text"].strip()) for row in rows_of(lake, "prompts", gone, ["text"])}
-    for path in lake.every_part("samples") if captions else ():
-        table = read_parquet(path, ["sample_id", "caption"])
-        for caption in table.filter(pc.invert(among(table["sample_id"], gone)))["caption"].to_pylist():
-            if caption is not None:
-                captions -= {sha256(caption), sha256(caption.strip())}
-    return captions
-
-
-def _without_own_match(lake: Lake, gone: set[str]) -> set[tuple[str, str]]:
-    """(audit_id, prompt_id) of the prompts that are about to lose a match with their own image."""
-    found = set()
-    for row in rows_of(lake, "matches", gone, ["audit_id", "prompt_id", "relation"]):
-        if row["relation"] == "own":
-            found.add((row["audit_id"], row["prompt_id"]))
-    return found
-
-
-def _keep_others(lake: Lake, tombstones: Tombstones, gone: set[str]) -> int:
-    """Makes the keep lists again that name a forgotten image, or that were being made again, from the members that are left."""
-    changed = 0
+    made = 0
     for manifest in lake.manifests("deduplicate"):
         parts = lake.parts("keep_list", manifest.snapshot_id)
-        naming = [path for path in parts if any_among(path, "sample_id", gone)]
         embed = lake.manifest("embed", manifest.upstream["embed"])
+        # Until it is made again it has too few rows.
         whole = sum(map(count_rows, parts)) == manifest.rows["keep_list"]
-        if embed is None or (whole and not naming):
+        if embed is None or (whole and manifest.snapshot_id not in lost):
             continue
-        # Rows move from part to part. While it is made it has too few, or names a forgotten image: a killed run sees either.
-        if rest := [path for path in parts if path not in naming[:1]]:
-            delete_all(rest)
+        if parts[1:]:  # rows move from part to part
+            delete_all(parts[1:])
         write_keep_list(lake, embed.upstream["ingest"], manifest.snapshot_id, manifest.parameters["keep_one"])
-        changed += 1
-    # Nothing is left to do here but for a lake without samples.
-    _rewrite(lake, "keep_list", tombstones.spared, gone)
-    return changed
+        made += 1
+    return made
 
 
 # -- files that are no tables ------------------------------------------------------------------------------------------
@@ -314,17 +450,26 @@ def _remove_leftovers(lake: Lake) -> None:
     _delete(lake, leftover)
 
 
-def _remove_searches(lake: Lake, gone: set[str]) -> None:
+def _remove_searches(workers: Workers, gone: set[str]) -> None:
     """Searches for duplicates that aren't complete, and the work files of those that know a forgotten vector."""
-    complete = {manifest.snapshot_id for manifest in lake.manifests("deduplicate")}
-    keys = keys_of(gone)
-    innocent = set()
-    for snapshot in complete:
-        stored = list_files(lake.work("deduplicate", snapshot, "keys"), ".npz")
-        if not any(np.isin(read_npz(path)["key"], keys).any() for path in stored):
-            innocent.add(snapshot)
+    lake = workers.lake
+    innocent = {manifest.snapshot_id for manifest in lake.manifests("deduplicate")}
+    stored = [path for snapshot in innocent for path in list_files(lake.work("deduplicate", snapshot, "keys"), ".npz")]
+    for path in workers.each(stored, KnowsKeys(keys_of(gone))):
+        innocent.discard(lake.inside(path).split("/")[2])
     _delete(lake, lambda parts: parts[:2] == ["work", "deduplicate"] and parts[2] not in innocent)
     _remove_unfinished(lake, "deduplicate")
+
+
+@dataclasses.dataclass(frozen=True)
+class KnowsKeys:
+    """A file of a search's keys → its path, if one of ``keys`` is among them."""
+
+    keys: np.ndarray
+
+    def __call__(self, path: str) -> Iterator[str]:
+        if np.isin(read_npz(path)["key"], self.keys).any():
+            yield path
 
 
 def _remove_finished_prompts(lake: Lake, touched: set[tuple[str, str]]) -> None:

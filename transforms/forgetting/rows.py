@@ -1,4 +1,4 @@
-"""Rows of some samples, in all snapshots of a table."""
+"""Rows of some samples, in one part of a table."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.store.files import open_parquet, read_parquet
-from transforms.store.lake import Lake
 
 BATCH_ROWS = 256
 """Rows with pictures that are held at once."""
 
 
-def rows_of(lake: Lake, table: str, sample_ids: set[str], columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of some samples in all snapshots of a table: ``sample_id`` and these columns."""
-    for path in lake.every_part(table):
-        if any_among(path, "sample_id", sample_ids):
-            with open_parquet(path) as file:
-                for batch in file.iter_batches(BATCH_ROWS, columns=["sample_id", *columns]):
-                    yield from batch.filter(among(batch["sample_id"], sample_ids)).to_pylist()
+def rows_of(path: str, sample_ids: set[str], columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of some samples in a part: ``sample_id`` and these columns."""
+    if any_among(path, "sample_id", sample_ids):
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=["sample_id", *columns]):
+                yield from batch.filter(among(batch["sample_id"], sample_ids)).to_pylist()
 
 
 def among(column: pa.ChunkedArray, values: Iterable[str]) -> pa.ChunkedArray:

@@ -6,15 +6,17 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from transforms.errors import UserError
 from transforms.forgetting.rows import BATCH_ROWS, among, rows_of
+from transforms.forgetting.workers import Workers
 from transforms.store.files import open_parquet, read_bytes, read_parquet
-from transforms.store.lake import Lake, snapshot_of
+from transforms.store.lake import snapshot_of, table_of
 from transforms.store.tombstones import plain_url, sha256, tombstone_rows
 
 NAMED = 5
@@ -91,6 +93,105 @@ def _columns(rows: list[dict[str, Any]], path: str) -> Named:
     return Named(frozenset(found["sample_id"] - {""}), frozenset(found["url"] - {""}))
 
 
+class Row(NamedTuple):
+    """What says of a sample that it is the same picture as another.
+
+    Attributes:
+        sample_id: None for what was forgotten without one: a url that the lake didn't have.
+        urls: SHA-256 of its url, as it is and as it is compared.
+        content: SHA-256 of its bytes as downloaded.
+    """
+
+    sample_id: str | None
+    urls: tuple[str, ...]
+    content: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Alike:
+    """Samples that are meant, with their urls and their bytes as downloaded by SHA-256; grows by what is like them.
+
+    As a work: of a part of ``samples`` the rows of those and of what is like them, of a part of ``images`` the digests of their
+    pictures.
+    """
+
+    sample_ids: set[str]
+    urls: set[str]
+    contents: set[str]
+
+    def size(self) -> int:
+        """Grows with whatever is added."""
+        return len(self.sample_ids) + len(self.urls) + len(self.contents)
+
+    def take(self, rows: Iterable[Row]) -> list[Row]:
+        """Adds the rows of the same sample, url or bytes, and returns them: the url of one may be that of one before it."""
+        mine: list[Row] = []
+        rows, before = list(rows), None
+        while before != (before := self.size()):
+            mine = [row for row in rows if self._takes(row)]
+        return mine
+
+    def _takes(self, row: Row) -> bool:
+        if row.sample_id not in self.sample_ids and row.content not in self.contents and self.urls.isdisjoint(row.urls):
+            return False
+        self.urls.update(row.urls)
+        self.sample_ids.update([row.sample_id] if row.sample_id is not None else [])
+        self.contents.update([row.content] if row.content is not None else [])
+        return True
+
+    def __call__(self, path: str) -> Iterator[tuple[Any, ...]]:
+        if table_of(path) == "images":
+            for image in rows_of(path, self.sample_ids, ["image"]) if self.sample_ids else ():
+                content = image["image"]
+                yield "image", image["sample_id"], sha256(content) if content else None, len(content or b"")
+            return
+        rows = [
+            Row(row["sample_id"], tuple(map(sha256, url_forms(row["url"]))), row["sha256"])
+            for row in read_parquet(path, ["sample_id", "url", "sha256"]).to_pylist()
+        ]
+        # What is found here is known to the others with the next look.
+        for mine in Alike(set(self.sample_ids), set(self.urls), set(self.contents)).take(rows):
+            yield "sample", *mine
+
+
+@dataclasses.dataclass(frozen=True)
+class SamePictures:
+    """A part of ``images`` → the samples whose stored picture is one of these: SHA-256 and length."""
+
+    pictures: set[tuple[str, int]]
+
+    def __call__(self, path: str) -> Iterator[str]:
+        lengths = {length for _, length in self.pictures}
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=["sample_id", "image"]):
+                for sample, image in zip(batch["sample_id"].to_pylist(), batch["image"], strict=True):
+                    content = image.as_buffer() if image.is_valid else b""
+                    if len(content) in lengths and (sha256(content), len(content)) in self.pictures:
+                        yield sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """A part of ``duplicate_groups`` → (snapshot, group, sample) of some samples, and of some groups: (snapshot, group)."""
+
+    sample_ids: set[str]
+    groups: set[tuple[str, str]]
+
+    def __call__(self, path: str) -> Iterator[tuple[str, str, str]]:
+        snapshot, table = snapshot_of(path), read_parquet(path, ["sample_id", "group_id"])
+        groups = {group for one, group in self.groups if one == snapshot}
+        for row in table.filter(
+            pc.or_(among(table["sample_id"], self.sample_ids), among(table["group_id"], groups))
+        ).to_pylist():
+            yield snapshot, row["group_id"], row["sample_id"]
+
+
+def groups_of(workers: Workers, sample_ids: set[str]) -> set[tuple[str, str]]:
+    """(snapshot, group) of the duplicate groups that these samples are members of."""
+    found = workers.each(workers.lake.every_part("duplicate_groups"), Members(sample_ids, set()))
+    return {(snapshot, group) for snapshot, group, _ in found}
+
+
 class Chosen:
     """The samples that are meant, and all that are the same picture: grows by what it finds in the lake.
 
@@ -100,70 +201,51 @@ class Chosen:
         found: those of ``sample_ids`` and ``urls`` that the lake has, or has a tombstone for.
     """
 
-    def __init__(self, lake: Lake, named: Named):
-        self.lake = lake
-        self.sample_ids = set(named.sample_ids)
-        self.urls = {sha256(plain_url(url)) for url in named.urls}
-        self.contents: set[str] = set()
-        self.found = {row["sample_id"] for row in tombstone_rows(lake, ("sample",))}
+    def __init__(self, workers: Workers, named: Named):
+        self.workers, self.lake = workers, workers.lake
+        self._alike = Alike(set(named.sample_ids), {sha256(plain_url(url)) for url in named.urls}, set())
+        self.sample_ids, self.urls, self.contents = self._alike.sample_ids, self._alike.urls, self._alike.contents
+        self.found = {row["sample_id"] for row in tombstone_rows(self.lake, ("sample",))}
+        self._asked = -1
+        self._pictures: set[tuple[str, int]] = set()
+        self._compared: set[tuple[str, int]] = set()
         self._grow()
 
     def _grow(self) -> None:
         """Until nothing is added: samples of the same url, of the same bytes as downloaded, and as stored."""
-        before = None
-        while before != (before := self._size()):
-            self._by_rows()
-            self._by_pictures()
-
-    def _size(self) -> tuple[int, ...]:
-        """Grows with whatever is added: the url of one row may be that of a row which was read before it."""
-        return len(self.sample_ids), len(self.urls), len(self.contents)
+        while True:
+            while self._asked != (size := self._alike.size()):
+                self._asked = size
+                self._by_rows()
+            if not (new := self._pictures - self._compared):
+                return
+            self.sample_ids.update(self.workers.each(self.lake.every_part("images"), SamePictures(new)))
+            self._compared |= new
 
     def _by_rows(self) -> None:
-        before = None
-        while before != (before := self._size()):
-            for sample, urls, content in self._rows():
-                if sample in self.sample_ids or urls & self.urls or content in self.contents:
-                    self.urls |= urls
-                    self.found |= urls
-                    for known, one in ((self.sample_ids, sample), (self.found, sample), (self.contents, content)):
-                        known.update([one] if one is not None else [])
-
-    def _rows(self) -> Iterator[tuple[str | None, set[str], str | None]]:
-        """sample_id, and SHA-256 of url and of bytes: from tombstones, by which those are known that are gone, and samples."""
-        for row in tombstone_rows(self.lake, ("url", "content")):
-            is_url = row["kind"] == "url"
-            yield row["sample_id"], {row["sha256"]} if is_url else set(), None if is_url else row["sha256"]
-        for path in self.lake.every_part("samples"):
-            for row in read_parquet(path, ["sample_id", "url", "sha256"]).to_pylist():
-                yield row["sample_id"], set(map(sha256, url_forms(row["url"]))), row["sha256"]
-
-    def _by_pictures(self) -> None:
-        pictures = {(row["sha256"], row["length"]) for row in tombstone_rows(self.lake, ("picture",))
-                    if row["sample_id"] in self.sample_ids}  # fmt: skip
-        for row in rows_of(self.lake, "images", self.sample_ids, ["image"]):
-            self.found.add(row["sample_id"])
-            if row["image"] is not None:
-                pictures.add((sha256(row["image"]), len(row["image"])))
-        lengths = {length for _, length in pictures}
-        if not lengths:
-            return
-        for path in self.lake.every_part("images"):
-            with open_parquet(path) as file:
-                for batch in file.iter_batches(BATCH_ROWS, columns=["sample_id", "image"]):
-                    for sample, image in zip(batch["sample_id"].to_pylist(), batch["image"], strict=True):
-                        content = image.as_buffer() if image.is_valid else b""
-                        if len(content) in lengths and (sha256(content), len(content)) in pictures:
-                            self.sample_ids.add(sample)
+        """Those of the same url or bytes, from tombstones, by which those are known that are gone, and from the lake."""
+        rows = []
+        for grave in tombstone_rows(self.lake, ("url", "content")):
+            is_url = grave["kind"] == "url"
+            rows.append(Row(grave["sample_id"], (grave["sha256"],) if is_url else (), None if is_url else grave["sha256"]))
+        parts = [*self.lake.every_part("samples"), *self.lake.every_part("images")]
+        for kind, sample, *values in self.workers.each(parts, self._alike):
+            if kind == "sample":
+                rows.append(Row(sample, tuple(values[0]), values[1]))
+                continue
+            self.found.add(sample)
+            self._pictures.update([(values[0], values[1])] if values[0] else [])
+        for taken in self._alike.take(rows):
+            self.found.update(taken.urls, [taken.sample_id] if taken.sample_id is not None else [])
+        for grave in tombstone_rows(self.lake, ("picture",)):
+            if grave["sample_id"] in self.sample_ids:
+                self._pictures.add((grave["sha256"], grave["length"]))
 
     def add_duplicates(self) -> None:
         """The members of their duplicate groups, in every snapshot."""
-        members: set[str] = set()
-        for snapshot in sorted({snapshot_of(path) for path in self.lake.every_part("duplicate_groups")}):
-            table = self.lake.read("duplicate_groups", snapshot, ["sample_id", "group_id"])
-            groups = set(table.filter(among(table["sample_id"], self.sample_ids))["group_id"].to_pylist())
-            members.update(table.filter(among(table["group_id"], groups))["sample_id"].to_pylist())
-        self.sample_ids |= members
+        groups = groups_of(self.workers, self.sample_ids)
+        members = self.workers.each(self.lake.every_part("duplicate_groups") if groups else (), Members(set(), groups))
+        self.sample_ids.update(sample for _, _, sample in members)
         self._grow()
 
     def unknown(self, named: Named) -> tuple[list[str], int]:

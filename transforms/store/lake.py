@@ -18,7 +18,7 @@ import dataclasses
 import datetime
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -195,11 +195,10 @@ class Lake:
         self._write_manifest(manifest)
         return manifest
 
-    def recount(self, manifest: Manifest) -> None:
-        """Counts the rows of a complete snapshot again, after some were removed."""
-        rows = {table: self.count(table, manifest.snapshot_id) for table in manifest.rows}
-        if rows != manifest.rows:
-            self._write_manifest(dataclasses.replace(manifest, rows=rows))
+    def recount(self, manifest: Manifest, rows: Mapping[str, int]) -> None:
+        """Has a complete snapshot say how many rows some of its tables have, after some were removed."""
+        if not rows.items() <= manifest.rows.items():
+            self._write_manifest(dataclasses.replace(manifest, rows={**manifest.rows, **rows}))
 
     def _write_manifest(self, manifest: Manifest) -> None:
         content = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
@@ -285,6 +284,11 @@ def as_table(table: str, rows: Iterable[dict[str, Any]] | pa.Table) -> pa.Table:
 def snapshot_of(path: str) -> str:
     """a1b2 for …/snapshot_id=a1b2/part-00012.parquet."""
     return path.rsplit("snapshot_id=", 1)[1].split("/", 1)[0]
+
+
+def table_of(path: str) -> str:
+    """samples for …/samples/snapshot_id=a1b2/part-00012.parquet."""
+    return path.rsplit("/snapshot_id=", 1)[0].rsplit("/", 1)[-1]
 
 
 def part_number(path: str) -> int:

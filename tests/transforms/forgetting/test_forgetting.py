@@ -15,6 +15,7 @@ from pipelines.execution import Execution
 from pipelines.measure import MeasureOptions
 from pipelines.options import Parsed
 from tests.fakes import fake_lake
+from tests.lakes import workers
 from tests.planted import picture
 from transforms.attacks.prompts import listed_prompts
 from transforms.duplicates import keep_list
@@ -56,7 +57,7 @@ def lake(tmp_path):
 
 
 def chosen(lake, ids=(), urls=()):
-    return Chosen(lake, Named(frozenset(ids), frozenset(urls)))
+    return Chosen(workers(lake), Named(frozenset(ids), frozenset(urls)))
 
 
 def test_the_same_url_the_same_bytes_and_the_same_stored_bytes_over_snapshots(lake):
@@ -86,9 +87,9 @@ def test_what_is_forgotten_is_known_by_its_tombstones(same, lake):
     forget(lake, ["a"])
     lake.write("samples", "two", 0, [sample("b", *same)])
     expected = {("url", "url, row 0")} if same[0] == "u" else {("content", "sha256, row 0")}
-    found = {(one.kind, one.place) for one in proof.search(lake).found if one.kind != "caption"}
+    found = {(one.kind, one.place) for one in finds(lake) if one.kind != "caption"}
     assert found == expected
-    assert forget(lake, ["a"])["samples"] == 1 and proof.search(lake).found == []
+    assert forget(lake, ["a"])["samples"] == 1 and finds(lake) == []
     assert set(Tombstones.read(lake).samples) == {"a", "b"}
 
 
@@ -100,12 +101,12 @@ SPELLINGS = ("https://Train.example/A b.png", "HTTPS://train.EXAMPLE/A b.png", "
 def test_a_url_may_be_spelt_otherwise(named, there, lake):
     lake.write("samples", "one", 0, [sample("a", there), sample("b", "https://train.example/a b.png")])
     asked = Named(frozenset(), frozenset([named]))
-    assert Chosen(lake, asked).sample_ids == {"a"} and Chosen(lake, asked).unknown(asked) == ([], 0)
+    assert Chosen(workers(lake), asked).sample_ids == {"a"} and Chosen(workers(lake), asked).unknown(asked) == ([], 0)
     forget(lake, urls=[named])
     # Known by its tombstone, and kept out of later ingests, by each of its spellings.
     assert [Tombstones.read(lake).of("?", url) for url in SPELLINGS] == ["asked for"] * 3
-    assert Chosen(lake, asked).unknown(asked) == ([], 0)
-    assert proof.search(lake).found == []
+    assert Chosen(workers(lake), asked).unknown(asked) == ([], 0)
+    assert finds(lake) == []
 
 
 @pytest.mark.parametrize(
@@ -130,12 +131,16 @@ def test_a_sample_without_url_and_bytes_takes_no_other_with_it(lake):
 def test_what_is_unknown_is_told(lake):
     lake.write("samples", "one", 0, [sample("a", "u")])
     named = Named(frozenset({"a", "z", "y"}), frozenset({"u", "nowhere"}))
-    assert Chosen(lake, named).unknown(named) == (["y", "z"], 1)
+    assert Chosen(workers(lake), named).unknown(named) == (["y", "z"], 1)
 
 
 def forget(lake, ids=(), urls=()):
-    bury(lake, chosen(lake, ids, urls).sample_ids, urls, "asked for")
-    return remove(lake)
+    bury(workers(lake), chosen(lake, ids, urls).sample_ids, urls, "asked for")
+    return remove(workers(lake))
+
+
+def finds(lake):
+    return proof.search(workers(lake)).found
 
 
 def test_a_url_that_begins_another_is_found_in_that_by_nobody(lake):
@@ -144,11 +149,11 @@ def test_a_url_that_begins_another_is_found_in_that_by_nobody(lake):
     assert forget(lake, urls=[url]) == {"samples": 1}
     listed = Path(lake.path("list.txt"))
     listed.write_text(f"{url}0\n")
-    assert proof.search(lake).found == []
+    assert finds(lake) == []
     # The url itself is found; here, too, inside a longer text that no sample has.
     listed.write_text(f"{url}/large.png\n")
     lake.write("samples", "one", 0, [sample("a", url)])
-    found = {(one.kind, one.path, one.place.split(",")[0]) for one in proof.search(lake).found}
+    found = {(one.kind, one.path, one.place.split(",")[0]) for one in finds(lake)}
     table = "samples/snapshot_id=one/part-00000.parquet"
     in_the_footer = {(kind, path, place) for kind, path, place in found if place.startswith("byte") and path == table}
     assert {kind for kind, _, _ in in_the_footer} == {"url", "caption"}
@@ -159,9 +164,12 @@ def test_a_url_that_begins_another_is_found_in_that_by_nobody(lake):
 def test_a_short_text_is_found_as_a_whole_value(lake):
     lake.write("samples", "one", 0, [sample("a", "a.png", caption="me"), sample("b", "b.png", caption="some")])
     assert forget(lake, ["a"]) == {"samples": 1}
-    assert proof.search(lake).found == []
+    assert finds(lake) == []
     pq.write_table(pa.table({"words": ["some", " me "], "more": [b"a.png", b""]}), lake.path("list.parquet"))
-    assert [(one.kind, one.place) for one in proof.search(lake).found] == [("caption", "words, row 1"), ("url", "more, row 0")]
+    assert [(one.kind, one.place) for one in finds(lake)] == [
+        ("caption", "words, row 1"),
+        ("url", "more, row 0"),
+    ]
 
 
 def test_tombstones_say_why_and_hold_nothing_of_it(lake):
@@ -191,18 +199,18 @@ def test_a_reason_says_nothing_of_what_is_forgotten(reason, refused, lake):
     forget(lake, ["b"])
     if refused:
         with pytest.raises(UserError, match="--reason holds a url or a caption"):
-            bury(lake, {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
+            bury(workers(lake), {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
         assert set(Tombstones.read(lake).samples) == {"b"}
     else:
-        bury(lake, {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
-        remove(lake)
-        assert proof.search(lake).found == []
+        bury(workers(lake), {"a"}, ["https://pictures.example/1", "ftp://X.y", "o"], reason)
+        remove(workers(lake))
+        assert finds(lake) == []
 
 
 def test_a_reason_is_no_short_caption(lake):
     lake.write("samples", "one", 0, [sample("a", "a.png", caption="me")])
     with pytest.raises(UserError, match="--reason holds a url or a caption"):
-        bury(lake, {"a"}, [], "me ")
+        bury(workers(lake), {"a"}, [], "me ")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +242,7 @@ def test_a_list_of_bytes_that_are_no_text(tmp_path):
 def test_a_lake_of_which_no_file_is_listed_is_not_proved_empty(lake, monkeypatch):
     monkeypatch.setattr(Lake, "files", lambda self: [])
     with pytest.raises(UserError, match="can't be listed, so nothing was searched"):
-        proof.search(lake)
+        proof.search(workers(lake))
 
 
 def test_what_a_killed_client_wrote_beside_the_database_goes(lake):
@@ -297,7 +305,7 @@ def test_the_verdicts_of_all_other_prompts_are_what_they_were(name, tmp_path):
     gone = set(Tombstones.read(lake).samples)
     assert gone and not gone & {row["sample_id"] for row in marts.read_mart(lake, "extractions", after)}
     assert marts.read_mart(lake, "duplication", after) == duplication
-    assert proof.search(lake).found == []
+    assert finds(lake) == []
 
 
 def test_a_report_between_the_tombstones_and_the_removal_shows_nothing_of_it(tmp_path):
@@ -307,7 +315,7 @@ def test_a_report_between_the_tombstones_and_the_removal_shows_nothing_of_it(tmp
     lake = fake.lake
     tell_apart(fake)
     (url,) = {row["url"] for row in fake.rows("samples") if row["caption"] == captions[0]}
-    bury(lake, chosen(lake, urls=[url]).sample_ids, [url], "asked for")
+    bury(workers(lake), chosen(lake, urls=[url]).sample_ids, [url], "asked for")
     made = measure.STAGE.run(Execution(lake, []), Parsed.of(MeasureOptions()), fake.match)
     extraction = next(row for row in marts.read_mart(lake, "extractions", made) if row["url"] == url)
     names = ("prompt_id", "sample_id", "group_id", "url", "caption", "prompt")
@@ -336,8 +344,8 @@ def test_pictures_are_as_old_as_what_made_them(matches, tmp_path):
     elif matches == "one":
         fake.lake._write_manifest(dataclasses.replace(fake.match, finished_at=old))
     kept = pictures(fake.lake)
-    assert kept and retire(fake.lake, 92, now) == 0 and pictures(fake.lake) == kept
-    assert retire(fake.lake, 90, now) == kept and pictures(fake.lake) == 0
+    assert kept and retire(workers(fake.lake), 92, now) == 0 and pictures(fake.lake) == kept
+    assert retire(workers(fake.lake), 90, now) == kept and pictures(fake.lake) == 0
 
 
 def test_unfinished_prompts_are_as_old_as_their_files(tmp_path):
@@ -351,7 +359,7 @@ def test_unfinished_prompts_are_as_old_as_their_files(tmp_path):
         pq.write_table(pa.Table.from_pylist([row], TABLES["generations"].schema), path)
     os.utime(path, (0, 0))
     Path(fake.lake.path("manifests", "generate", f"{audit}.json")).unlink()
-    assert retire(fake.lake, 1, datetime.datetime.now(datetime.UTC)) == 1
+    assert retire(workers(fake.lake), 1, datetime.datetime.now(datetime.UTC)) == 1
     assert pictures(fake.lake) == 1 and not path.exists() and fake.lake.every_part("cliques") == []
 
 
@@ -371,9 +379,9 @@ def test_what_a_report_shows_of_another_picture_is_no_find(tmp_path):
         for form in forms
     ])  # fmt: skip
     assert all(form in Path(lake.path("report.html")).read_text() for form in forms[:2])
-    assert proof.search(lake).found == []
+    assert finds(lake) == []
     Path(lake.path("old.html")).write_text(" ".join(forms))
-    assert {(one.path, one.content) for one in proof.search(lake).found} == {("old.html", forms[2].encode())}
+    assert {(one.path, one.sha256) for one in finds(lake)} == {("old.html", sha256(forms[2]))}
 
 
 def test_a_prompt_that_quotes_a_caption_goes_and_is_found(tmp_path):
@@ -390,13 +398,13 @@ def test_a_prompt_that_quotes_a_caption_goes_and_is_found(tmp_path):
     after = {row["prompt_id"]: row["text"] for row in fake.rows("prompts")}
     gone = {row["text"] for row in before.to_pylist() if after[row["prompt_id"]] == NO_TEXT}
     assert gone == {captions[0], captions[1], *quotes[:2]}
-    assert proof.search(lake).found == []
+    assert finds(lake) == []
     # Nor does the same list bring them back.
     listed = listed_prompts(lake, fake.deduplicate, ["aaa", *quotes, captions[1], captions[2]], lambda _: 1)
     assert [row["text"] for row in listed] == ["aaa", quotes[2], captions[2]]
     lake.write("prompts", fake.generate.snapshot_id, 0, before)
     rows = {row["text"]: number for number, row in enumerate(before.to_pylist())}
-    found = {(one.kind, one.place) for one in proof.search(lake).found if not one.whole and one.place.startswith("text")}
+    found = {(one.kind, one.place) for one in finds(lake) if not one.whole and one.place.startswith("text")}
     assert found == {("caption", f"text, row {rows[quotes[0]]}"), ("url", f"text, row {rows[quotes[1]]}")}
 
 
@@ -407,7 +415,12 @@ def test_until_the_removal_a_forgotten_caption_is_no_prompt_of_another_image(tmp
     tell_apart(fake)
     made = measure.STAGE.run(Execution(fake.lake, []), Parsed.of(MeasureOptions()), fake.match)
     rows = marts.read_mart(fake.lake, "extractions", made)
-    bury(fake.lake, chosen(fake.lake, urls=["https://train.example/0.png", "https://train.example/2.png"]).sample_ids, [], "x")
+    bury(
+        workers(fake.lake),
+        chosen(fake.lake, urls=["https://train.example/0.png", "https://train.example/2.png"]).sample_ids,
+        [],
+        "x",
+    )
     page = report.render(fake.lake, fake.match, made.snapshot_id, 1000).decode()
     assert any(row["prompt"] == captions[0] != row["caption"] for row in rows) and captions[0] not in page
     # An image that remains keeps what it has of its own.
@@ -424,7 +437,7 @@ def test_a_keep_list_of_many_parts_is_whole_after_a_kill(parts, place, tmp_path,
     tell_apart(fake)
     monkeypatch.setattr(keep_list, "ROWS_PER_PART", 2)
     keep_list.write_keep_list(lake, fake.ingest.snapshot_id, snapshot, "first")
-    lake.recount(fake.deduplicate)
+    lake.recount(fake.deduplicate, {"keep_list": lake.count("keep_list", snapshot)})
     assert len(lake.parts("keep_list", snapshot)) == 4
     gone = lake.read("keep_list", snapshot)["sample_id"].to_pylist()[2 * place]
     write = Lake.write
@@ -464,9 +477,9 @@ def test_a_prompt_is_stripped_of_blanks_of_every_kind(tmp_path):
         drawn[0]["prompt_id"],
         "older",
     ]
-    assert proof.search(lake).found == []
+    assert finds(lake) == []
     lake.write("prompts", fake.generate.snapshot_id, 0, before)
-    whole = [one.place for one in proof.search(lake).found if one.whole]
+    whole = [one.place for one in finds(lake) if one.whole]
     assert whole == ["text, row 0", f"text, row {len(rows)}"]
 
 
