@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -20,6 +22,27 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def object_store(bucket: str) -> Iterator[int]:
+    """Google's storage, emulated, with one bucket: gs:// leads to it while the block runs, without any look for credentials,
+    which would hang. The port that it listens on.
+    """
+    from apache_beam.internal.gcp import auth
+    from gcp_storage_emulator.server import create_server
+
+    port = free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=bucket)
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+            patch.setattr(auth._Credentials, "_credentials", None)
+            patch.setattr(auth._Credentials, "_credentials_init", True)
+            yield port
+    finally:
+        server.stop()
 
 
 def end(process: subprocess.Popen) -> None:

@@ -24,7 +24,7 @@ from pipelines.match import MatchOptions
 from pipelines.options import Parsed
 from tests.models import save_random_pipeline
 from tests.planted import picture, write_tiny_clip
-from tests.servers import free_port
+from tests.servers import object_store
 from transforms.attacks.attempts import GeneratorHandler
 from transforms.data.images import ImageStore
 from transforms.errors import TemplateWritten
@@ -43,23 +43,13 @@ LARGEST_PAYLOAD = 100_000
 @pytest.fixture(scope="module")
 def storage():
     """The port of an emulator of Google's storage with one bucket."""
-    from gcp_storage_emulator.server import create_server
-
-    port = free_port()
-    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
-    server.start()
-    yield port
-    server.stop()
+    with object_store(BUCKET) as port:
+        yield port
 
 
 @pytest.fixture
-def cloud(storage, monkeypatch, tmp_path):
-    """Options of a run on Dataflow that stops at the template; without any look for credentials, which would hang."""
-    from apache_beam.internal.gcp import auth
-
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{storage}")
-    monkeypatch.setattr(auth._Credentials, "_credentials", None)
-    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+def cloud(storage, tmp_path):
+    """Options of a run on Dataflow that stops at the template."""
     return [
         "--runner=DataflowRunner",
         f"--template_location={tmp_path}/template.json",

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import http.server
 import io
-import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -88,12 +87,6 @@ class Web:
 
         self.pages[path] = page
         return self.url + path
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from demo.serve import serving
-from tests.servers import ROOT
-from tests.web import free_port, picture, serve
+from tests.servers import ROOT, free_port
+from tests.web import picture, serve
 from transforms.errors import UserError
 
 

@@ -22,7 +22,8 @@ from pipelines.ingest import IngestOptions
 from pipelines.options import Parsed
 from tests.lakes import workers
 from tests.planted import picture
-from tests.web import free_port, serve
+from tests.servers import object_store
+from tests.web import serve
 from transforms.data.images import ImageStore
 from transforms.forgetting import burial, proof, removal
 from transforms.results import marts, report
@@ -653,19 +654,10 @@ def test_an_ingest_that_was_killed_before_its_end(lake, site):
 # -- a lake that is no folder ------------------------------------------------------------------------------------------
 
 
-def test_a_lake_in_an_object_store(lake, site, monkeypatch, capsys):
+def test_a_lake_in_an_object_store(lake, site, capsys):
     """There audit.duckdb holds copies of the tables, captions and urls among them."""
-    from apache_beam.internal.gcp import auth
-    from gcp_storage_emulator.server import create_server
-
     wanted = remains(lake)
-    port = free_port()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(auth._Credentials, "_credentials", None)
-    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
-    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="eidetic-forget")
-    server.start()
-    try:
+    with object_store("eidetic-forget"):
         remote = Lake("gs://eidetic-forget/lake")
         removal.remove_what_is_made(lake)
         for path in lake.files():
@@ -683,5 +675,3 @@ def test_a_lake_in_an_object_store(lake, site, monkeypatch, capsys):
         assert run(remote, "--verify_only") == 1
         found = {(one.kind, one.path) for one in proof.search(workers(remote)).found}
         assert found >= {(kind, "old.duckdb, table samples") for kind in ("url", "caption")}
-    finally:
-        server.stop()

@@ -17,7 +17,8 @@ from pipelines.cli import run_verb
 from pipelines.execution import Execution
 from pipelines.ingest import STAGE, IngestOptions, in_bins, plan, retry
 from pipelines.options import Parsed
-from tests.web import free_port, picture, serve
+from tests.servers import free_port
+from tests.web import picture, serve
 from transforms.data import download
 from transforms.data.ingestion import IngestBucket
 from transforms.errors import UserError

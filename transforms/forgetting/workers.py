@@ -20,7 +20,7 @@ import apache_beam as beam
 
 from transforms.store.arrays import read_json, write_json
 from transforms.store.counters import count
-from transforms.store.files import delete, delete_all, read_bytes, walk, write_bytes
+from transforms.store.files import delete, read_bytes, write_bytes
 from transforms.store.lake import Lake
 from transforms.store.sharing import Shared
 
@@ -47,11 +47,11 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _delete_folder(self._folder)
+        delete(self._folder)
 
     def tidy(self) -> None:
         """Removes what runs that were killed have left; nobody else may be at it meanwhile."""
-        _delete_folder(self.lake.path("work", "forget"))
+        delete(self.lake.path("work", "forget"))
 
     def each(self, paths: Iterable[str], work: Work) -> list[Any]:
         """What ``work`` says of these files: its rows as JSON has them, in the order of the files. No pipeline for no files."""
@@ -64,7 +64,7 @@ class Workers:
         write_bytes(f"{folder}/work.pickle", pickle.dumps((paths, work)))
         self._run(lambda pipeline: build(pipeline, folder, tasks))
         answers = [answer for task in range(tasks) for answer in read_json(_answers(folder, task))]
-        _delete_folder(folder)
+        delete(folder)
         return [row for _, row in sorted(answers, key=lambda answer: answer[0])]
 
 
@@ -97,9 +97,3 @@ class EachFile(beam.DoFn):
 
 def _answers(folder: str, task: int) -> str:
     return f"{folder}/{task:05d}.json"
-
-
-def _delete_folder(folder: str) -> None:
-    # In an object store there are no folders: what lies in them is deleted by name.
-    delete_all(file.path for file in walk(folder))
-    delete(folder)

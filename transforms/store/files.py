@@ -143,6 +143,9 @@ def delete(path: str) -> None:
     """Removes a file or a whole folder; nothing happens where there is none."""
     if exists(path):
         delete_all([path])
+    elif is_url(path):
+        # An object store has no folders: what is in one is what has a name that begins so.
+        delete_all([file.path for file in walk(path)])
 
 
 def delete_all(paths: Iterable[str]) -> None:

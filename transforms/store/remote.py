@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from typing import IO, Any
 
 import fsspec
@@ -18,21 +19,26 @@ def readable(path: str) -> str:
 
 
 class BeamFiles(fsspec.AbstractFileSystem):
-    """Beam's FileSystems as one of fsspec's: for reading alone."""
+    """Beam's FileSystems as one of fsspec's: for reading alone, while nothing is written."""
 
     protocol = PROTOCOL
     cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        # DuckDB asks for the size and for the time of every file, and each is a request to the store.
+        self._stat = functools.cache(stat)
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return path.removeprefix(f"{PROTOCOL}://")
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        found = stat(self._strip_protocol(path))
+        found = self._stat(self._strip_protocol(path))
         return {"name": path, "size": found.size, "type": "file"}
 
     def modified(self, path: str) -> datetime.datetime:
-        return datetime.datetime.fromtimestamp(stat(self._strip_protocol(path)).modified, datetime.UTC)
+        return datetime.datetime.fromtimestamp(self._stat(self._strip_protocol(path)).modified, datetime.UTC)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> IO[bytes]:
         return open_file(self._strip_protocol(path))

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from PIL import Image
 
-from tests.web import free_port, picture, serve
+from tests.servers import free_port
+from tests.web import picture, serve
 from transforms.data import download
 from transforms.data.download import (
     OPTED_OUT,

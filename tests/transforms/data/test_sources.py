@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.web import free_port
+from tests.servers import object_store
 from transforms.data.download import DownloadLimits, FetchError
 from transforms.data.sources import ROW, FolderSource, LaionSource, source
 from transforms.errors import UserError
@@ -47,18 +47,9 @@ def test_a_file_a_folder_and_a_glob(tmp_path):
         assert ([part.name for part in found.partitions], found.rows) == ([one, two], 2)
 
 
-def test_metadata_in_an_object_store(tmp_path, monkeypatch):
+def test_metadata_in_an_object_store():
     """Folders there are names' beginnings and nothing else: none of them "exists"."""
-    from apache_beam.internal.gcp import auth
-    from gcp_storage_emulator.server import create_server
-
-    port = free_port()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(auth._Credentials, "_credentials", None)
-    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
-    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="eidetic-sources")
-    server.start()
-    try:
+    with object_store("eidetic-sources"):
         file = "gs://eidetic-sources/metadata/a.parquet"
         write_parquet(file, pa.table({"URL": ["u"], "TEXT": ["t"]}))
         for path in (file, "gs://eidetic-sources/metadata", "gs://eidetic-sources/metadata/*.parquet"):
@@ -66,8 +57,6 @@ def test_metadata_in_an_object_store(tmp_path, monkeypatch):
             assert [row["url"] for row in rows(LaionSource(path))] == ["u"]
         with pytest.raises(UserError, match="no metadata"):
             LaionSource("gs://eidetic-sources/nowhere").survey()
-    finally:
-        server.stop()
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_place(tmp_path):
