@@ -115,35 +115,19 @@ def images_at(path: str, rows: np.ndarray) -> Iterator[tuple[int, tuple[str, byt
     yield from zip(rows.tolist(), pairs, strict=True)
 
 
-class Gatherings:
-    """What was gathered for a round, by block; opens each file once.
+def read_block(round: Round, number: int, parts: list[int]) -> dict[int, Gathered]:
+    """Code → what was brought to a block from these parts of ``images``.
 
-    Args:
-        round: what is matched.
+    Pictures stay in their files until they are decoded: a local file is mapped, and no more of it in memory than is looked at.
     """
-
-    def __init__(self, round: Round):
-        self.round = round
-        self._files: dict[int, tuple[Any, dict[int, int]]] = {}
-
-    def block(self, number: int, parts: list[int]) -> dict[int, Gathered]:
-        """Code → what was brought to a block from these parts of ``images``."""
-        found = {}
-        for part in parts:
-            file, places = self._open(part)
-            batch = file.get_batch(places[number])
-            # Pictures stay where they are until they are decoded.
-            columns = [batch[name] if name == "image" else batch[name].to_pylist() for name in batch.schema.names]
-            for row in zip(*columns, strict=True):
-                found[row[0]] = Gathered(*row)
-        return found
-
-    def _open(self, part: int) -> tuple[Any, dict[int, int]]:
-        if part not in self._files:
-            path = gathered_file(self.round, part)
-            # A local file is mapped, and no more of it in memory than is looked at.
-            source = pa.memory_map(path) if self.round.lake.is_local else pa.PythonFile(open_file(path), "r")
-            file = pa.ipc.open_file(source)
-            blocks = json.loads(file.schema.metadata[b"blocks"])
-            self._files[part] = file, {block: place for place, block in enumerate(blocks)}
-        return self._files[part]
+    found = {}
+    for part in parts:
+        path = gathered_file(round, part)
+        source = pa.memory_map(path) if round.lake.is_local else pa.PythonFile(open_file(path), "r")
+        file = pa.ipc.open_file(source)
+        blocks = json.loads(file.schema.metadata[b"blocks"])
+        batch = file.get_batch(blocks.index(number))
+        columns = [batch[name] if name == "image" else batch[name].to_pylist() for name in batch.schema.names]
+        for row in zip(*columns, strict=True):
+            found[row[0]] = Gathered(*row)
+    return found

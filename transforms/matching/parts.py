@@ -24,7 +24,7 @@ from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.candidates import block_of, candidates_file
 from transforms.matching.comparison import ComparedPicture, Group, Matcher, Measure
 from transforms.matching.directory import Directory
-from transforms.matching.gathering import Gathered, Gatherings
+from transforms.matching.gathering import Gathered, read_block
 from transforms.matching.queries import JudgedPicture, read_task
 from transforms.matching.tasks import PLACE_BITS, Round, Task
 from transforms.store.counters import count
@@ -59,7 +59,6 @@ class MatchTask(beam.DoFn):
 
     def setup(self) -> None:
         self._directory = Directory(self.round.lake, self.round.snapshots.deduplicate)
-        self._gatherings = Gatherings(self.round)
         self._pictures = _Pictures(self._worker.get())
         self._matcher = Matcher(self._pictures.get, self.measure)
 
@@ -84,19 +83,19 @@ class MatchTask(beam.DoFn):
             first = (number << PLACE_BITS) + block[0][0]
             mine = {place: found.get((number << PLACE_BITS) + place, []) for place, _ in block}
             parts = sorted({code >> ROW_BITS for some in mine.values() for _, code, _, _ in some})
-            gathered = self._gatherings.block(block_of(self.round, first), parts)
-            self._pictures.block(gathered)
-            yield from self._block(task, block, mine, gathered, sampled)
+            self._pictures.gathered = read_block(self.round, block_of(self.round, first), parts)
+            yield from self._block(task, block, mine, sampled)
+            # Two blocks at once would take twice the memory.
+            self._pictures.gathered = {}
 
     def _block(
         self,
         task: Task,
         block: list[tuple[int, JudgedPicture]],
         candidates: dict[int, list[tuple[str, int, str, float | None]]],
-        gathered: dict[int, Gathered],
         sampled: list[dict[str, Any]],
     ) -> Iterator[dict[str, Any]]:
-        matcher = self._matcher
+        matcher, gathered = self._matcher, self._pictures.gathered
 
         def compare(element: tuple[int, JudgedPicture]) -> tuple[JudgedPicture, ComparedPicture, Group | None]:
             place, one = element
@@ -214,18 +213,21 @@ class _Worker:
 
 
 class _Pictures:
-    """Training images at a side in pixels: of a block, and of whatever else is asked for by its place."""
+    """Training images at a side in pixels.
+
+    Args:
+        worker: keeps those that are decoded.
+
+    Attributes:
+        gathered: those at hand, by code; any other is read from its place.
+    """
 
     def __init__(self, worker: _Worker):
         self.worker = worker
-        self._gathered: dict[int, Gathered] = {}
-
-    def block(self, gathered: dict[int, Gathered]) -> None:
-        """From now on these are at hand."""
-        self._gathered = gathered
+        self.gathered: dict[int, Gathered] = {}
 
     def _read(self, code: int, side: int) -> np.ndarray:
-        return resize_shorter_side(decode_array(self._gathered[code].image.as_py()), side)
+        return resize_shorter_side(decode_array(self.gathered[code].image.as_py()), side)
 
     def get(self, code: int, sample_id: str, side: int) -> np.ndarray:
         """See ``comparison.Pictures``."""
@@ -233,7 +235,7 @@ class _Pictures:
         if picture is None:
             picture = (
                 self._read(code, side)
-                if code in self._gathered
+                if code in self.gathered
                 else resize_shorter_side(self.worker.others.get(code, sample_id), side)
             )
             self.worker.decoded.put((code, side), picture, picture.nbytes)

@@ -26,7 +26,7 @@ from transforms.matching.candidates import Chunk, candidates_file, chunks, merge
 from transforms.matching.comparison import Measure
 from transforms.matching.directory import Directory, own_file, write_own
 from transforms.matching.eidetic_counts import CountWithin
-from transforms.matching.gathering import Gatherings
+from transforms.matching.gathering import read_block
 from transforms.matching.parts import sampled_rows
 from transforms.matching.queries import SCHEMA
 from transforms.matching.recall import NearestOfAll, recall
@@ -396,11 +396,10 @@ def test_what_was_gathered_is_opened_by_block(world):
     round = world.round(block=3)
     world.run(round)
     rows = read_parquet(candidates_file(round, 0)).to_pylist()
-    gatherings = Gatherings(round)
     for block in range(-(-len(world.made) // 3)):
         wanted = {row["code"] for row in rows if (row["query"] & ((1 << PLACE_BITS) - 1)) // 3 == block}
         parts = sorted({directory.part_of(code) for code in wanted})
-        found = gatherings.block(block, parts)
+        found = read_block(round, block, parts)
         assert set(found) == wanted
         for one in found.values():
             assert encode_png(world.pictures[one.sample_id]) == one.image.as_py()
