@@ -139,8 +139,8 @@ def test_the_limits_are_those_given_where_new_pictures_stay_away():
 def test_new_pictures_that_come_near_lower_the_distance(kind):
     near = [(distance, 0.95) for distance in np.linspace(0.05, 0.14, 10)]
     decoys = {"held_out": FAR, "left_out": FAR} | {kind: near + FAR}
-    # Of 90 new pictures the ninth smallest distance: 0.1 · 91.
-    assert limits(**decoys)["coarse_l2_limit"] == pytest.approx(np.linspace(0.05, 0.14, 10)[8])
+    # Of 90 new pictures the fourth smallest distance: 0.05 · 91.
+    assert limits(**decoys)["coarse_l2_limit"] == pytest.approx(np.linspace(0.05, 0.14, 10)[3])
 
 
 def test_held_out_pictures_that_would_be_called_keep_the_promise():

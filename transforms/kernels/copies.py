@@ -59,6 +59,13 @@ def twins(distances: Sequence[float], within: float, ratio: float) -> int:
     return 0
 
 
+SELDOM = 0.05
+"""Share of new pictures that come nearer to a training image than a copy must lie.
+
+Those that do have the ratio against them; what is promised doesn't go by this. At 1% a corpus in which a few pictures are nearly
+alike takes real copies away from the others: docs/calibration.md."""
+
+
 class CopyLimits(NamedTuple):
     """A picture is a copy of a training image where it lies below the first two, and not over the last.
 
@@ -95,8 +102,8 @@ def limits(held_out: Distances, left_out: Distances, *, most_l2: float, ratio: f
     The ratio's limit is given: it has a meaning of its own. The distance's is the smallest of three:
 
     - ``most_l2``;
-    - what new pictures seldom come below: the k-th smallest distance, k = floor(rate · (c + 1)), of held-out pictures and of
-      training images against all the others. Those under the ratio are left aside: they have a twin, and are as near to it
+    - what new pictures seldom come below: the k-th smallest distance, k = floor(``SELDOM`` · (c + 1)), of held-out pictures and
+      of training images against all the others. Those under the ratio are left aside: they have a twin, and are as near to it
       as only twins are;
     - what the promise asks: the k-th smallest distance of the held-out pictures under the ratio, those over it counting as
       infinitely far. A new picture like the held-out ones is called with a probability of at most k / (c + 1), twins and all.
@@ -114,7 +121,7 @@ def limits(held_out: Distances, left_out: Distances, *, most_l2: float, ratio: f
         if np.isnan(some).any():
             raise ValueError("distances or ratios hold NaN; leave out what has none, and count it out")
     new = np.concatenate([some.coarse_l2[some.coarse_ratio >= ratio] for some in (held_out, left_out)])
-    seldom, _ = _kth_smallest(new, rate)
+    seldom, _ = _kth_smallest(new, SELDOM)
     like_copies = np.where(held_out.coarse_ratio < ratio, held_out.coarse_l2, np.inf)
     promised, rank = _kth_smallest(like_copies, rate)
     return CopyLimits(min(most_l2, seldom, promised), ratio, rank / (len(like_copies) + 1) if rank else None)
