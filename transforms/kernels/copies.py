@@ -62,8 +62,8 @@ def twins(distances: Sequence[float], within: float, ratio: float) -> int:
 SELDOM = 0.05
 """Share of new pictures that come nearer to a training image than a copy must lie.
 
-Those that do have the ratio against them; what is promised doesn't go by this. At 1% a corpus in which a few pictures are nearly
-alike takes real copies away from the others: docs/calibration.md."""
+Those that do have the ratio against them; what is promised doesn't go by this. At 1% a corpus in which a few pictures are
+nearly alike takes real copies away from the others: docs/calibration.md."""
 
 
 class CopyLimits(NamedTuple):
