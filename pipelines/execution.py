@@ -25,6 +25,7 @@ from pipelines.stages import Planned
 from transforms.errors import TemplateWritten, UserError
 from transforms.store.counters import NAMESPACE
 from transforms.store.lake import Lake, Manifest
+from transforms.store.texts import shown
 
 PACKAGES = ("apache-beam", "torch", "open-clip-torch", "faiss-cpu", "pyarrow", "duckdb", "img2dataset", "diffusers")
 
@@ -177,7 +178,7 @@ def _stream() -> Any:
 
 def say(text: str) -> None:
     """One line to the user, on stderr: stdout is for results."""
-    print(text, file=_stream(), flush=True)
+    print(shown(text), file=_stream(), flush=True)
 
 
 LOOKING_SHARE = 30

@@ -1,10 +1,13 @@
 """Mistakes on the command line: exit code 2, one line that says what to do, and nothing half-written."""
 
 import json
+import logging
 import os
 import shlex
 import subprocess
 import sys
+import traceback
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from pipelines import cli
 from tests.models import save_random_pipeline
 from tests.planted import clusters, embedding_rows, write_embeddings
 from tests.servers import ROOT
+from transforms.errors import UserError
 from transforms.store.lake import Lake
 
 STAGES = [verb for verb in cli.verbs() if verb not in ("query", "again", "demo")]
@@ -137,6 +141,31 @@ def test_a_lake_of_another_version(lake, capfd):
     capfd.readouterr()
     assert "has schema version 99" in complaint(capfd, "deduplicate", f"--lake={lake.root}")
     assert files(lake.root) == before
+
+
+def test_what_is_printed_rewrites_no_terminal_and_gives_nothing_away(capsys):
+    """Our own lines, those of libraries, and tracebacks: from whichever of them a stranger's text comes."""
+    hostile = "\x1b]0;gone\x07 \u202e https://user:hunter2@h/a.png?X-Amz-Signature=abcdef \x9b2J"
+
+    def verb(argv):
+        print(f"said\t{hostile}\nand so on")
+        warnings.warn(hostile, stacklevel=1)
+        logging.getLogger("a library").error("%s", hostile)
+        try:
+            raise ValueError(hostile)
+        except ValueError:
+            traceback.print_exc()
+        raise UserError(f"wrong: {hostile}\nmend it")
+
+    with pytest.warns(UserWarning):
+        assert cli.run_verb(verb, []) == 2
+    captured = capsys.readouterr()
+    for said in (captured.out, captured.err):
+        assert [letter for letter in said if not letter.isprintable() and letter not in "\n\t"] == []
+        assert "hunter2" not in said and "abcdef" not in said
+    assert captured.out.splitlines()[1] == "and so on" and captured.out.startswith("said\t\\x1b]0;gone\\x07 \\u202e https://")
+    assert captured.err.splitlines()[-1].startswith("eidetic: wrong: \\x1b") and captured.err.endswith(" mend it\n")
+    assert "ValueError: \\x1b]0;gone" in captured.err
 
 
 @pytest.mark.parametrize("verb", cli.verbs())
