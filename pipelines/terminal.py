@@ -1,8 +1,8 @@
 """What reaches the terminal, and the logs that are made of it: no control characters of strangers, and no secrets.
 
-Whatever is printed passes ``guard``: our own lines, tracebacks, the logs and warnings of libraries. It can't know whether a line
-break is ours or a caption's; so what is told in one line is made one where it is told (``pipelines.execution.say``, the cells
-of ``pipelines.query.as_table``).
+Whatever is printed passes ``guard``: our own lines, tracebacks, the logs and warnings of libraries. It can't know whether a
+line break is ours or a caption's; so what is told in one line is made one where it is told (``say`` of pipelines/execution.py,
+the cells of a table in pipelines/query.py).
 """
 
 from __future__ import annotations

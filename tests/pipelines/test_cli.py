@@ -19,6 +19,7 @@ from pipelines import cli
 from tests.models import save_random_pipeline
 from tests.planted import clusters, embedding_rows, write_embeddings
 from tests.servers import ROOT
+from transforms.attacks.prompts import read_prompt_list
 from transforms.errors import UserError
 from transforms.store.lake import Lake
 
@@ -48,6 +49,11 @@ def no_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["measure", "--lake=file:///x/y"], "name it as --lake '/x/y'"),
+        (["query", "SELECT 1", "--lake=foo://x"], "expected a local folder, or a URL of a kind that Beam knows: gs://…"),
+        (["history", "--lake=s3://bucket/lake"], "'boto3' that reads it is not installed; pip install 'apache-beam[aws]'"),
+        (["measure", "--runner=Flinkruner"], "--runner is 'Flinkruner', expected one that Beam knows"),
+        (["measure", "--runner=no.such.Runner"], "which is not installed (No module named 'no')"),
         (["measur"], "unknown verb 'measur'; expected one of ingest, embed"),
         (["--lake=lake"], "unknown verb '--lake=lake'"),
         (["audit", "--max_promts=3"], "unknown option '--max_promts=3' (did you mean 'max_prompts'?)"),
@@ -124,6 +130,24 @@ def test_a_model_without_an_autoencoder(fault, lake, tmp_path, capfd):
     capfd.readouterr()
     assert message in complaint(capfd, "generate", f"--lake={lake.root}", f"--model={folder}", "--device=cpu")
     assert files(lake.root) == before
+
+
+def test_what_is_nested_too_deeply_is_one_line(lake, tmp_path, capfd):
+    deep = "[" * 100_000
+    for name in ("metadata.jsonl", "model_index.json", "prompts.jsonl", "lake.json"):
+        (tmp_path / "deep" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "deep" / name).write_text(deep)
+    capfd.readouterr()
+    there = f"--lake={lake.root}"
+    for words, message in (
+        (["ingest", there, "--source=folder", f"--metadata={tmp_path}/deep"], "metadata.jsonl', line 1"),
+        (["generate", there, f"--generations={tmp_path}/deep"], "metadata.jsonl', line 1"),
+        (["generate", there, f"--model={tmp_path}/deep", "--device=cpu"], "model_index.json' is not JSON"),
+        (["measure", f"--lake={tmp_path}/deep"], "lake.json' is damaged"),
+    ):
+        assert message in complaint(capfd, *words)
+    with pytest.raises(UserError, match="cannot read prompts"):
+        read_prompt_list(f"{tmp_path}/deep/prompts.jsonl")
 
 
 def test_a_lake_that_cannot_be_written(tmp_path, no_files, capfd):

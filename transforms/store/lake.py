@@ -142,7 +142,7 @@ class Lake:
             return None
         try:
             return json.loads(read_bytes(path))["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path!r} is damaged ({error}); restore it, or audit into a new --lake") from error
 
     # -- snapshots ---------------------------------------------------------------------------------------------

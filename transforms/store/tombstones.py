@@ -32,7 +32,7 @@ def sha256(content: bytes | str) -> str:
 
 def plain_url(url: str) -> str:
     """A url as it is compared: as tables keep it, without blanks around it, scheme and host in small letters."""
-    url = public_url(url.strip())
+    url = public_url(url.strip()) or ""
     parts = re.match(r"([a-z][a-z0-9+.-]*://)([^/?#]*@)?([^/?#]*)", url, re.IGNORECASE)
     return url if parts is None else f"{parts[1].lower()}{parts[2] or ''}{parts[3].lower()}{url[parts.end() :]}"
 
