@@ -3,6 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 AIRFLOW := build/airflow_venv
 
+# What PyTorch is built for: cuda, as the lock has it, or cpu: the same versions without CUDA, from PyTorch's own index.
+TORCH ?= cuda
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# Further words for pytest.
+PYTEST ?=
+
 .PHONY: audit test lint install bench airflow clean
 
 # The main job on the embedded default: rates, a report and a database to query.
@@ -11,7 +17,7 @@ audit: install
 
 # A file of tests for each core, and in it one thread: those of several processes would wait for one another.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile $(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .
@@ -27,10 +33,25 @@ bench: install
 
 install: $(VENV)/installed
 
-# torch first: the rest then finds it, and pip need not weigh another build of it.
+# pip says nothing for minutes, so what it is at is said first.
 $(VENV)/installed: requirements.lock setup.py
+	@test "$(TORCH)" = cuda -o "$(TORCH)" = cpu || { echo "TORCH is '$(TORCH)', expected cuda or cpu" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@if test $(TORCH) = cpu; then \
+	  mkdir -p build && sed -E '/^(nvidia-|cuda-|triton)/d; s/^(torch|torchvision)==.*/&+cpu/' requirements.lock > build/requirements.txt; \
+	  echo "installing $$(grep -c == build/requirements.txt) packages into $(VENV): about 2 GB, with PyTorch for CPUs from $(CPU_INDEX); one to three minutes"; \
+	else \
+	  mkdir -p build && cp requirements.lock build/requirements.txt; \
+	  echo "installing $$(grep -c == build/requirements.txt) packages into $(VENV): 7 GB, most of it PyTorch with CUDA; three to five minutes"; \
+	  if ! command -v nvidia-smi > /dev/null; then \
+	    if $(BIN)/python -c "import urllib.request; urllib.request.urlopen('$(CPU_INDEX)/torch/', timeout=5)" 2> /dev/null; then \
+	      echo "this machine shows no GPU: without CUDA it is about 2 GB (Ctrl-C, then make TORCH=cpu …)"; \
+	    else \
+	      echo "this machine shows no GPU, but PyTorch without CUDA can't be had: $(CPU_INDEX) is not reachable"; \
+	    fi; \
+	  fi; \
+	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt $(if $(filter cpu,$(TORCH)),--extra-index-url $(CPU_INDEX))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
@@ -38,6 +59,7 @@ $(VENV)/installed: requirements.lock setup.py
 airflow: $(AIRFLOW)/installed
 
 $(AIRFLOW)/installed: deploy/airflow_requirements.lock
+	@echo "installing $$(grep -c == $<) packages into $(AIRFLOW): 1.6 GB; one to three minutes"
 	test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv $(AIRFLOW)
 	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/airflow_requirements.lock
 	touch $@

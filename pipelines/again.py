@@ -20,11 +20,11 @@ from typing import Any
 from pipelines.device import DeviceOptions
 from pipelines.generate import generator_again
 from pipelines.options import CommonOptions, Options, option, parse
-from pipelines.query import printable
 from transforms.errors import UserError
 from transforms.models.base import Wanted
 from transforms.store.files import open_parquet
 from transforms.store.lake import Lake, Manifest
+from transforms.store.texts import printable
 from transforms.store.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
 
 

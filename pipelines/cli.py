@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from pipelines.stages import OTHER_VERBS, STAGES
+from pipelines.terminal import guard
 from transforms.errors import TemplateWritten, UserError
 
 
@@ -21,6 +22,7 @@ def verbs() -> dict[str, str]:
 
 def run_verb(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Runs a verb's ``main``. 0: fine; 2: the user can mend it, and the one line on stderr says how; 130: interrupted."""
+    guard()
     try:
         return main(argv) or 0
     except UserError as error:
@@ -35,6 +37,7 @@ def run_verb(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    guard()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print("usage: eidetic <verb> [options] [Beam options]\n\nverbs:")

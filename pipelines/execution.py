@@ -19,12 +19,22 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, SetupOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, SetupOptions, StandardOptions
 
 from pipelines.stages import Planned
 from transforms.errors import TemplateWritten, UserError
 from transforms.store.counters import NAMESPACE
 from transforms.store.lake import Lake, Manifest
+from transforms.store.texts import shown
+
+NEEDS_OF_RUNNERS = {
+    "flinkrunner": "Java, and Beam's job server, which is downloaded at its first run (or named with --flink_job_server_jar)",
+    "sparkrunner": "Java, and Beam's job server, which is downloaded at its first run (or named with --spark_job_server_jar)",
+    "prismrunner": "Prism, which is downloaded at its first run (or named with --prism_location)",
+    "portablerunner": "a job service that is running, by --job_endpoint HOST:PORT",
+    "dataflowrunner": "apache-beam[gcp], credentials, and --project, --region and --temp_location",
+}
+"""Runner, in small letters, whose ``run`` only hands the job over → what that takes."""
 
 PACKAGES = ("apache-beam", "torch", "open-clip-torch", "faiss-cpu", "pyarrow", "duckdb", "img2dataset", "diffusers")
 
@@ -57,11 +67,19 @@ class Execution:
         # Every DoFn lives in an importable module, so nothing of the main session need travel.
         options.view_as(SetupOptions).save_main_session = False
         template = options.view_as(GoogleCloudOptions).template_location
-        pipeline = beam.Pipeline(runner=None if self._names_runner() else "FnApiRunner", options=options)
+        try:
+            pipeline = beam.Pipeline(runner=None if self._names_runner() else "FnApiRunner", options=options)
+        except ValueError as error:
+            self._raise_not_started(error)
+            raise
         build(pipeline)
         with progress or Progress("", lambda: 0, 0, "", silent=True):
             try:
-                result = pipeline.run()
+                try:
+                    result = pipeline.run()
+                except Exception as error:
+                    self._raise_not_started(error)
+                    raise
                 if template:
                     raise TemplateWritten(template)
                 state = result.wait_until_finish()
@@ -73,6 +91,14 @@ class Execution:
         if self.verbose:
             for name, value in counted(result):
                 say(f"  {name:<40} {value:,}")
+
+    def _raise_not_started(self, error: Exception) -> None:
+        """UserError where a runner of another process couldn't take the job. Before it has, no step can have failed."""
+        name = (PipelineOptions(self.beam_args).view_as(StandardOptions).runner or "").rsplit(".", 1)[-1]
+        needs = NEEDS_OF_RUNNERS.get(name.lower())
+        if needs is not None and not isinstance(error, UserError):
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(f"--runner {name} did not take the job ({reason}); it needs {needs}") from error
 
     def _names_runner(self) -> bool:
         # Without a --runner, Beam's DirectRunner would first try to download another runner (Prism) and so behave
@@ -177,7 +203,7 @@ def _stream() -> Any:
 
 def say(text: str) -> None:
     """One line to the user, on stderr: stdout is for results."""
-    print(text, file=_stream(), flush=True)
+    print(shown(text), file=_stream(), flush=True)
 
 
 LOOKING_SHARE = 30

@@ -30,11 +30,11 @@ from pipelines.execution import Execution
 from pipelines.lock import alone
 from pipelines.measure import MeasureOptions
 from pipelines.options import CommonOptions, Options, Parsed, option, parse
-from pipelines.query import printable
 from transforms.errors import UserError
 from transforms.forgetting import burial, proof, removal, selection
 from transforms.forgetting.workers import Workers
 from transforms.store.lake import Lake
+from transforms.store.texts import printable
 
 SHOWN = 20
 """So many places are named where something was found."""

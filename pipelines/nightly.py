@@ -21,9 +21,10 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import http.client
 import json
+import queue
 import sys
+import threading
 import traceback
 import urllib.request
 from collections.abc import Sequence
@@ -42,12 +43,16 @@ from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import lineage
 from transforms.store.scan import ask
+from transforms.store.texts import redacted
 
 WORSE, COULD_NOT_RUN = 3, 2
 RATES = [f"rate_{name}{end}" for name in ("copied", "seen") for end in ("", "_lower", "_upper")]
 """Columns that ``history`` has from ``extraction_rate``."""
 
 MOST_NIGHTS = 100_000
+
+MOST_LETTERS = 300
+"""Letters that are shown of what a webhook answers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -461,20 +466,38 @@ def summary(row: dict[str, Any]) -> str:
     return f"{row['date']}: {row['verdict']}; {rate}; {'; '.join(parts)}"
 
 
-def publish(lake: Lake, date: str, content: dict[str, Any], webhook: str | None) -> None:
-    """Posts an alert and writes it to alert.json, of this night and, if none is newer, as the newest.
+@dataclasses.dataclass(frozen=True)
+class Alert:
+    """What a night tells: written while the lake is the night's alone, posted when it no longer is.
 
-    Nothing if that is what was told before. A webhook that fails is said, and changes nothing.
+    Attributes:
+        date: of the night.
+        body: JSON, as ``alert.json`` and the webhook get it.
     """
-    body = json.dumps(content, indent=2, ensure_ascii=False).encode()
-    of_night = lake.path("nights", date, "alert.json")
-    if exists(of_night) and read_bytes(of_night) == body:
-        return
-    post(webhook, body)
-    if all(row["date"] <= date for row in nights.history(lake)):
-        write_bytes(lake.path("alert.json"), body)
-    # Last: one that is killed before is told twice rather than never.
-    write_bytes(of_night, body)
+
+    date: str
+    body: bytes
+
+    @classmethod
+    def written(cls, lake: Lake, date: str, content: dict[str, Any]) -> Alert | None:
+        """An alert that is in alert.json, if no night is newer; None if it is what was told before."""
+        body = json.dumps(content, indent=2, ensure_ascii=False).encode()
+        of_night = cls._told(lake, date)
+        if exists(of_night) and read_bytes(of_night) == body:
+            return None
+        if all(row["date"] <= date for row in nights.history(lake)):
+            write_bytes(lake.path("alert.json"), body)
+        return cls(date, body)
+
+    def tell(self, lake: Lake, webhook: str | None) -> None:
+        """Posts it. A webhook that fails is said, and changes nothing."""
+        post(webhook, self.body)
+        # Afterwards: one that is killed before is told twice rather than never.
+        write_bytes(self._told(lake, self.date), self.body)
+
+    @staticmethod
+    def _told(lake: Lake, date: str) -> str:
+        return lake.path("nights", date, "alert.json")
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -484,18 +507,36 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
+WEBHOOK_SECONDS = 10.0
+"""What a webhook may take in all, from the look-up of its name to the status that it answers."""
+
+
 def post(webhook: str | None, body: bytes) -> None:
+    """Posts an alert. Whatever keeps it from being taken within ``WEBHOOK_SECONDS`` is said."""
     if webhook is None:
         return
+    outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def take() -> None:
+        try:
+            request = urllib.request.Request(webhook, body, {"Content-Type": "application/json"}, method="POST")
+            urllib.request.build_opener(NoRedirects).open(request, timeout=WEBHOOK_SECONDS).close()
+            outcome.put(None)
+        except Exception as error:  # the webhook is a stranger's, and there is no fault that it may not make
+            outcome.put(f"{error}" or type(error).__name__)
+
+    # A timeout of a socket begins anew with every byte, and a name server has none: it is the thread that isn't waited for.
+    threading.Thread(target=take, daemon=True).start()
     try:
-        request = urllib.request.Request(webhook, body, {"Content-Type": "application/json"}, method="POST")
-        urllib.request.build_opener(NoRedirects).open(request, timeout=10).close()
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        say(f"nightly      the webhook did not take the alert: {error}")
+        problem = outcome.get(timeout=WEBHOOK_SECONDS)
+    except queue.Empty:
+        problem = f"it took longer than {WEBHOOK_SECONDS:g} s"
+    if problem is not None:
+        say(f"nightly      the webhook did not take the alert: {problem[:MOST_LETTERS]}")
 
 
 def not_run(date: str, reason: str) -> dict[str, Any]:
-    return {"date": date, "verdict": "could not run", "exit_code": COULD_NOT_RUN, "message": reason}
+    return {"date": date, "verdict": "could not run", "exit_code": COULD_NOT_RUN, "message": redacted(reason)}
 
 
 def could_not_run(lake: Lake, options: NightlyOptions, reason: str) -> None:
@@ -503,7 +544,9 @@ def could_not_run(lake: Lake, options: NightlyOptions, reason: str) -> None:
     with contextlib.suppress(OSError, UserError):
         lake.check()
         if not any(row["date"] == options.night for row in nights.history(lake)):
-            publish(lake, options.night, not_run(options.night, reason), options.webhook)
+            told = Alert.written(lake, options.night, not_run(options.night, reason))
+            if told is not None:
+                told.tell(lake, options.webhook)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -514,7 +557,10 @@ def main(argv: Sequence[str]) -> int:
         lake.create()
         with alone(lake, "nightly", options.wait):
             row = run(execution_of(parsed), parsed)
-            publish(lake, row["date"], alert(lake, row), options.webhook)
+            told = Alert.written(lake, row["date"], alert(lake, row))
+        # Whoever waits for the lake need not wait for the webhook as well.
+        if told is not None:
+            told.tell(lake, options.webhook)
     except Busy as error:
         # What the other one writes is left alone.
         post(options.webhook, json.dumps(not_run(date, str(error))).encode())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import tomllib
 import types
 import typing
@@ -82,12 +83,43 @@ class Options:
                 raise UserError(f"--{field.name} is {value}, expected {bounds}")
 
 
+MOST_CONFIG_BYTES = 1 << 20
+"""A --config that is larger is none."""
+
+FILESYSTEMS = {
+    "gs": ("google.cloud.storage", "gcp"),
+    "s3": ("boto3", "aws"),
+    "azfs": ("azure.storage.blob", "azure"),
+    "hdfs": ("hdfs", "hadoop"),
+}
+"""Kind of URL that a lake may have → the package that reads it, and Beam's extra that brings that."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CommonOptions(Options):
     """What every verb takes."""
 
     lake: str = option("lake", "the lake: a local folder, or a URL of a Beam filesystem")
     verbose: bool = option(False, "show Beam's own log")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        scheme, is_url, rest = self.lake.partition("://")
+        if not is_url:
+            return
+        if scheme.lower() == "file":
+            raise UserError(
+                f"--lake is {self.lake!r}, expected a folder by its path; name it as --lake {'/' + rest.lstrip('/')!r}"
+            )
+        if scheme not in FILESYSTEMS:
+            known = ", ".join(f"{one}://…" for one in FILESYSTEMS)
+            raise UserError(f"--lake is {self.lake!r}, expected a local folder, or a URL of a kind that Beam knows: {known}")
+        package, extra = FILESYSTEMS[scheme]
+        if not _is_installed(package):
+            raise UserError(
+                f"--lake is {self.lake!r}, and the package {package!r} that reads it is not installed; "
+                f"pip install 'apache-beam[{extra}]', or name a local folder"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +146,13 @@ class Parsed:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message}; see '{self.prog} --help'")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
 
 
 def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[type], positional: Sequence[str] = ()) -> Parsed:
@@ -201,11 +240,16 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: A
 def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            values = tomllib.load(file)
+            text = file.read(MOST_CONFIG_BYTES + 1)
+        if len(text) > MOST_CONFIG_BYTES:
+            raise UserError(f"--config {path!r} is larger than {MOST_CONFIG_BYTES:,} bytes, expected a TOML file with options")
+        values = tomllib.loads(text.decode())
     except OSError as error:
         raise UserError(f"cannot read --config {path!r} ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path!r} is not TOML ({error})") from error
+    except RecursionError as error:
+        raise UserError(f"--config {path!r} is nested too deeply, expected a TOML file with options") from error
     expected = {field.name: (field, _plain_type(kind)) for cls in classes for field, kind in _fields(cls)}
     for name, value in values.items():
         if name not in expected:
@@ -233,10 +277,29 @@ def _check_beam(words: list[str], parser: argparse.ArgumentParser, known: dict[s
     beam.error = parser.error  # type: ignore[method-assign]
     for kind in {str(cls): cls for cls in PipelineOptions.__subclasses__()}.values():
         kind._add_argparse_args(beam)
-    _, unknown = beam.parse_known_args(words)
-    if unknown:
+    understood, unknown = beam.parse_known_args(words)
+    if not unknown:
+        _check_runner(understood.runner)
+    else:
         name = unknown[0].split("=")[0].lstrip("-")
         raise UserError(f"unknown option {unknown[0]!r}{_suggestion(name, known)}; see '{parser.prog} --help'")
+
+
+def _check_runner(name: str | None) -> None:
+    """UserError for a runner that Beam doesn't know, or whose package isn't installed."""
+    from apache_beam.runners.runner import create_runner
+
+    if name is None:
+        return
+    try:
+        create_runner(name)
+    except (ImportError, AttributeError) as error:
+        extra = " ('apache-beam[gcp]' has Dataflow's)" if "dataflow" in name.lower() else ""
+        raise UserError(
+            f"--runner is {name!r}, which is not installed ({error}); install it{extra}, or name another"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"--runner is {name!r}, expected one that Beam knows ({error})") from error
 
 
 def _suggestion(name: str, known: dict[str, Any]) -> str:

@@ -1,10 +1,13 @@
 """Mistakes on the command line: exit code 2, one line that says what to do, and nothing half-written."""
 
 import json
+import logging
 import os
 import shlex
 import subprocess
 import sys
+import traceback
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,8 @@ from pipelines import cli
 from tests.models import save_random_pipeline
 from tests.planted import clusters, embedding_rows, write_embeddings
 from tests.servers import ROOT
+from transforms.attacks.prompts import read_prompt_list
+from transforms.errors import UserError
 from transforms.store.lake import Lake
 
 STAGES = [verb for verb in cli.verbs() if verb not in ("query", "again", "demo")]
@@ -44,6 +49,11 @@ def no_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["measure", "--lake=file:///x/y"], "name it as --lake '/x/y'"),
+        (["query", "SELECT 1", "--lake=foo://x"], "expected a local folder, or a URL of a kind that Beam knows: gs://…"),
+        (["history", "--lake=s3://bucket/lake"], "'boto3' that reads it is not installed; pip install 'apache-beam[aws]'"),
+        (["measure", "--runner=Flinkruner"], "--runner is 'Flinkruner', expected one that Beam knows"),
+        (["measure", "--runner=no.such.Runner"], "which is not installed (No module named 'no')"),
         (["measur"], "unknown verb 'measur'; expected one of ingest, embed"),
         (["--lake=lake"], "unknown verb '--lake=lake'"),
         (["audit", "--max_promts=3"], "unknown option '--max_promts=3' (did you mean 'max_prompts'?)"),
@@ -122,6 +132,24 @@ def test_a_model_without_an_autoencoder(fault, lake, tmp_path, capfd):
     assert files(lake.root) == before
 
 
+def test_what_is_nested_too_deeply_is_one_line(lake, tmp_path, capfd):
+    deep = "[" * 100_000
+    for name in ("metadata.jsonl", "model_index.json", "prompts.jsonl", "lake.json"):
+        (tmp_path / "deep" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "deep" / name).write_text(deep)
+    capfd.readouterr()
+    there = f"--lake={lake.root}"
+    for words, message in (
+        (["ingest", there, "--source=folder", f"--metadata={tmp_path}/deep"], "metadata.jsonl', line 1"),
+        (["generate", there, f"--generations={tmp_path}/deep"], "metadata.jsonl', line 1"),
+        (["generate", there, f"--model={tmp_path}/deep", "--device=cpu"], "model_index.json' is not JSON"),
+        (["measure", f"--lake={tmp_path}/deep"], "lake.json' is damaged"),
+    ):
+        assert message in complaint(capfd, *words)
+    with pytest.raises(UserError, match="cannot read prompts"):
+        read_prompt_list(f"{tmp_path}/deep/prompts.jsonl")
+
+
 def test_a_lake_that_cannot_be_written(tmp_path, no_files, capfd):
     # A file where a folder must be: root, too, cannot write into that, whatever the permissions say.
     (tmp_path / "file").write_text("I am in the way")
@@ -137,6 +165,31 @@ def test_a_lake_of_another_version(lake, capfd):
     capfd.readouterr()
     assert "has schema version 99" in complaint(capfd, "deduplicate", f"--lake={lake.root}")
     assert files(lake.root) == before
+
+
+def test_what_is_printed_rewrites_no_terminal_and_gives_nothing_away(capsys):
+    """Our own lines, those of libraries, and tracebacks: from whichever of them a stranger's text comes."""
+    hostile = "\x1b]0;gone\x07 \u202e https://user:hunter2@h/a.png?X-Amz-Signature=abcdef \x9b2J"
+
+    def verb(argv):
+        print(f"said\t{hostile}\nand so on")
+        warnings.warn(hostile, stacklevel=1)
+        logging.getLogger("a library").error("%s", hostile)
+        try:
+            raise ValueError(hostile)
+        except ValueError:
+            traceback.print_exc()
+        raise UserError(f"wrong: {hostile}\nmend it")
+
+    with pytest.warns(UserWarning):
+        assert cli.run_verb(verb, []) == 2
+    captured = capsys.readouterr()
+    for said in (captured.out, captured.err):
+        assert [letter for letter in said if not letter.isprintable() and letter not in "\n\t"] == []
+        assert "hunter2" not in said and "abcdef" not in said
+    assert captured.out.splitlines()[1] == "and so on" and captured.out.startswith("said\t\\x1b]0;gone\\x07 \\u202e https://")
+    assert captured.err.splitlines()[-1].startswith("eidetic: wrong: \\x1b") and captured.err.endswith(" mend it\n")
+    assert "ValueError: \\x1b]0;gone" in captured.err
 
 
 @pytest.mark.parametrize("verb", cli.verbs())

@@ -33,6 +33,20 @@ def test_a_complete_stage_is_skipped(tmp_path):
     assert runs == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("words", "needs"),
+    [
+        (["--runner=PortableRunner"], "a job service that is running, by --job_endpoint"),
+        (["--runner", "Flinkrunner", "--flink_job_server_jar=nowhere.jar"], "Java, and Beam's job server"),
+        (["--runner=PrismRunner", "--prism_location=nowhere"], "Prism"),
+        (["--runner=DataflowRunner"], "--project, --region and --temp_location"),
+    ],
+)
+def test_a_runner_that_does_not_take_the_job(tmp_path, words, needs):
+    with pytest.raises(UserError, match=f"did not take the job .*; it needs .*{needs}"):
+        execution(tmp_path, *words).run(lambda pipeline: pipeline | beam.Create([1]))
+
+
 def test_a_stage_that_fails_is_not_complete(tmp_path):
     def work():
         raise RuntimeError("halfway")

@@ -426,3 +426,41 @@ def test_what_was_forgotten_stays_so_when_its_metadata_come_again(web, tmp_path)
     assert len({row["sample_id"] for row in samples}) == 4
     assert [row["status"] for row in samples].count("forgotten") == 2
     assert {row["url"] for row in samples} == {f"{web.url}/1.png", f"{web.url}/2.png", None}
+
+
+def test_what_signs_a_url_is_used_and_not_kept(web, tmp_path, capfd):
+    secret = "s3cr3tV4lue"
+    content = picture(3)
+    signed = web.answer(f"/a.png?X-Amz-Expires=60&X-Amz-Signature={secret}", content)
+    other = web.answer(f"/a.png?X-Amz-Expires=60&X-Amz-Signature={secret[::-1]}", picture(4))
+    user = web.answer("/b.png", picture(5)).replace("://", f"://somebody:{secret}@")
+    gone = f"{web.url}/gone.png?token={secret}"
+    rows = [{"URL": url, "TEXT": "t"} for url in (signed, other, user, gone)]
+    path = tmp_path / "metadata"
+    write(path / "a.parquet", rows)
+    samples, manifest = ingest(tmp_path / "lake", path)
+    lake = Lake(str(tmp_path / "lake"))
+    assert sorted(row["status"] for row in samples) == ["failed_to_download", "success", "success", "success"]
+    urls = sorted(row["url"] for row in samples)
+    assert len(set(urls)) == 4 and f"http://redacted@{web.url[7:]}/b.png" in urls
+    assert all("X-Amz-Expires=60&X-Amz-Signature=redacted-" in url for url in urls if "/a.png" in url)
+    said = capfd.readouterr()
+    kept = [str(samples), said.out, said.err, *(Path(file).read_bytes().decode("latin-1") for file in lake.files())]
+    assert not any(secret in text or secret[::-1] in text or "somebody" in text for text in kept)
+    # Without what signs it, it can't be asked for again.
+    web.hits.clear()
+    options = IngestOptions(metadata=str(path), image_size=16, allow_private_hosts=True, timeout=5.0, threads=8)
+    assert (
+        retry(Execution(lake, []), options, manifest, datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC), "again") == manifest
+    )
+    assert not web.hits
+    # The same row in a new file is the second of its kind, as it is with any url.
+    write(path / "b.parquet", rows[:1])
+    grown, _ = ingest(tmp_path / "lake", path)
+    assert len({row["sample_id"] for row in grown}) == 5
+    assert sorted(row["occurrence"] for row in grown) == [0, 0, 0, 0, 1]
+    # Its owner asks by the url as it was.
+    assert run_verb(forget.main, [f"--lake={lake.root}", "--urls", signed, "--reason=asked for"]) == 0
+    left = lake.read("samples", lake.latest("ingest").snapshot_id).to_pylist()
+    assert sorted(row["status"] for row in left).count("forgotten") == 2
+    assert secret not in capfd.readouterr().out

@@ -1,12 +1,15 @@
 """Nights on a planted model: the first, one with nothing new, one that is worse, one that is better; and what can go wrong."""
 
+import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 
 import filelock
@@ -334,6 +337,69 @@ def test_the_webhook_gets_the_alert_and_may_fail(box):
     # What could not run is told as well.
     assert box.night("2026-01-20", webhook=f"{box.web.url}/hook", budget=1)[0] == 2
     assert (taken[-1]["exit_code"], taken[-1]["date"]) == (2, "2026-01-20") and "the budget is 1 images" in taken[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("first", "drip"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX-A: ", b"b"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b""),
+    ],
+    ids=["status", "headers", "header", "continue", "silence"],
+)
+def test_a_webhook_that_dawdles_is_not_waited_for(site, monkeypatch, first, drip):
+    web, _ = site
+    said = []
+    monkeypatch.setattr(nightly, "say", said.append)
+    monkeypatch.setattr(nightly, "WEBHOOK_SECONDS", 0.6)
+
+    def dawdle(handler):
+        handler.close_connection = True
+        handler.wfile.write(first)
+        while not web.stopping.wait(0.05):
+            handler.wfile.write(drip)
+
+    web.post("/dawdles", dawdle)
+    begun = time.monotonic()
+    nightly.post(f"{web.url}/dawdles", b"{}")
+    assert time.monotonic() - begun < 2
+    (line,) = said
+    assert "the webhook did not take the alert: " in line and ("longer than 0.6 s" in line or "timed out" in line)
+
+
+def test_what_a_webhook_answers_rewrites_no_terminal_and_gives_nothing_away(site, monkeypatch):
+    web, _ = site
+
+    def hostile(handler):
+        handler.close_connection = True
+        handler.wfile.write(b"HTTP/1.1 500 \x1b[2J gone \x9b http://u:hunter2@h/?sig=hunter2 " + b"x" * 1000 + b"\r\n\r\n")
+
+    web.post("/hostile", hostile)
+    terminal = io.StringIO()
+    monkeypatch.setattr("pipelines.execution._terminal", terminal)
+    nightly.post(f"{web.url}/hostile", b"{}")
+    line = terminal.getvalue()
+    assert r"\x1b[2J gone \x9b http://redacted@h/?sig=redacted-" in line and line.count("\n") == 1 and len(line) < 500
+    assert "hunter2" not in line and "\x1b" not in line
+
+
+def test_the_webhook_gets_the_alert_when_the_lake_is_free_again(box):
+    free = []
+
+    def take(handler):
+        # From another process's view: the same file, another lock.
+        lock = filelock.FileLock(box.lake.path("nightly.lock"))
+        with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
+            free.append(box.alert()["date"])
+        handler.send_response(204)
+        handler.end_headers()
+
+    box.web.post("/hook", take)
+    assert box.night("2026-01-01", webhook=f"{box.web.url}/hook")[0] == 0
+    assert free == ["2026-01-01"]
 
 
 def test_a_second_night_at_once_waits_or_says_so(box, capsys):

@@ -77,6 +77,16 @@ def test_mistakes_in_the_config_file(tmp_path, text, message):
         read("--config", str(config))
 
 
+def test_a_config_file_that_is_no_file_of_options(tmp_path):
+    deep = tmp_path / "deep.toml"
+    deep.write_text("apples = " + "[" * 100_000)
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes(b'kind = "\xe9"')
+    for path, message in (("/dev/zero", "larger than 1,048,576 bytes"), (deep, "nested too deeply"), (latin, "is not TOML")):
+        with pytest.raises(UserError, match=message):
+            read(f"--config={path}")
+
+
 def test_a_config_file_that_is_not_there():
     with pytest.raises(UserError, match="cannot read --config"):
         read("--config", "/nowhere.toml")

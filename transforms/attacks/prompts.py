@@ -48,7 +48,7 @@ def read_prompt_list(path: str) -> list[str]:
             prompts = _caption_column(pa.Table.from_pylist(lines), path)
         else:
             prompts = _lines(path)
-    except (OSError, ValueError, AttributeError, pa.ArrowException) as error:
+    except (OSError, ValueError, AttributeError, RecursionError, pa.ArrowException) as error:
         raise UserError(
             f"cannot read prompts from {path!r} ({error}); expected text with a prompt a line, JSONL, or Parquet"
         ) from error

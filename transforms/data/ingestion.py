@@ -27,6 +27,7 @@ from transforms.store.counters import count
 from transforms.store.files import exists, read_parquet, read_rows, write_parquet
 from transforms.store.identity import row_digest, sample_id
 from transforms.store.lake import Lake
+from transforms.store.texts import is_redacted
 from transforms.store.tombstones import FORGOTTEN, Tombstones
 
 KNOWN = "known-"
@@ -381,8 +382,10 @@ class RetryParts(beam.DoFn):
 
 
 def failed_since(row: dict[str, Any], since: datetime.datetime) -> bool:
-    """Whether a row of ``samples`` is one that failed to download at that time or after."""
-    return row["status"] == "failed_to_download" and row["ingested_at"] >= since and bool(row["url"])
+    """Whether a row of ``samples`` is one that failed to download at that time or after, and can be asked for again."""
+    failed = row["status"] == "failed_to_download" and row["ingested_at"] >= since
+    # A signature is used once, with the metadata that bring it, and not kept.
+    return failed and bool(row["url"]) and not is_redacted(row["url"])
 
 
 @dataclasses.dataclass

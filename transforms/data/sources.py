@@ -294,7 +294,7 @@ class FolderSource:
                     if not isinstance(name, str) or not isinstance(caption, str | None):
                         raise TypeError("file_name and text are not text")
                     yield _sayable(name), None if caption is None else _sayable(caption)
-                except (ValueError, KeyError, AttributeError, TypeError) as error:
+                except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                     raise UserError(
                         f"{listing!r}, line {number}: {line[:80]!r}; expected a JSON object with file_name and text"
                     ) from error

@@ -24,6 +24,7 @@ from transforms.store.identity import digest
 from transforms.store.lake import Lake, snapshot_of, table_of
 from transforms.store.pictures import decode
 from transforms.store.quotations import TEXTS, forgotten_texts
+from transforms.store.texts import redacted
 from transforms.store.tombstones import FORGOTTEN, plain_url, sha256, tombstone_rows
 
 
@@ -35,7 +36,7 @@ def bury(workers: Workers, sample_ids: set[str], urls: Iterable[str], reason: st
     Raises:
         UserError: if the reason holds a url or a caption that is forgotten; nothing is written then.
     """
-    lake, now = workers.lake, datetime.datetime.now(datetime.UTC)
+    lake, now, reason = workers.lake, datetime.datetime.now(datetime.UTC), redacted(reason)
     there = {(row["kind"], row["sample_id"], row["sha256"]) for row in tombstone_rows(lake, KINDS)}
     urls = list(urls)
     new: dict[tuple[str, str | None, str], dict[str, Any]] = {}

@@ -205,7 +205,7 @@ def check_pipeline_folder(folder: str) -> None:
     try:
         with open(index, encoding="utf-8") as file:
             parts = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{index!r} is not JSON ({error}); {advice}") from error
     named = {
         name for name, value in parts.items()

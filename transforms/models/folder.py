@@ -57,7 +57,7 @@ class FolderGenerator:
                 row = json.loads(line)
                 prompt = next(row[name] for name in ("prompt", "text", "caption") if row.get(name))
                 name = row["file_name"]
-            except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
                 raise UserError(f"{path!r}, line {number}: {line[:80]!r}; {advice}") from error
             if os.path.isabs(name) or ".." in name.split("/"):
                 raise UserError(f"{path!r}, line {number}: file_name {name!r} leads out of the folder")

@@ -20,7 +20,7 @@ from transforms.store.files import exists, write_bytes
 from transforms.store.lake import Lake, snapshot_of
 from transforms.store.lineage import lineage
 from transforms.store.remote import BeamFiles, readable
-from transforms.store.scan import columns_of, empty
+from transforms.store.scan import NO_EXTENSIONS, columns_of, empty
 from transforms.store.schema import TABLES
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def build_database(lake: Lake) -> str:
 
     with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if lake.is_local else None) as folder:
         path = os.path.join(folder, DATABASE)
-        with duckdb.connect(path) as connection:
+        with duckdb.connect(path, config=NO_EXTENSIONS) as connection:
             connection.register_filesystem(BeamFiles())
             place(connection, lake)
             for name, ids in _snapshots(lake).items():
@@ -119,7 +119,7 @@ def relocate(lake: Lake) -> str:
     if not exists(target):
         raise UserError(f"the lake {lake.root!r} has no {DATABASE} yet; run 'eidetic measure' first")
     try:
-        with duckdb.connect(target) as connection:
+        with duckdb.connect(target, config=NO_EXTENSIONS) as connection:
             place(connection, lake)
     except duckdb.Error as error:
         raise UserError(

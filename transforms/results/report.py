@@ -38,6 +38,7 @@ from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import lineage
 from transforms.store.pictures import decode
+from transforms.store.texts import redacted
 from transforms.store.tombstones import NO_TEXT, Tombstones, sha256
 
 SHOWN = (
@@ -464,7 +465,7 @@ class Link:
     def of(cls, url: str | None) -> Link | None:
         """None for what is no http(s) URL: javascript:, data: and file: must not become links."""
         try:
-            parts = urllib.parse.urlsplit(clean(url).strip())
+            parts = urllib.parse.urlsplit(redacted(clean(url).strip()))
             host = parts.hostname
         except ValueError:
             return None

@@ -11,6 +11,8 @@ import json
 import os
 from typing import Any
 
+from transforms.store.texts import public_url
+
 
 def digest(*parts: Any, length: int = 32) -> str:
     """Hexadecimal SHA-256 over ``parts``, cut to ``length`` characters.
@@ -25,12 +27,12 @@ def digest(*parts: Any, length: int = 32) -> str:
 
 def row_digest(url: str | None, caption: str | None) -> str:
     """What a metadata row says, as 32 hexadecimal characters. Rows that say the same share it."""
-    return digest("row", url, caption)
+    return digest("row", public_url(url), caption)
 
 
 def sample_id(url: str | None, caption: str | None, occurrence: int) -> str:
     """The identity of a training sample: url, caption, and which of its repetitions it is (0 for the first)."""
-    return digest("sample", url, caption, occurrence)
+    return digest("sample", public_url(url), caption, occurrence)
 
 
 def prompt_id(text: str, origin: str, sample: str | None) -> str:

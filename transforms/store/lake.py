@@ -37,6 +37,7 @@ from transforms.store.files import (
 )
 from transforms.store.identity import digest
 from transforms.store.schema import SCHEMA_VERSION, TABLES
+from transforms.store.texts import public_url, redacted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Lake:
             return None
         try:
             return json.loads(read_bytes(path))["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path!r} is damaged ({error}); restore it, or audit into a new --lake") from error
 
     # -- snapshots ---------------------------------------------------------------------------------------------
@@ -264,6 +265,10 @@ class Lake:
         return sum(count_rows(path) for path in self.parts(table, snapshot))
 
 
+_WITHOUT_SECRETS = {"url": public_url, "reason": redacted, "source_file": redacted}
+"""Columns of any table that hold what strangers wrote about places, and how they are kept."""
+
+
 def as_table(table: str, rows: Iterable[dict[str, Any]] | pa.Table) -> pa.Table:
     """``rows`` as an Arrow table of exactly the schema of ``table``; ValueError names what doesn't fit."""
     schema = TABLES[table].schema
@@ -274,6 +279,10 @@ def as_table(table: str, rows: Iterable[dict[str, Any]] | pa.Table) -> pa.Table:
                 raise ValueError(f"a row of {table!r} has columns {sorted(row)}, expected {sorted(schema.names)}")
         rows = pa.Table.from_pylist(rows, schema=schema)
     rows = rows.select(schema.names)
+    for name, without in _WITHOUT_SECRETS.items():
+        if name in schema.names:
+            column = pa.array([None if text is None else without(text) for text in rows[name].to_pylist()], pa.string())
+            rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     for field in schema:
         if not field.nullable and rows[field.name].null_count:
             raise ValueError(f"{table}.{field.name} may not be null, and {rows[field.name].null_count} rows are")

@@ -33,6 +33,14 @@ PICTURES = {"images": "image", "generations": "image", "regenerations": "image"}
 
 BATCH_ROWS = 1 << 16
 
+NO_EXTENSIONS: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "allow_extension_repositories": "forbidden",
+}
+"""How every DuckDB is opened: what a question happens to name must not fetch and run a stranger's code."""
+
 
 def scan(lake: Lake, tables: Mapping[str, str], query: str, **parameters: Any) -> Iterator[pa.RecordBatch]:
     """The answer to a SELECT, a batch of rows at a time.
@@ -60,7 +68,7 @@ def connect() -> duckdb.DuckDBPyConnection:
     """A DuckDB connection, in memory, with the functions that the SQL uses."""
     import duckdb
 
-    connection = duckdb.connect()
+    connection = duckdb.connect(config=NO_EXTENSIONS)
     connection.register_filesystem(BeamFiles())
     for name in sql.names("functions"):
         connection.execute(sql.read("functions", name))

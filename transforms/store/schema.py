@@ -78,7 +78,12 @@ SAMPLES = Table(
         [
             _SAMPLE_ID,
             _ROLE,
-            _column("url", TEXT, "as the metadata has it; for a folder, the file's path inside it", nullable=True),
+            _column(
+                "url",
+                TEXT,
+                "as the metadata has it, without secrets; for a folder, the file's path inside it",
+                nullable=True,
+            ),
             _column("caption", TEXT, "as the metadata has it: hostile text", nullable=True),
             _column("occurrence", INT, "which repetition of this url and caption: 0 is the first"),
             _column("source_file", TEXT, "provenance: the metadata file"),

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
+from transforms.store.texts import public_url
 
 FORGOTTEN = "forgotten"
 """The status of a forgotten sample, and the stratum of a prompt that has lost a picture or a match."""
@@ -30,8 +31,9 @@ def sha256(content: bytes | str) -> str:
 
 
 def plain_url(url: str) -> str:
-    """A url as it is compared: without blanks around it, scheme and host in small letters."""
-    parts = re.match(r"([a-z][a-z0-9+.-]*://)([^/?#]*@)?([^/?#]*)", url := url.strip(), re.IGNORECASE)
+    """A url as it is compared: as tables keep it, without blanks around it, scheme and host in small letters."""
+    url = public_url(url.strip()) or ""
+    parts = re.match(r"([a-z][a-z0-9+.-]*://)([^/?#]*@)?([^/?#]*)", url, re.IGNORECASE)
     return url if parts is None else f"{parts[1].lower()}{parts[2] or ''}{parts[3].lower()}{url[parts.end() :]}"
 
 

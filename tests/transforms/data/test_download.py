@@ -448,7 +448,15 @@ def test_the_open_internet_is_public(ip):
     assert is_public(ip)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0"])
+LOOPBACKS = [
+    "127.0.0.1", "localhost", "LOCALHOST", "localhost.", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "017700000001",
+    "127.1", "127.0.1", "127.0.0.1.", "0", "0.0.0.0", "[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]", "[0:0:0:0:0:ffff:127.0.0.1]", "[::127.0.0.1]", "[64:ff9b::127.0.0.1]", "[2002:7f00:1::]", "[::1%25lo]",
+    "①②⑦.⓪.⓪.①", "127。0。0。1", "user@127.0.0.1", "example.org@127.0.0.1", "127.0.0.1#@example.org", "%31%32%37.0.0.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
 def test_loopback_is_refused_however_it_is_written(web, host):
     before = web.hits["/a.png"]
     assert reason(f"http://{host}:{web.port}/a.png", DownloadLimits(seconds=5))

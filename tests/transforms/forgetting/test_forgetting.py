@@ -112,7 +112,7 @@ def test_a_url_may_be_spelt_otherwise(named, there, lake):
 @pytest.mark.parametrize(
     ("url", "plain"),
     [
-        (" HTTP://Me:Pass@Host.example:80/A?B#C ", "http://Me:Pass@host.example:80/A?B#C"),
+        (" HTTP://Me:Pass@Host.example:80/A?B#C ", "http://redacted@host.example:80/A?B#C"),
         ("HTTPS://Host.example", "https://host.example"),
         ("no/Scheme", "no/Scheme"),
         ("DATA:Text", "DATA:Text"),

@@ -1,5 +1,6 @@
 """Generators: pictures depend on the seed alone, and what is missing is said in one line."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -195,6 +196,78 @@ def test_weights_that_do_not_load(folder, tmp_path):
     with pytest.raises(Exception, match="") as caught:
         generator(broken)
     assert isinstance(caught.value, UserError)
+
+
+class Touches:
+    """A pickle that makes a file when it's loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import pathlib
+
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+WEIGHTS = [
+    ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model"),
+]  # fmt: skip
+
+ATTACKS = [
+    *(("pickle", part, name, ending) for part, name in WEIGHTS for ending in (".bin", ".fp16.bin", ".safetensors")),
+    ("pickle", "text_encoder", "pytorch_model", ".bin"),
+    *(("part", part, library, kind) for part in ("unet", "vae", "text_encoder", "scheduler", "safety_checker")
+      for library, kind in (("evil", "Evil"), (f"{part}_evil", "Evil"), ("os", "system"), ("..evil", "Evil"))),
+    *(("class", part, "Evil", "") for part in ("unet", "vae", "scheduler")),
+    ("pipeline", "", "evil", "Evil"), ("pipeline", "", "pipeline", "Evil"),
+    ("auto_map", "text_encoder", "config.json", "AutoModel"),
+    ("auto_map", "tokenizer", "tokenizer_config.json", "AutoTokenizer"),
+    ("auto_map", "unet", "config.json", "AutoModel"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids="-".join)
+def test_a_model_folder_executes_nothing(folder, tmp_path, monkeypatch, attack):
+    """Whatever a folder of weights brings beside them: it loads, or it doesn't, and its code isn't run."""
+    marker, copy = tmp_path / "executed", tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    # The code lies wherever one might look for it, the working folder too.
+    code = f"import pathlib; pathlib.Path({str(marker)!r}).touch()\nclass Evil: pass\n"
+    for place in (copy, *(path for path in copy.iterdir() if path.is_dir())):
+        for name in ("__init__", "evil", "pipeline", "modeling_evil", "tokenization_evil", f"{place.name}_evil"):
+            (place / f"{name}.py").write_text(code)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    kind, part, name, value = attack
+    if kind == "pickle":
+        for path in (copy / part).glob("*.safetensors"):
+            path.unlink()
+        torch.save({"weight": Touches(marker)}, copy / part / f"{name}{value}")
+    elif kind == "part":
+        (copy / part).mkdir(exist_ok=True)
+        edit(copy / "model_index.json", **{part: [name, value]})
+    elif kind == "class":
+        config = next(path for path in (copy / part).glob("*config.json"))
+        edit(config, _class_name=name)
+    elif kind == "pipeline":
+        edit(copy / "model_index.json", _class_name=[name, value])
+    else:
+        edit(copy / part / name, auto_map={value: f"modeling_evil.{value}"}, model_type="evil", _class_name="Evil")
+    with contextlib.suppress(Exception):
+        generator(copy)
+    assert not marker.exists()
+
+
+def test_the_attack_is_one(tmp_path):
+    """That nothing happens is no accident of the payload."""
+    torch.save({"weight": Touches(tmp_path / "executed")}, tmp_path / "weights.bin")
+    torch.load(tmp_path / "weights.bin", weights_only=False)
+    assert (tmp_path / "executed").exists()
 
 
 def test_a_model_that_is_nowhere(monkeypatch):

@@ -601,6 +601,12 @@ def a_thousand(draw):
     return [report.Pair.of(number, draw(2 * number), draw(2 * number + 1)) for number in range(1000)]
 
 
+def test_a_link_lets_nobody_in():
+    """Tables don't have what signs a url; the page asks for itself whether they do."""
+    link = report.Link.of("https://somebody:hunter2@example.org/a.png?width=5&sig=hunter2&token=hunter2")
+    assert link.host == "example.org" and "hunter2" not in link.url and "somebody" not in link.url and "width=5" in link.url
+
+
 def test_a_thousand_photographs_fit_and_can_be_looked_at():
     pairs = a_thousand(photographs())
     # What a page of a thousand extractions leaves, and what one of very many leaves at the least.
