@@ -13,7 +13,7 @@ from PIL import Image
 from tests.models import save_random_pipeline
 from transforms.errors import UserError
 from transforms.models.base import Wanted
-from transforms.models.diffusion import DiffusersGenerator, check_pipeline_folder
+from transforms.models.diffusion import DiffusersGenerator
 from transforms.models.folder import FolderGenerator
 from transforms.store.identity import folder_digest
 
@@ -172,7 +172,7 @@ def _without(folder, tmp_path, change):
 
 
 def test_model_folders_that_are_none(folder, tmp_path):
-    check_pipeline_folder(str(folder))
+    DiffusersGenerator(str(folder), 2, 3.0, 4, "cpu", "float32").check()
 
     def forget_autoencoder(copy):
         index = json.loads((copy / "model_index.json").read_text())
@@ -183,10 +183,10 @@ def test_model_folders_that_are_none(folder, tmp_path):
         (lambda copy: (copy / "model_index.json").unlink(), "has no model_index.json"),
         (lambda copy: (copy / "model_index.json").write_text("{"), "is not JSON"),
         (lambda copy: shutil.rmtree(copy / "vae"), r"lacks its part\(s\) vae"),
-        (forget_autoencoder, "names no autoencoder"),
+        (forget_autoencoder, "is a StableDiffusionPipeline and names no vae"),
     ):
         with pytest.raises(UserError, match=message):
-            DiffusersGenerator(_without(folder, tmp_path, change), 2, 3.0, 4, "cpu", "float32").revision()
+            DiffusersGenerator(_without(folder, tmp_path, change), 2, 3.0, 4, "cpu", "float32").check()
         shutil.rmtree(tmp_path / "copy")
 
 
