@@ -119,8 +119,8 @@ class DiffusersGenerator:
 
     def check(self) -> None:
         """UserError where diffusers has no pipeline for the model that can be asked with a prompt alone. Loads no weights."""
-        pipeline_class(self.model, **self._source)
         self._weights()
+        pipeline_class(self.model, **self._source)
 
     def unused(self) -> list[str]:
         """Those of ``steps`` and ``guidance_scale`` that the pipeline takes no notice of."""
@@ -169,7 +169,7 @@ class DiffusersGenerator:
             part = self._part_that_does_not_load(weights)
             raise UserError(
                 f"diffusers cannot load {f'the part {part} of ' if part else ''}{self.model!r} ({first_line(error)}); "
-                "copy or download it again, or name another --model"
+                "mend the model, or name another"
             ) from error
         for name, part in pipeline.components.items():
             if isinstance(part, PreTrainedTokenizerBase) and len(part.get_vocab()) <= len(part.all_special_tokens):

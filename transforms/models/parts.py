@@ -213,7 +213,7 @@ def unused_options(found: Any, model: str, **source: Any) -> list[str]:
         found: the pipeline's class.
         model, source: as of ``pipeline_class``.
     """
-    from diffusers import DiffusionPipeline, ModelMixin
+    from diffusers import AutoModel, DiffusionPipeline
 
     takes = inspect.signature(found.__call__).parameters
     unused = [] if "num_inference_steps" in takes else ["steps"]
@@ -221,5 +221,5 @@ def unused_options(found: Any, model: str, **source: Any) -> list[str]:
     if found.__name__ in _TAUGHT:
         heeded = not DiffusionPipeline.load_config(model, **source).get("is_distilled", False)
     elif found.__name__ in _EMBEDS:
-        heeded = ModelMixin.load_config(model, subfolder="transformer", **source).get("guidance_embeds", False)
+        heeded = AutoModel.load_config(model, subfolder="transformer", **source).get("guidance_embeds", False)
     return unused if heeded else [*unused, "guidance_scale"]
