@@ -19,7 +19,7 @@ from transforms.errors import UserError, first_line
 from transforms.models.base import Attempt, Wanted, failed
 from transforms.models.devices import out_of_memory, release_memory
 from transforms.models.hub import hub_commit, hub_files
-from transforms.models.parts import Choice, check_folder, choose_weights, parts_of, pipeline_class, unused_options
+from transforms.models.parts import Weights, check_folder, choose_weights, parts_of, pipeline_class, unused_options
 from transforms.store.identity import folder_digest
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class DiffusersGenerator:
         """Those of ``steps`` and ``guidance_scale`` that the pipeline takes no notice of."""
         return unused_options(pipeline_class(self.model, **self._source), self.model, **self._source)
 
-    def _weights(self) -> Choice:
+    def _weights(self) -> Weights:
         """Which weights are loaded. UserError where they're damaged, or not there."""
         if os.path.isdir(self.model):
             return check_folder(self.model, self.variant, self.allow_pickle)
@@ -194,7 +194,7 @@ class DiffusersGenerator:
                 if part is not None:
                     part.to(memory_format=torch.channels_last)
 
-    def _part_that_does_not_load(self, weights: Choice) -> str | None:
+    def _part_that_does_not_load(self, weights: Weights) -> str | None:
         """The first part that fails to load alone; None where each does. For a message: diffusers' own errors name none."""
         from diffusers import DiffusionPipeline
 

@@ -37,7 +37,7 @@ _TAUGHT = ("Flux2KleinPipeline",)
 """Pipelines that don't guide where the model is distilled, though they take the scale."""
 
 
-class Choice(NamedTuple):
+class Weights(NamedTuple):
     """Which of a pipeline's weights are loaded.
 
     Attributes:
@@ -49,7 +49,7 @@ class Choice(NamedTuple):
     pickle: bool
 
 
-def choose_weights(model: str, files: Iterable[str], variant: str | None = None, pickle: bool = False) -> Choice:
+def choose_weights(model: str, files: Iterable[str], variant: str | None = None, pickle: bool = False) -> Weights:
     """The weights to load, by the names of a pipeline's files.
 
     Args:
@@ -80,10 +80,10 @@ def choose_weights(model: str, files: Iterable[str], variant: str | None = None,
     # A part that has no weights of a variant is loaded without.
     unmet = {part: found for part, found in variants.items() if not found & {None, variant}}
     if not unmet:
-        return Choice(variant, pickle)
+        return Weights(variant, pickle)
     common = set.intersection(*unmet.values())
     if variant is None and len(common) == 1:
-        return Choice(common.pop(), pickle)
+        return Weights(common.pop(), pickle)
     part, alone = next(iter(unmet.items()))
     raise UserError(
         f"the part {part} of {model!r} has weights of {', '.join(sorted(filter(None, alone)))} alone; "
@@ -115,7 +115,7 @@ def parts_of(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {name: (value[0], value[1]) for name, value in named.items() if value[0] is not None}
 
 
-def check_folder(folder: str, variant: str | None = None, pickle: bool = False) -> Choice:
+def check_folder(folder: str, variant: str | None = None, pickle: bool = False) -> Weights:
     """The weights to load of ``folder``. UserError unless it is a pipeline with all its parts, whole as far as files tell."""
     parts = parts_of(read_index(folder))
     missing = sorted(name for name in parts if not os.path.isdir(os.path.join(folder, name)))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.models import save_random_pipeline
 from transforms.errors import UserError
-from transforms.models.parts import Choice, check_folder, choose_weights, pipeline_class, unused_options
+from transforms.models.parts import Weights, check_folder, choose_weights, pipeline_class, unused_options
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from transforms.models.parts import Choice, check_folder, choose_weights, pipeli
     ],
 )
 def test_the_weights_that_are_loaded(files, asked, variant):
-    assert choose_weights("m", files, asked) == Choice(variant, False)
+    assert choose_weights("m", files, asked) == Weights(variant, False)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_weights_that_can_not_be_chosen(files, asked, message):
 
 
 def test_pickled_weights_are_chosen_where_they_are_trusted():
-    assert choose_weights("m", ["unet/diffusion_pytorch_model.bin"], pickle=True) == Choice(None, True)
+    assert choose_weights("m", ["unet/diffusion_pytorch_model.bin"], pickle=True) == Weights(None, True)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -91,7 +91,7 @@ def test_weights_that_are_not_loaded_may_be_pointers(tmp_path):
     save_random_pipeline(str(tmp_path))
     for name in ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"):
         (tmp_path / "unet" / name).write_bytes(POINTER)
-    assert check_folder(str(tmp_path)) == Choice(None, False)
+    assert check_folder(str(tmp_path)) == Weights(None, False)
 
 
 def test_a_part_without_files(tmp_path):
