@@ -3,7 +3,7 @@
     python -m benchmarks.beside
 
 The peer is the same process on a quiet machine. Beside it run four processes that compute without end; of each the cheapest of
-its turns counts. Threads that wait for one another by spinning, as OpenMP's do unless ``transforms/__init__.py`` says otherwise,
+its turns counts. Threads that wait for one another by spinning, as OpenMP's do where ``transforms/__init__.py`` says nothing,
 fail here: of two threads on busy cores one is always waited for.
 """
 
