@@ -4,9 +4,11 @@ import io
 import os
 
 import pytest
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from pipelines import cli
+from pipelines.query import answer
 from tests.models import save_random_pipeline
 from tests.planted import write_tiny_clip
 from transforms.models.clip import ClipModel
@@ -76,3 +78,13 @@ def test_what_is_complete_is_not_looked_at_again(made, tmp_path, monkeypatch):
     assert cli.main(words(made, tmp_path / "lake")) == 0
     assert asked == [str(made / "clip")]
     assert Lake(str(tmp_path / "lake")).latest("measure") is not None
+
+
+def test_a_model_whose_safety_checker_takes_everything_gives_nothing_back(made, tmp_path, monkeypatch):
+    checked = lambda self, image, *_: (image, [True] * len(image))  # noqa: E731
+    monkeypatch.setattr(StableDiffusionPipeline, "run_safety_checker", checked)
+    assert cli.main(words(made, tmp_path / "lake")) == 0
+    lake = Lake(str(tmp_path / "lake"))
+    assert lake.latest("generate").facts["status"] == {"safety_filtered": 2}
+    names, (row,) = answer(lake, "SELECT prompts_tried, prompts_copied FROM extraction_rate WHERE dimension = 'all'")
+    assert dict(zip(names, row, strict=True)) == {"prompts_tried": 2, "prompts_copied": 0}
