@@ -18,6 +18,7 @@ setup(
         "demo": ["*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
     },
     install_requires=[
+        "accelerate>=1.15",
         "apache-beam>=2.77",
         "diffusers>=0.42",
         "duckdb>=2.0",

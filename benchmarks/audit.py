@@ -2,8 +2,8 @@
 
     python -m benchmarks.audit
 
-The peer of generation is the same model called in a loop, with the same prompts, seeds, batches and steps and nothing else: no
-Beam, no clique test, no tables. ``benchmarks/generate.py`` has bare diffusers as its peer. The peer of the audit are its own
+The peer of generation is diffusers' pipeline with the same model, called in a loop with the same prompts, seeds, batches and
+steps and nothing else: no Beam, no clique test, no tables, and nothing of ours. The peer of the audit are its own
 kernels: the time in which at least one thread downloads, looks through a model, or compares pictures or vectors. What is left
 holds them together: imports, Beam, SQL, files, the report.
 """
@@ -21,11 +21,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Row, write
-from transforms.models.base import Wanted
-from transforms.models.diffusion import DiffusersGenerator
 from transforms.store.identity import seed
 from transforms.store.lake import Lake
 
@@ -104,30 +103,33 @@ def timed(*words: str) -> float:
 
 
 def plain_loop(lake: Lake) -> float:
-    """Seconds that diffusers alone needs for the same images."""
-    from pathlib import Path
+    """Seconds that diffusers alone needs for the same images: its pipeline, loaded and called by hand."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
 
+    logging.set_verbosity_error()
     manifest = lake.latest("generate")
-    parameters = manifest.parameters
-    generator = DiffusersGenerator(
-        model=str(Path(__file__).resolve().parent.parent / "demo" / "models" / "generator"),
-        steps=parameters["steps"],
-        guidance_scale=parameters["guidance_scale"],
-        batch_size=manifest.facts["batch_size"],
-        device="cpu",
-        dtype=parameters["dtype"],
-    )
+    parameters, size = manifest.parameters, manifest.facts["batch_size"]
     begun = time.monotonic()
-    generator.load()
-    wanted = [
-        Wanted(
-            prompt["text"],
-            {index: seed(parameters["seed"], prompt["prompt_id"], index) for index in range(prompt["images_requested"])},
-        )
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        Path(__file__).resolve().parent.parent / "demo" / "models" / "generator", dtype=getattr(torch, parameters["dtype"])
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    asked = [
+        (prompt["text"], seed(parameters["seed"], prompt["prompt_id"], index))
         for prompt in lake.read("prompts", manifest.snapshot_id).to_pylist()
+        for index in range(prompt["images_requested"])
     ]
-    for _ in generator.generate(wanted):
-        pass
+    for start in range(0, len(asked), size):
+        batch = asked[start : start + size]
+        pipeline(
+            prompt=[text for text, _ in batch],
+            generator=[torch.Generator("cpu").manual_seed(number) for _, number in batch],
+            num_inference_steps=parameters["steps"],
+            guidance_scale=parameters["guidance_scale"],
+            output_type="np",
+        )
     return time.monotonic() - begun
 
 

@@ -70,14 +70,23 @@ def run(lake: Lake, options: AgainOptions, device: str) -> str:
     return "\n".join(
         [
             f"prompt   {printable(text)}",
-            f"made     seed {row['seed']}, {audit.parameters['steps']} steps, "
-            f"guidance scale {audit.parameters['guidance_scale']:g}, on {device}",
+            f"made     {_settings(row)}, on {device}",
             f"picture  {options.out}",
             "l2       the audit did not keep its picture, so there is nothing to compare with"
             if row["image"] is None
             else f"l2       {l2(attempt.image, np.asarray(decode(row['image']))):.6f} to the picture of the audit",
         ]
     )
+
+
+def _settings(row: dict[str, Any]) -> str:
+    """What a generation was made with, as far as the pipeline took notice of it."""
+    settings = [f"seed {row['seed']}"]
+    if row["steps"] is not None:
+        settings.append(f"{row['steps']} steps")
+    if row["guidance_scale"] is not None:
+        settings.append(f"guidance scale {row['guidance_scale']:g}")
+    return ", ".join(settings)
 
 
 def _audit(lake: Lake, audit: str | None) -> Manifest:

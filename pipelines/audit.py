@@ -37,11 +37,31 @@ def options() -> tuple[type, ...]:
 
 def plan(lake: Lake, parsed: Parsed) -> list[Planned]:
     """Every stage in order, as it would run. Ids are known before anything runs: they name the question."""
+    return list(_planned(lake, parsed, {}).values())
+
+
+def _planned(lake: Lake, parsed: Parsed, done: dict[str, Manifest]) -> dict[str, Planned]:
+    """Stage → what it would make, of the stages that are not ``done``."""
+    ids = {stage: manifest.snapshot_id for stage, manifest in done.items()}
     planned: dict[str, Planned] = {}
     for stage in stages():
-        upstream = None if stage.upstream is None else planned[stage.upstream].snapshot_id
-        planned[stage.name] = stage.plan(lake, parsed, upstream)
-    return list(planned.values())
+        if stage.name not in ids:
+            planned[stage.name] = stage.plan(lake, parsed, None if stage.upstream is None else ids[stage.upstream])
+            ids[stage.name] = planned[stage.name].snapshot_id
+    return planned
+
+
+def check(lake: Lake, parsed: Parsed, done: dict[str, Manifest]) -> None:
+    """Looks at the inputs of all stages that are not ``done``, before the first of them begins.
+
+    Raises:
+        UserError: where one of them can't run: a file, model or option that isn't what it has to be.
+    """
+    planned = _planned(lake, parsed, done)
+    for stage in stages():
+        # What is complete needs its model no more.
+        if stage.name in planned and lake.manifest(stage.name, planned[stage.name].snapshot_id) is None:
+            stage.check(parsed)
 
 
 def describe(lake: Lake, plans: Sequence[Planned]) -> str:
@@ -66,10 +86,8 @@ def run(execution: Execution, parsed: Parsed, done: dict[str, Manifest] | None =
         UserError: before anything runs, where one of the stages can't.
     """
     found = dict(done or {})
-    left = [stage for stage in stages() if stage.name not in found]
-    for stage in left:
-        stage.check(parsed)
-    for stage in left:
+    check(execution.lake, parsed, found)
+    for stage in [stage for stage in stages() if stage.name not in found]:
         found[stage.name] = stage.run(execution, parsed, None if stage.upstream is None else found[stage.upstream])
     return found
 

@@ -154,8 +154,8 @@ def encoder(embed: Manifest, device: DeviceOptions) -> ClipModel:
 
 
 def check(parsed: Parsed) -> None:
-    """UserError where the CLIP model isn't there."""
-    parsed[EmbedOptions].model("cpu").identity()
+    """UserError where the CLIP model isn't there, or is none."""
+    parsed[EmbedOptions].model("cpu").check()
 
 
 STAGE = Stage(

@@ -13,7 +13,9 @@ Of what is dropped a thumbnail stays, by which match finds what else it may show
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ from transforms.errors import UserError
 from transforms.models.base import Generator
 from transforms.models.diffusion import DiffusersGenerator
 from transforms.models.folder import FolderGenerator
-from transforms.store.files import delete, list_files
+from transforms.store.files import delete, list_files, read_rows
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import lineage
@@ -49,6 +51,14 @@ class GenerateOptions(Options):
 
     model: str | None = option(None, "a text-to-image pipeline of diffusers: hub id or local folder")
     revision: str | None = option(None, "branch, tag or commit of the model on the hub")
+    variant: str | None = option(None, "variant of the weights, such as fp16 (default: none, or the only one that there is)")
+    allow_pickle: bool = option(
+        False, "load weights that are pickled (.bin) where there are no safetensors: they can execute code"
+    )
+    safety_checker: str = option(
+        "on", "whether a safety checker that belongs to the model may take pictures; off: you answer for what is made",
+        choices=("on", "off"),
+    )  # fmt: skip
     generations: str | None = option(None, "instead of --model: a folder of finished generations with a metadata.jsonl")
     prompts: str | None = option(None, "try these instead of drawn ones: text (a prompt a line), JSONL or Parquet")
     max_prompts: int = option(1000, "prompts to draw from the groups", least=1)
@@ -101,23 +111,33 @@ class GenerateOptions(Options):
 
 # What doesn't shape the rows. Batch size may move a picture by a grey level, as devices do; a run that ran out of memory
 # must be free to go on with a smaller one.
-NO_PARAMETERS = ("model", "revision", "generations", "prompts", "batch_size", "seconds_per_image")
+NO_PARAMETERS = ("model", "revision", "allow_pickle", "generations", "prompts", "batch_size", "seconds_per_image")
 
 
-def generator(options: GenerateOptions, device: str) -> Generator:
-    """What makes the images. UserError where neither a model nor generations were named."""
+def generator(options: GenerateOptions, device: str, revision: str | None = None) -> FolderGenerator | DiffusersGenerator:
+    """What makes the images. UserError where neither a model nor generations were named.
+
+    Args:
+        options: which, and how.
+        device: where it runs.
+        revision: the exact weights, as ``Generator.revision`` named them; None for those that the options mean now.
+    """
     if options.generations is not None:
         return FolderGenerator(options.generations)
     if options.model is None:
         raise UserError("nothing makes images: name a model with --model, or finished generations with --generations")
     return DiffusersGenerator(
-        model=options.model,
+        # A shell leaves the ~ of --model=~/x as it is.
+        model=os.path.expanduser(options.model),
         steps=options.steps,
         guidance_scale=options.guidance_scale,
         batch_size=options.batch_size,
         device=device,
         dtype=options.dtype,
-        hub_revision=options.revision,
+        hub_revision=revision or options.revision,
+        variant=options.variant,
+        allow_pickle=options.allow_pickle,
+        safety_checker=options.safety_checker,
     )
 
 
@@ -144,6 +164,10 @@ def generator_again(audit: Manifest, model: str | None, device: str, batch_size:
             device=device,
             dtype=audit.parameters["dtype"],
             hub_revision=wanted,
+            variant=audit.parameters.get("variant"),
+            # They were taken once, and are the same.
+            allow_pickle=audit.facts.get("allow_pickle", False),
+            safety_checker=audit.parameters.get("safety_checker", "on"),
         )
     found = made.revision()
     if found != wanted:
@@ -250,12 +274,15 @@ def build_compaction(pipeline: beam.Pipeline, lake: Lake, audit: str, parts: int
 
 def work(execution: Execution, parsed: Parsed, planned: Planned, groups: Manifest | None) -> dict[str, Any]:
     """Draws the prompts, and makes and filters their images."""
-    from transforms.attacks.attempts import GeneratorHandler, result_folder
+    from transforms.attacks.attempts import GeneratorHandler, fitting_batch, result_folder
     from transforms.data.images import ImageStore
 
     assert groups is not None, "it has an upstream"
     lake, options, device = execution.lake, parsed[GenerateOptions], parsed[DeviceOptions]
-    images = generator(options, device.resolved())
+    images = generator(options, device.resolved(), planned.parameters["model_revision"])
+    if isinstance(images, DiffusersGenerator):
+        for name in images.unused():
+            say(f"generate     the pipeline of {images.model!r} takes no notice of --{name}; in generations it is null")
     audit = planned.snapshot_id
     rows, left_out = _prompts(lake, groups, options, images)
     if not rows:
@@ -272,12 +299,45 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, groups: Manifes
     folder = result_folder(lake, audit)
     progress = Progress("generate", lambda: len(list_files(folder, ".parquet")), len(rows), "prompts")
     execution.run(lambda pipeline: build(pipeline, parts, handler, device.hint()), progress)
+    refuse_without_attempts(lake, audit)
     execution.run(lambda pipeline: build_compaction(pipeline, lake, audit, parts))
+    statuses = ask(lake, {"generations": audit}, "SELECT status, count(*) AS rows FROM generations GROUP BY ALL ORDER BY ALL")
+    status = {row["status"]: row["rows"] for row in statuses}
+    if taken := status.get("safety_filtered", 0):
+        say(
+            f"generate     the model's safety checker took {taken:,} of {sum(status.values()):,} pictures, which count as "
+            "tried and not returned; --safety_checker off leaves it out"
+        )
+    fitting = fitting_batch(lake, audit)
+    if fitting is not None:
+        say(f"generate     the device had memory for {fitting} images at once, of the {options.batch_size} of --batch_size")
     return {
         "model": images.model,
         "model_revision": planned.parameters["model_revision"],
-        "batch_size": options.batch_size,
+        "batch_size": fitting or options.batch_size,
+        "allow_pickle": options.allow_pickle,
+        "status": status,
     }
+
+
+def refuse_without_attempts(lake: Lake, audit: str) -> None:
+    """UserError where every attempt failed: nothing can be said of the model. What a safety checker took did not fail."""
+    from transforms.attacks.attempts import result_folder
+
+    reasons: collections.Counter[str] = collections.Counter()
+    # The first file says it, unless there is something to say.
+    for path in list_files(result_folder(lake, audit), ".parquet"):
+        for row in read_rows(path, ["status", "reason"]):
+            if row["status"] != "failed":
+                return
+            reasons[row["reason"]] += 1
+    ((reason, times),) = reasons.most_common(1) or [("there are no generations", 0)]
+    # Else they would pass for finished when the command is given again.
+    delete(lake.work("generate", audit))
+    raise UserError(
+        f"none of {reasons.total():,} generations is a picture ({times:,} times: {reason}); mend the model or the generations "
+        "and start again"
+    )
 
 
 def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
@@ -300,8 +360,10 @@ def write_prompts(lake: Lake, audit: str, rows: list[dict[str, Any]], planned: P
 
 
 def check(parsed: Parsed) -> None:
-    """UserError where the model, or the generations, aren't there: before hours of download, and not after."""
-    generator(parsed[GenerateOptions], "cpu").revision()
+    """UserError for a model that is not one to ask with prompts: before hours of download, and not after."""
+    images = generator(parsed[GenerateOptions], "cpu")
+    if isinstance(images, DiffusersGenerator):
+        images.check()
 
 
 STAGE = Stage(

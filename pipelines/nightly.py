@@ -35,7 +35,7 @@ from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, say
 from pipelines.lock import Busy, alone
 from pipelines.options import CommonOptions, Options, Parsed, option, parameters, parse
-from pipelines.stages import Planned, execution_of
+from pipelines.stages import Planned, execution_of, stages
 from transforms.errors import UserError
 from transforms.results import database, marts, nights
 from transforms.store.files import exists, read_bytes, write_bytes
@@ -269,6 +269,8 @@ def run(execution: Execution, parsed: Parsed) -> dict[str, Any]:
         )
     images = generate.generator(generation, parsed[DeviceOptions].resolved())
     revision = images.revision()
+    for stage in stages():
+        stage.check(parsed)
     # A branch on the hub may move on during the night.
     generation = dataclasses.replace(generation, revision=revision)
     revisions = [revision, *(row["model_revision"] for row in reversed(before))]

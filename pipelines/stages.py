@@ -92,7 +92,8 @@ class Stage:
         plan: (lake, options, upstream's snapshot id) → what it would make; the upstream need not be complete.
         work: (execution, options, planned, upstream's manifest) → facts for the manifest. Writes the tables; what an earlier
             run that was killed has left is not done again.
-        check: looks at options before anything runs: UserError for what can't work, such as a model that isn't there.
+        check: looks closer at what ``plan`` has named than it need to for the id: UserError for what can't work, such as a
+            model that no library loads. An audit asks all its stages before the first begins, but for those that are complete.
         found: what to do where the snapshot is complete, before it becomes the latest.
         finish: what to do at the end, whether there was work or not.
     """

@@ -10,3 +10,9 @@ class UserError(Exception):
 
 class TemplateWritten(Exception):
     """A Dataflow template was built instead of a run; there is nothing more to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line: its first line of text, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -228,3 +229,22 @@ def test_a_verb_is_a_module_that_runs(tmp_path):
     wrong = python("pipelines.ingest", "--metadata=not_there.parquet")
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1, wrong.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "said", "heard"),
+    [
+        ("pipelines.generate", None, "PASSIVE"),
+        ("benchmarks.generate", None, "PASSIVE"),
+        ("pipelines.generate", "active", "ACTIVE"),
+    ],
+)
+def test_threads_wait_asleep_unless_the_user_says_otherwise(module, said, heard):
+    """Every copy of OpenMP's runtime that is loaded says so: it was told before it was imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({} if said is None else {"OMP_WAIT_POLICY": said})
+    command = f"import {module}, torch, faiss"
+    done = subprocess.run(
+        [sys.executable, "-c", command], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(re.findall("OMP_WAIT_POLICY = '(.*)'", done.stderr)) == {heard}

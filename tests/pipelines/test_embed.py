@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from pipelines import embed
 from pipelines.cli import run_verb
@@ -17,8 +18,10 @@ from transforms.data.images import ImageStore
 from transforms.errors import UserError
 from transforms.models.clip import ClipModel, OpenClipEncoder
 from transforms.store.lake import Lake
+from transforms.store.pictures import decode
 
 CPU = DeviceOptions(device="cpu")
+TAG = EmbedOptions().clip_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +176,58 @@ def test_only_the_parts_that_are_new_or_changed_are_embedded(lake, clip_folder, 
     assert ids == lake.read("images", snapshot)["sample_id"].to_pylist()
     store = ImageStore(lake, snapshot, second.snapshot_id)
     assert (store.get("new") == store.get("late")).all() and (store.get("new") == store.get(rows[0]["sample_id"])).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("open_clip_model.safetensors", b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        ("open_clip_model.safetensors", b"", "is cut, or no safetensors"),
+        ("open_clip_config.json", b"{", "is not JSON"),
+        ("open_clip_config.json", b"[]", "holds list, expected a JSON object"),
+    ],
+)
+def test_a_damaged_clip_model_is_one_line_before_it_is_loaded(tmp_path, name, content, message):
+    folder = write_tiny_clip(tmp_path / "clip")
+    ClipModel(folder).check()
+    (tmp_path / "clip" / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        ClipModel(folder).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_clip_of_the_hub_is_looked_for_there_and_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for clip, option in ((ClipModel("hf-hub:owner/name"), "--clip_model"), (ClipModel("ViT-B-32", TAG), "--clip_pretrained")):
+        with pytest.raises(UserError, match=f"nor to be had from the hub .* mend {option}"):
+            clip.check()
+    for owner, name in (("owner", "name"), ("laion", "CLIP-ViT-B-32-laion2B-s34B-b79K")):
+        snapshot = tmp_path / f"models--{owner}--{name}" / "snapshots" / "c"
+        snapshot.mkdir(parents=True)
+        (snapshot / "open_clip_model.safetensors").touch()
+        (snapshot.parent.parent / "refs").mkdir()
+        (snapshot.parent.parent / "refs" / "main").write_text("c")
+    ClipModel("hf-hub:owner/name").check()
+    ClipModel("ViT-B-32", TAG).check()
+
+
+def test_a_device_that_is_short_of_memory_gets_half_as_many_pictures_from_then_on(clip_folder, monkeypatch):
+    pictures = [decode(content) for _, _, content in planted_pictures(5)]
+    enough = ClipModel(clip_folder, batch_size=2).load().encode(pictures)
+    encoder = ClipModel(clip_folder, batch_size=8).load()
+    real, sizes = encoder._model.encode_image, []
+
+    def encode_image(batch):
+        sizes.append(len(batch))
+        if len(batch) > most:
+            raise torch.cuda.OutOfMemoryError
+        return real(batch)
+
+    monkeypatch.setattr(encoder._model, "encode_image", encode_image)
+    most = 2
+    assert encoder.encode(pictures) == pytest.approx(enough, abs=1e-5)
+    assert sizes == [8, 4, 2, 2, 2] and encoder.batch_size == 2
+    most = 0
+    with pytest.raises(UserError, match="out of memory on cpu with a single picture in CLIP"):
+        encoder.encode(pictures)

@@ -48,7 +48,7 @@ class Box:
         self.said = []
         # What is said goes to the terminal itself, past pytest's capture.
         monkeypatch.setattr(nightly, "say", self.said.append)
-        monkeypatch.setattr(generate, "generator", lambda options, device: self.model)
+        monkeypatch.setattr(generate, "generator", lambda options, device, revision=None: self.model)
         for number in range(PICTURES):
             web.answer(f"/{number}.png", encode_png(pixels(number)))
         shutil.copytree(kept / "clip", folder / "clip")
@@ -139,7 +139,7 @@ def test_four_nights(box, capsys, monkeypatch):
     hits = box.web.hits.copy()
     code, second = box.night("2026-01-02")
     monkeypatch.undo()
-    monkeypatch.setattr(generate, "generator", lambda options, device: box.model)
+    monkeypatch.setattr(generate, "generator", lambda options, device, revision=None: box.model)
     monkeypatch.setattr(nightly, "say", box.said.append)
     assert (code, second["verdict"], second["p_value"]) == (0, "fine", 1.0)
     assert all(second[name] == first[name] for name in ("panel_audit_id", "rotating_audit_id", "rotating_seed"))
@@ -621,7 +621,9 @@ def test_a_model_that_changes_during_the_night_is_no_night_of_the_model_before(b
         assert box.night("2026-01-01") == (2, None)
     assert "changed while the night was at work" in capsys.readouterr().err
     asked = []
-    monkeypatch.setattr(generate, "generator", lambda options, device: asked.append(options.revision) or box.model)
+    monkeypatch.setattr(
+        generate, "generator", lambda options, device, revision=None: asked.append(options.revision) or box.model
+    )
     code, row = box.night("2026-01-01")
     assert (code, row["model_revision"]) == (0, box.model.revision())
     # A branch of the hub is looked up once.

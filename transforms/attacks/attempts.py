@@ -24,7 +24,7 @@ from transforms.errors import UserError
 from transforms.kernels.cliques import SWEEP, largest_clique
 from transforms.models.base import Attempt, Generator, Wanted
 from transforms.store.counters import count
-from transforms.store.files import list_files, open_parquet, read_rows, write_parquet
+from transforms.store.files import list_files, open_parquet, read_rows, write_bytes, write_parquet
 from transforms.store.identity import seed, unit_interval
 from transforms.store.lake import Lake, as_table, part_number
 from transforms.store.pictures import encode_png, thumbnail
@@ -42,7 +42,10 @@ MOST_BATCHES = 32
 """A group of prompts is closed when its images are more than so many batches: by then one that isn't full costs little."""
 
 GIVE_UP_AFTER = 3
-"""So many prompts in a row without a single image, and the run stops: that is not the prompts' fault."""
+"""After so many prompts in a row without a single image the model is asked for ``PLAIN``: it may be broken, or they are odd."""
+
+PLAIN = "a photograph"
+"""A prompt that every model takes."""
 
 AUDIT_COLUMNS = ("audit_id", "model_revision", "parameters_digest")
 
@@ -189,6 +192,7 @@ class GeneratorHandler(ModelHandler[list, PredictionResult, Generator]):
         self.lake, self.audit, self.generator = lake, audit, generator
         self.filter, self.base_seed, self.store = filter, base_seed, store
         self._without_image = 0
+        self._batch_size = generator.batch_size
 
     def load_model(self) -> Generator:
         self.generator.load()
@@ -205,6 +209,9 @@ class GeneratorHandler(ModelHandler[list, PredictionResult, Generator]):
             for prompt, made in zip(group, model.generate(wanted), strict=True):
                 generations, clique = self._rows(prompt, [made[index] for index in sorted(made)], model)
                 write_result(self.lake, self.audit, generations, clique)
+                if model.batch_size < self._batch_size:
+                    self._batch_size = model.batch_size
+                    note_fitting_batch(self.lake, self.audit, model.batch_size)
                 yield PredictionResult(example=prompt, inference=clique)
 
     def _seeds(self, prompt: dict[str, Any]) -> list[int]:
@@ -215,13 +222,7 @@ class GeneratorHandler(ModelHandler[list, PredictionResult, Generator]):
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows of ``generations``, and the row of ``cliques``."""
         attempts, seeds = same_size(attempts), self._seeds(prompt)
-        self._without_image = 0 if any(attempt.image is not None for attempt in attempts) else self._without_image + 1
-        if self._without_image >= GIVE_UP_AFTER:
-            reasons = {attempt.reason for attempt in attempts} or {"the generator made no attempt"}
-            raise UserError(
-                f"{GIVE_UP_AFTER} prompts in a row gave no image ({'; '.join(sorted(map(str, reasons)))}); "
-                "finished prompts are kept: mend the model or the options and start again"
-            )
+        self._stop_if_broken(attempts, generator)
         described = generator.describe()
         own = self._own_picture(prompt)
         seconds = sum(attempt.seconds for attempt in attempts)
@@ -246,6 +247,21 @@ class GeneratorHandler(ModelHandler[list, PredictionResult, Generator]):
             }
             for index, attempt in enumerate(attempts)
         ], judged.clique
+
+    def _stop_if_broken(self, attempts: list[Attempt], generator: Generator) -> None:
+        """UserError where the model makes nothing any more. That it takes no picture of some prompts is a result."""
+        self._without_image = self._without_image + 1 if all(one.status == "failed" for one in attempts) else 0
+        if self._without_image < GIVE_UP_AFTER:
+            return
+        self._without_image = 0
+        # Finished generations make none of it, and are never broken.
+        (plain,) = generator.generate([Wanted(PLAIN, {0: 0})])
+        if any(attempt.status == "failed" for attempt in plain.values()):
+            reasons = {str(attempt.reason) for attempt in (*attempts, *plain.values())}
+            raise UserError(
+                f"{GIVE_UP_AFTER} prompts in a row gave no image, nor does {PLAIN!r} ({'; '.join(sorted(reasons))}); "
+                "finished prompts are kept: mend the model or the options and start again"
+            )
 
     def _own_picture(self, prompt: dict[str, Any]) -> np.ndarray | None:
         """The image whose caption the prompt is; None for nobody's caption, or where the image can't be shown any more."""
@@ -282,6 +298,19 @@ def same_size(attempts: list[Attempt]) -> list[Attempt]:
 def result_folder(lake: Lake, audit: str) -> str:
     """Where the finished prompts of an audit lie until they are compacted."""
     return lake.work("generate", audit, "prompts")
+
+
+def note_fitting_batch(lake: Lake, audit: str, size: int) -> None:
+    """Notes how many images at once a device had memory for, where those were fewer than it was told to make."""
+    write_bytes(lake.work("generate", audit, "batches", f"{size}.txt"), b"")
+
+
+def fitting_batch(lake: Lake, audit: str) -> int | None:
+    """The fewest images at once that a device of this audit had memory for; None where all had for as many as were told."""
+    sizes = [
+        int(path.rsplit("/", 1)[1].removesuffix(".txt")) for path in list_files(lake.work("generate", audit, "batches"), ".txt")
+    ]
+    return min(sizes, default=None)
 
 
 def write_result(lake: Lake, audit: str, generations: list[dict[str, Any]], clique: dict[str, Any]) -> None:

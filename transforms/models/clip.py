@@ -17,7 +17,10 @@ import numpy as np
 import pyarrow.compute as pc
 from PIL import Image
 
-from transforms.errors import UserError
+from transforms.errors import UserError, first_line
+from transforms.models.devices import out_of_memory, release_memory
+from transforms.models.hub import hub_commit
+from transforms.models.parts import damage
 from transforms.store.files import read_parquet
 from transforms.store.identity import folder_digest
 from transforms.store.lake import Lake
@@ -27,6 +30,12 @@ if TYPE_CHECKING:
 
 LOCAL_FOLDER = "local-dir:"
 """open_clip's schema for a folder with ``open_clip_config.json`` and weights."""
+
+HUB = "hf-hub:"
+"""open_clip's schema for a model on the hub."""
+
+HUB_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Files of which a CLIP model on the hub has one."""
 
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 """How files with weights end."""
@@ -65,7 +74,7 @@ class ClipModel:
             _check_folder(self.folder)
             content = f"sha256:{folder_digest(self.folder)}"
             return content, content
-        if self.name.startswith("hf-hub:"):
+        if self.name.startswith(HUB):
             return self.name, ""
         if os.path.isfile(self.pretrained):
             with open(self.pretrained, "rb") as file:
@@ -74,8 +83,43 @@ class ClipModel:
             raise UserError(f"there is no file {self.pretrained!r}; mend --clip_pretrained: a tag or a file of weights")
         return self.name, self.pretrained
 
+    def check(self) -> None:
+        """UserError for what open_clip can't load, as far as that shows before: its name, tag and files, or no network."""
+        self.identity()
+        if self.folder is not None:
+            for name in sorted(os.listdir(self.folder)):
+                if name.endswith((".safetensors", ".json")):
+                    _refuse_damaged(os.path.join(self.folder, name), "--clip_model")
+            return
+        if self.name.startswith(HUB):
+            hub_commit(self.name.removeprefix(HUB), None, "--clip_model", HUB_FILES)
+            return
+        _check_name(self)
+        if os.path.isfile(self.pretrained):
+            _refuse_damaged(self.pretrained, "--clip_pretrained")
+            return
+        import open_clip
+
+        name = self.name.replace("/", "-")
+        found = open_clip.get_pretrained_cfg(name, self.pretrained)
+        if not found:
+            known = open_clip.list_pretrained_tags_by_model(name)
+            raise UserError(
+                f"open_clip has no weights {self.pretrained!r} of {self.name!r}; mend --clip_pretrained: "
+                f"{'a file of weights' if not known else 'one of ' + ', '.join(known) + ', or a file'}"
+            )
+        if found.get("hf_hub"):
+            model, file = os.path.split(found["hf_hub"])
+            hub_commit(model, None, "--clip_pretrained", (*HUB_FILES, file) if file else HUB_FILES)
+
     def load(self) -> OpenClipEncoder:
         return OpenClipEncoder(self)
+
+
+def _refuse_damaged(path: str, option: str) -> None:
+    found = damage(path)
+    if found is not None:
+        raise UserError(f"the CLIP model's {path!r} {found}, or mend {option}")
 
 
 def _check_folder(folder: str) -> None:
@@ -96,6 +140,7 @@ class OpenClipEncoder:
         clip: which, and how.
 
     Attributes:
+        batch_size: pictures that go through the model at once: as many as ``clip`` says, or as the device has memory for.
         preprocessing: the transform between picture and model, as open_clip prints it.
 
     Raises:
@@ -110,6 +155,7 @@ class OpenClipEncoder:
                 f"--device {clip.device} was asked for and there is no GPU here; name --device cpu or another machine"
             )
         self.clip = clip
+        self.batch_size = clip.batch_size
         self._model, self._preprocess = _load(clip)
         # Functions print with their address in memory, which says nothing and differs from process to process.
         self.preprocessing = " ".join(re.sub(r" at 0x[0-9a-f]+", "", str(self._preprocess)).split())
@@ -122,18 +168,42 @@ class OpenClipEncoder:
         """As ``encode``, of what ``prepare`` gave."""
         import torch
 
-        size = self.clip.batch_size
-        vectors = []
+        vectors: list[np.ndarray] = []
+        start = 0
         with torch.inference_mode():
-            for start in range(0, len(prepared), size):
-                batch = torch.stack(list(prepared[start : start + size]))
-                # Filled up to the full size: kernels are chosen by shape, and a last picture must come out the same
-                # however many came before it.
-                padded = torch.zeros((size, *batch.shape[1:]), dtype=batch.dtype)
-                padded[: len(batch)] = batch
-                features = self._model.encode_image(padded.to(self.clip.device))
-                vectors.append(features[: len(batch)].float().cpu().numpy())
+            while start < len(prepared):
+                batch = prepared[start : start + self.batch_size]
+                try:
+                    found = self._features(batch)
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    found = None
+                if found is None:  # here, since an error holds on to what was on the device when it was raised
+                    self._take_fewer()
+                    continue
+                vectors.append(found)
+                start += len(batch)
         return unit_norm(np.concatenate(vectors)) if vectors else np.empty((0, 0), np.float32)
+
+    def _features(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
+        """(n, d), of at most a batch."""
+        import torch
+
+        batch = torch.stack(list(prepared))
+        # Filled up to the full size: kernels are chosen by shape, and a last picture must come out the same
+        # however many came before it.
+        padded = torch.zeros((self.batch_size, *batch.shape[1:]), dtype=batch.dtype)
+        padded[: len(batch)] = batch
+        features = self._model.encode_image(padded.to(self.clip.device))
+        return features[: len(batch)].float().cpu().numpy()
+
+    def _take_fewer(self) -> None:
+        """Halves the batches for good. UserError where they hold a single picture already."""
+        if self.batch_size == 1:
+            raise UserError(f"out of memory on {self.clip.device} with a single picture in CLIP; name another device")
+        self.batch_size //= 2
+        release_memory()
 
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """RGB pictures → (n, d) float32 of unit norm. A row is NaN where the model's vector has no direction."""
@@ -148,26 +218,32 @@ def _load(clip: ClipModel) -> tuple[Any, Any]:
     if clip.folder is not None:
         _check_folder(clip.folder)
         name = LOCAL_FOLDER + clip.folder
-    elif not name.startswith("hf-hub:"):
-        known = open_clip.list_models()
-        if name.replace("/", "-") not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise UserError(f"--clip_model {clip.name!r} is neither a folder nor one of open_clip's models{hint}")
-        if not clip.pretrained:
-            raise UserError(f"--clip_model {clip.name!r} needs weights: --clip_pretrained names them, by tag or file")
+    elif not name.startswith(HUB):
+        _check_name(clip)
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
             name, clip.pretrained if clip.folder is None else None, device=clip.device
         )
     # open_clip and the hub below it raise nearly anything: no network, no such tag, weights of another shape.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"open_clip cannot load {clip.name!r} with weights {clip.pretrained!r} ({reason}); without a network, "
+            f"open_clip cannot load {clip.name!r} with weights {clip.pretrained!r} ({first_line(error)}); without a network, "
             "name a local folder with --clip_model or a local file with --clip_pretrained"
         ) from error
     return model.eval(), preprocess
+
+
+def _check_name(clip: ClipModel) -> None:
+    """UserError unless it names one of open_clip's architectures, and weights."""
+    import open_clip
+
+    known = open_clip.list_models()
+    if clip.name.replace("/", "-") not in known:
+        close = difflib.get_close_matches(clip.name, known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(f"--clip_model {clip.name!r} is neither a folder nor one of open_clip's models{hint}")
+    if not clip.pretrained:
+        raise UserError(f"--clip_model {clip.name!r} needs weights: --clip_pretrained names them, by tag or file")
 
 
 def unit_norm(vectors: np.ndarray) -> np.ndarray:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
+import functools
+import importlib
+import importlib.util
+import inspect
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,8 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from transforms.errors import UserError
+from transforms.errors import UserError, first_line
 from transforms.models.base import Attempt, Wanted, failed
+from transforms.models.devices import out_of_memory, release_memory
+from transforms.models.hub import hub_commit, hub_files
+from transforms.models.parts import Weights, check_folder, choose_weights, parts_of, pipeline_class, unused_options
 from transforms.store.identity import folder_digest
 
 if TYPE_CHECKING:
@@ -31,6 +37,14 @@ class _Picture(NamedTuple):
     seed: int
 
 
+class _TooMany(Exception):
+    """A batch for which the device has not enough memory."""
+
+
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+"""How models end that are one file, as other programs keep them."""
+
+
 @dataclasses.dataclass
 class DiffusersGenerator:
     """Any text-to-image pipeline of diffusers.
@@ -41,9 +55,13 @@ class DiffusersGenerator:
         guidance_scale: classifier-free guidance; 1 switches it off.
         batch_size: images that are made at once, of whichever prompts. Every batch holds as many, the last one is filled up:
             kernels are chosen by shape, so a picture does not depend on how many were asked for, nor on what lies beside it.
+            Where the device has not enough memory it is halved, and stays so.
         device: cpu, cuda, cuda:1 …
         dtype: float32, float16 or bfloat16, for every part of the pipeline.
         hub_revision: branch, tag or commit on the hub; None for the default branch.
+        variant: of the weights, such as fp16; None for those without, or for the only one that there is.
+        allow_pickle: whether weights may be loaded that can execute code.
+        safety_checker: on or off: whether a checker that belongs to the pipeline may take pictures.
     """
 
     model: str
@@ -53,25 +71,73 @@ class DiffusersGenerator:
     device: str
     dtype: str
     hub_revision: str | None = None
+    variant: str | None = None
+    allow_pickle: bool = False
+    safety_checker: str = "on"
     kind: str = "diffusers"
 
     def __post_init__(self) -> None:
         self._pipeline: Any = None
         self._encodes = False
+        self._unused: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pipeline": None}
+        # Where it goes the model may lie elsewhere, or not at all.
+        return {name: value for name, value in self.__dict__.items() if name != "_source"} | {"_pipeline": None}
 
     def revision(self) -> str:
         if os.path.isdir(self.model):
-            check_pipeline_folder(self.model)
+            check_folder(self.model, self.variant, self.allow_pickle)
             return folder_digest(self.model)
-        return hub_commit(self.model, self.hub_revision)
+        return self._source["revision"]
+
+    def _refuse_paths(self) -> None:
+        """UserError where the model is named as only a file or folder is, and none that could be loaded is there."""
+        name = self.model
+        if os.path.isfile(name):
+            raise UserError(
+                f"--model {name!r} is a single file, expected a folder in diffusers' format; convert it once, with a network: "
+                'python -c "from diffusers import StableDiffusionPipeline as P; '
+                f"P.from_single_file({name!r}).save_pretrained('converted')\" (StableDiffusionXLPipeline for SDXL), "
+                "and name --model converted"
+            )
+        if os.path.islink(name):
+            raise UserError(f"--model {name!r} is a link to {os.readlink(name)!r}, which isn't there; mend the link or --model")
+        if name.startswith(("/", ".", "~", "\\")) or name.count("/") > 1 or name.endswith(("/", *SINGLE_FILES)):
+            kind = "file" if name.endswith(SINGLE_FILES) else "folder"
+            raise UserError(
+                f"there is no {kind} {name!r}; mend --model: a folder in diffusers' format, or a hub id such as owner/name"
+            )
+
+    @functools.cached_property
+    def _source(self) -> dict[str, str]:
+        """Where diffusers finds the model beside its name: the commit on the hub, and never a branch, which may move on."""
+        if os.path.isdir(self.model):
+            return {}
+        self._refuse_paths()
+        return {"revision": hub_commit(self.model, self.hub_revision)}
+
+    def check(self) -> None:
+        """UserError where diffusers has no pipeline for the model that can be asked with a prompt alone. Loads no weights."""
+        self._weights()
+        pipeline_class(self.model, **self._source)
+
+    def unused(self) -> list[str]:
+        """Those of ``steps`` and ``guidance_scale`` that the pipeline takes no notice of."""
+        return unused_options(pipeline_class(self.model, **self._source), self.model, **self._source)
+
+    def _weights(self) -> Weights:
+        """Which weights are loaded. UserError where they're damaged, or not there."""
+        if os.path.isdir(self.model):
+            return check_folder(self.model, self.variant, self.allow_pickle)
+        files = hub_files(self.model, self._source["revision"])
+        return choose_weights(self.model, files, self.variant, self.allow_pickle)
 
     def load(self) -> None:
         import torch
         from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
         from diffusers.utils import logging
+        from transformers import PreTrainedTokenizerBase
         from transformers.utils import logging as transformers_logging
 
         if self.device.startswith("cuda") and not torch.cuda.is_available():
@@ -82,14 +148,44 @@ class DiffusersGenerator:
         for library in (logging, transformers_logging):
             library.set_verbosity_error()
             library.disable_progress_bar()
-        source: dict[str, Any] = {} if os.path.isdir(self.model) else {"revision": self.hub_revision}
+        weights = self._weights()
+        found = pipeline_class(self.model, **self._source)
+        self._unused = self.unused()
+        named = inspect.signature(found.__init__).parameters
+        without: dict[str, Any] = {"safety_checker": None} if "safety_checker" in named and self.safety_checker == "off" else {}
+        if without and "requires_safety_checker" in named:
+            without["requires_safety_checker"] = False
         try:
-            pipeline = AutoPipelineForText2Image.from_pretrained(self.model, dtype=getattr(torch, self.dtype), **source)
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"diffusers cannot load {self.model!r} as a text-to-image pipeline ({reason})") from error
+            pipeline = AutoPipelineForText2Image.from_pretrained(
+                self.model,
+                dtype=getattr(torch, self.dtype),
+                variant=weights.variant,
+                # None: safetensors where there are any.
+                use_safetensors=None if weights.pickle else True,
+                **without,
+                **self._source,
+            )
+        except Exception as error:  # diffusers, transformers and what lies below raise nearly anything
+            part = self._part_that_does_not_load(weights)
+            raise UserError(
+                f"diffusers cannot load {f'the part {part} of ' if part else ''}{self.model!r} ({first_line(error)}); "
+                "mend the model, or name another"
+            ) from error
+        for name, part in pipeline.components.items():
+            if isinstance(part, PreTrainedTokenizerBase) and len(part.get_vocab()) <= len(part.all_special_tokens):
+                raise UserError(
+                    f"the part {name} of {self.model!r} knows no words: every prompt would be the same; mend the model"
+                )
         pipeline.set_progress_bar_config(disable=True)
-        self._pipeline = pipeline.to(self.device)
+        try:
+            self._pipeline = pipeline.to(self.device)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                f"the model {self.model!r} doesn't fit into the memory of {self.device}; "
+                "name --dtype float16, or another device"
+            ) from error
         self._encodes = isinstance(pipeline, StableDiffusionPipeline)
         if self.device == "cpu" and getattr(pipeline, "unet", None) is not None:
             # On a CPU convolutions are faster in this order, and a picture differs by rounding alone. Without a UNet there may
@@ -97,6 +193,22 @@ class DiffusersGenerator:
             for part in (pipeline.unet, getattr(pipeline, "vae", None)):
                 if part is not None:
                     part.to(memory_format=torch.channels_last)
+
+    def _part_that_does_not_load(self, weights: Weights) -> str | None:
+        """The first part that fails to load alone; None where each does. For a message: diffusers' own errors name none."""
+        from diffusers import DiffusionPipeline
+
+        for part, (library, name) in parts_of(DiffusionPipeline.load_config(self.model, **self._source)).items():
+            modules = (library, f"diffusers.pipelines.{library}")
+            kind = next((getattr(importlib.import_module(one), name, None) for one in modules if _importable(one)), None)
+            if kind is None:
+                return part
+            takes = {"variant": weights.variant, "use_safetensors": not weights.pickle or None} if _has_weights(kind) else {}
+            try:
+                kind.from_pretrained(self.model, subfolder=part, **takes, **self._source)
+            except Exception:
+                return part
+        return None
 
     def generate(self, wanted: Sequence[Wanted]) -> Iterator[dict[int, Attempt]]:
         pictures = [
@@ -108,10 +220,18 @@ class DiffusersGenerator:
         left = collections.Counter(picture.prompt for picture in pictures)
         made: list[dict[int, Attempt]] = [{} for _ in wanted]
         encoded: dict[str, torch.Tensor] = {}
-        given = 0
-        for start in range(0, len(pictures), self.batch_size):
+        given = start = 0
+        while start < len(pictures):
             batch = pictures[start : start + self.batch_size]
-            for picture, attempt in zip(batch, self._batch(batch, encoded), strict=True):
+            try:
+                attempts = self._batch(batch, encoded)
+            except _TooMany:
+                attempts = None
+            if attempts is None:  # here, since an error holds on to what was on the device when it was raised
+                self._take_fewer()
+                continue
+            start += len(batch)
+            for picture, attempt in zip(batch, attempts, strict=True):
                 made[picture.prompt][picture.number] = attempt
                 left[picture.prompt] -= 1
             while given < len(made) and not left[given]:
@@ -120,12 +240,29 @@ class DiffusersGenerator:
                 given += 1
         yield from made[given:]
 
+    def _take_fewer(self) -> None:
+        """Halves the batches for good. UserError where they hold a single picture already."""
+        if self.batch_size == 1:
+            raise UserError(
+                f"out of memory on {self.device} with a single picture at once; name --dtype float16, or another device"
+            )
+        self.batch_size //= 2
+        release_memory()
+
     def _batch(self, batch: list[_Picture], encoded: dict[str, torch.Tensor]) -> list[Attempt]:
         """One attempt a picture, in order; where the model doesn't take the batch, those of each prompt are tried alone."""
         begun = time.perf_counter()
         try:
             return self._attempts(batch, encoded)
+        except (TypeError, AttributeError) as error:
+            # Nothing that a prompt could be at fault for: the pipeline is asked for what it hasn't.
+            raise UserError(
+                f"the pipeline {type(self._pipeline).__name__} of {self.model!r} makes no pictures of prompts alone "
+                f"({first_line(error)}); name another --model"
+            ) from error
         except (RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise _TooMany from error
             # A prompt that the model can't take is a fact about the prompt. A model that can't take any is an error.
             texts = {picture.text for picture in batch}
             if len(texts) == 1:
@@ -140,23 +277,23 @@ class DiffusersGenerator:
         filled = batch + [batch[-1]._replace(seed=0)] * (self.batch_size - len(batch))
         # Noise comes from the CPU, one generator a picture, so it is the same on every device and in every batch.
         noise = [torch.Generator("cpu").manual_seed(picture.seed) for picture in filled]
-        try:
-            with torch.inference_mode():
-                made = self._pipeline(
-                    **self._prompts([picture.text for picture in filled], encoded),
-                    generator=noise,
-                    num_inference_steps=self.steps,
-                    guidance_scale=self.guidance_scale,
-                    output_type="np",
-                )
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError(f"out of GPU memory with --batch_size {self.batch_size}; name a smaller one") from error
+        with torch.inference_mode():
+            made = self._pipeline(
+                **self._prompts([picture.text for picture in filled], encoded),
+                **self._settings(),
+                generator=noise,
+                output_type="np",
+            )
         seconds = (time.perf_counter() - begun) / len(batch)
-        unsafe = getattr(made, "nsfw_content_detected", None) or [False] * len(filled)
         return [
-            self._attempt(picture, blocked, seconds)
-            for picture, blocked in zip(made.images[: len(batch)], unsafe, strict=False)
+            self._attempt(picture, taken, seconds)
+            for picture, taken in zip(made.images[: len(batch)], _taken(made, len(filled)), strict=False)
         ]
+
+    def _settings(self) -> dict[str, Any]:
+        """Steps and guidance, as far as the pipeline heeds them."""
+        settings = {"num_inference_steps": ("steps", self.steps), "guidance_scale": ("guidance_scale", self.guidance_scale)}
+        return {name: value for name, (option, value) in settings.items() if option not in self._unused}
 
     def _prompts(self, texts: list[str], encoded: dict[str, torch.Tensor]) -> dict[str, Any]:
         """The prompts as the pipeline takes them: as vectors where it is Stable Diffusion's, else as they are.
@@ -180,59 +317,48 @@ class DiffusersGenerator:
         }
 
     @staticmethod
-    def _attempt(picture: np.ndarray, blocked: bool, seconds: float) -> Attempt:
-        if blocked:
-            return Attempt(None, "safety_filtered", "the pipeline's safety checker took the picture", seconds)
+    def _attempt(picture: np.ndarray, taken: str | None, seconds: float) -> Attempt:
+        if taken is not None:
+            return Attempt(None, "safety_filtered", taken, seconds)
         if not np.isfinite(picture).all():
             return Attempt(None, "failed", "the model's output is not finite; try --dtype float32", seconds)
         return Attempt(np.rint(picture.clip(0, 1) * 255).astype(np.uint8), "success", None, seconds)
 
     def describe(self) -> dict[str, Any]:
         return {
-            "steps": self.steps,
-            "guidance_scale": self.guidance_scale,
+            "steps": None if "steps" in self._unused else self.steps,
+            "guidance_scale": None if "guidance_scale" in self._unused else self.guidance_scale,
             "device": self.device,
             "dtype": self.dtype,
         }
 
 
-def check_pipeline_folder(folder: str) -> None:
-    """UserError unless ``folder`` is a diffusers pipeline with all its parts, an autoencoder among them."""
-    advice = "expected a folder written by a text-to-image pipeline's save_pretrained"
-    index = os.path.join(folder, "model_index.json")
-    if not os.path.isfile(index):
-        raise UserError(f"the model folder {folder!r} has no model_index.json; {advice}")
+_VERDICTS = {
+    "nsfw_content_detected": "the pipeline's safety checker took the picture",
+    "nsfw_detected": "the pipeline's safety checker took the picture",
+    "watermark_detected": "the pipeline's safety checker took the picture for one with a watermark",
+}
+"""What pipelines call their safety checker's verdicts, and the reason that each is."""
+
+
+def _taken(made: Any, pictures: int) -> list[str | None]:
+    """Why the safety checker took each picture of a pipeline's output; None where it didn't."""
+    reasons: list[str | None] = [None] * pictures
+    for name, reason in _VERDICTS.items():
+        for number, verdict in enumerate(getattr(made, name, None) or ()):
+            reasons[number] = reasons[number] or (reason if verdict else None)
+    return reasons
+
+
+def _importable(module: str) -> bool:
     try:
-        with open(index, encoding="utf-8") as file:
-            parts = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{index!r} is not JSON ({error}); {advice}") from error
-    named = {
-        name for name, value in parts.items()
-        if not name.startswith("_") and isinstance(value, list) and value[0] is not None
-    }  # fmt: skip
-    if not named & {"vae", "vqvae", "movq"}:
-        raise UserError(f"the model folder {folder!r} names no autoencoder (vae) in model_index.json; {advice}")
-    missing = sorted(name for name in named if not os.path.isdir(os.path.join(folder, name)))
-    if missing:
-        raise UserError(f"the model folder {folder!r} lacks its part(s) {', '.join(missing)}; {advice}")
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
-def hub_commit(model: str, revision: str | None) -> str:
-    """The commit that ``revision`` of a hub model means now; without a network, the one in the local cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+def _has_weights(kind: type) -> bool:
+    """Whether a part of this class has weights, and so a variant."""
+    import torch
 
-    try:
-        commit = HfApi().model_info(model, revision=revision, timeout=10).sha
-        if commit:
-            return commit
-    except Exception as error:  # the hub's errors have no common base: no network, no such model, no permission
-        cached = try_to_load_from_cache(model, "model_index.json", revision=revision)
-        if isinstance(cached, str):
-            return os.path.basename(os.path.dirname(cached))
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the model {model!r} is neither a local folder nor to be had from the hub ({reason}); "
-            "mend --model, or name a folder"
-        ) from error
-    raise UserError(f"the hub names no commit for {model!r}; mend --model")
+    return issubclass(kind, torch.nn.Module)

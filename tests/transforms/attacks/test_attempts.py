@@ -11,11 +11,23 @@ from pipelines.execution import Execution
 from pipelines.generate import build, build_compaction
 from tests.models import PlantedGenerator
 from tests.planted import embedding_rows, picture, write_embeddings, write_images
-from transforms.attacks.attempts import MOST_BATCHES, Filter, GeneratorHandler, groups_of, judge, result_folder, same_size
+from transforms.attacks.attempts import (
+    GIVE_UP_AFTER,
+    MOST_BATCHES,
+    PLAIN,
+    Filter,
+    GeneratorHandler,
+    fitting_batch,
+    groups_of,
+    judge,
+    result_folder,
+    same_size,
+)
 from transforms.data.images import ImageStore
 from transforms.errors import UserError
 from transforms.kernels.distances import aligned_l2, l2, tiled_l2
 from transforms.models.base import Attempt
+from transforms.models.folder import FolderGenerator
 from transforms.store.files import list_files
 from transforms.store.identity import prompt_id, seed
 from transforms.store.lake import Lake
@@ -122,8 +134,57 @@ def test_finished_prompts_are_not_made_again(tmp_path):
 
 def test_a_model_that_takes_no_prompt_stops_the_run(tmp_path):
     texts = ["a", "b", "c", "d"]
-    with pytest.raises(UserError, match="3 prompts in a row gave no image"):
-        generate(tmp_path, [[prompt(text) for text in texts]], PlantedGenerator(broken=tuple(texts)))
+    with pytest.raises(UserError, match="3 prompts in a row gave no image, nor does 'a photograph'"):
+        generate(tmp_path, [[prompt(text) for text in texts]], PlantedGenerator(broken=(*texts, PLAIN)))
+
+
+def test_prompts_that_the_model_does_not_take_are_results_however_many(tmp_path):
+    """A model that still makes other pictures isn't broken."""
+    texts = [str(number) for number in range(3 * GIVE_UP_AFTER + 1)]
+    lake = generate(tmp_path, [[prompt(text) for text in texts]], PlantedGenerator(broken=tuple(texts)))
+    assert lake.read("cliques", AUDIT)["n_failed"].to_pylist() == [8] * len(texts)
+    assert set(lake.read("generations", AUDIT)["status"].to_pylist()) == {"failed"}
+
+
+def test_what_a_safety_checker_takes_is_a_result_however_much_it_is(tmp_path):
+    class Prudish(PlantedGenerator):
+        def _attempt(self, text, seed):
+            assert text != PLAIN, "nobody asks a model that gives verdicts whether it works"
+            return Attempt(None, "safety_filtered", "taken", 0.0)
+
+    texts = [str(number) for number in range(3 * GIVE_UP_AFTER)]
+    lake = generate(tmp_path, [[prompt(text) for text in texts]], Prudish())
+    assert lake.read("generations", AUDIT)["status"].to_pylist() == ["safety_filtered"] * 8 * len(texts)
+
+
+def test_finished_generations_that_are_missing_are_results(tmp_path):
+    """However many prompts in a row they are of: the files of others may be there."""
+    texts = [str(number) for number in range(GIVE_UP_AFTER + 1)]
+    folder = tmp_path / "finished"
+    folder.mkdir()
+    lines = [json.dumps({"file_name": f"{text}.png", "prompt": text}) for text in texts]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / f"{texts[-1]}.png").write_bytes(encode_png(FLAT))
+    lake = generate(tmp_path, [[prompt(text, images=1) for text in texts]], FolderGenerator(str(folder)))
+    assert lake.read("generations", AUDIT)["status"].to_pylist() == ["failed"] * GIVE_UP_AFTER + ["success"]
+
+
+def test_the_batch_that_a_device_has_memory_for_is_noted(tmp_path):
+    @dataclasses.dataclass
+    class Small(PlantedGenerator):
+        def generate(self, wanted):
+            for number, made in enumerate(super().generate(wanted)):
+                self.batch_size = 16 >> number
+                yield made
+
+    lake = Lake(str(tmp_path / "lake"))
+    lake.create()
+    handler = GeneratorHandler(lake, AUDIT, Small(), FILTER, 1, store_of(lake, {}))
+    assert fitting_batch(lake, AUDIT) is None
+    list(handler.run_inference([[prompt("a")]], handler.load_model()))
+    assert fitting_batch(lake, AUDIT) is None
+    list(handler.run_inference([[prompt("a"), prompt("b"), prompt("c")]], handler.load_model()))
+    assert fitting_batch(lake, AUDIT) == 4
 
 
 def test_a_prompt_is_durable_before_the_next_one_of_its_group(tmp_path):

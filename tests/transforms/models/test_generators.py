@@ -3,19 +3,24 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from huggingface_hub import HfApi, constants
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from tests.models import save_random_pipeline
+from tests.models import save_pixel_pipeline, save_random_pipeline
 from transforms.errors import UserError
 from transforms.models.base import Wanted
-from transforms.models.diffusion import DiffusersGenerator, check_pipeline_folder
+from transforms.models.diffusion import DiffusersGenerator
 from transforms.models.folder import FolderGenerator
+from transforms.models.hub import hub_commit, hub_files
 from transforms.store.identity import folder_digest
 
 
@@ -118,14 +123,38 @@ def test_a_prompt_that_the_model_can_not_take_fails_alone(folder, monkeypatch):
         assert apart([attempt.image for attempt in attempts.values()], before) <= 1
 
 
-def test_out_of_memory_is_said_and_no_fact_about_a_prompt(folder, monkeypatch):
-    made = generator(folder)
+def short_of_memory(made, most, monkeypatch, error=torch.cuda.OutOfMemoryError):
+    """Makes the device too small for more than ``most`` pictures at once; returns the sizes that were tried."""
+    real, sizes = made._pipeline.unet.forward, []
 
-    def full(*_, **__):
-        raise torch.cuda.OutOfMemoryError
+    def forward(sample, *rest, **named):
+        sizes.append(len(sample))
+        if len(sample) > most:
+            raise error(" out of memory.")
+        return real(sample, *rest, **named)
 
-    monkeypatch.setattr(made._pipeline.unet, "forward", full)
-    with pytest.raises(UserError, match="out of GPU memory with --batch_size 4"):
+    monkeypatch.setattr(made._pipeline.unet, "forward", forward)
+    return sizes
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, RuntimeError])
+def test_a_device_that_is_short_of_memory_gets_half_as_many_pictures_from_then_on(folder, monkeypatch, error):
+    asked = ("a logo", [1, 2, 3]), ("one more", [4, 5, 6])
+    enough = images(generator(folder, guidance_scale=1.0), *asked)
+    made = generator(folder, guidance_scale=1.0, batch_size=16)
+    sizes = short_of_memory(made, 4, monkeypatch, error)
+    for few, many in zip(images(made, *asked), enough, strict=True):
+        assert apart(few, many) <= 1
+    # Of each batch that was made there are two steps.
+    assert sizes == [16, 8, 4, 4, 4, 4] and made.batch_size == 4
+    images(made, *asked)
+    assert sizes[6:] == [4, 4, 4, 4]
+
+
+def test_a_device_that_has_no_memory_for_one_picture_is_no_fact_about_a_prompt(folder, monkeypatch):
+    made = generator(folder, guidance_scale=1.0)
+    short_of_memory(made, 0, monkeypatch)
+    with pytest.raises(UserError, match="out of memory on cpu with a single picture at once"):
         list(made.generate([Wanted("a logo", {0: 1}), Wanted("one more", {0: 1})]))
 
 
@@ -139,6 +168,78 @@ def test_what_the_safety_checker_takes_is_an_attempt(folder, monkeypatch):
     first, second = made.generate([Wanted("a logo", {0: 1, 1: 2}), Wanted("one more", {0: 3})])
     assert [one.status for one in (*first.values(), *second.values())] == ["safety_filtered", "success", "success"]
     assert first[0].image is None
+
+
+@pytest.mark.parametrize("name", ["nsfw_detected", "watermark_detected"])
+def test_other_names_of_a_safety_checkers_verdicts(folder, monkeypatch, name):
+    made = generator(folder, batch_size=2)
+    pictures = np.zeros((2, 8, 8, 3))
+
+    class Pipeline:
+        def __call__(self, **asked):
+            return SimpleNamespace(images=pictures, **{name: [True, False]})
+
+    monkeypatch.setattr(made, "_pipeline", Pipeline())
+    monkeypatch.setattr(made, "_encodes", False)
+    (attempts,) = made.generate([Wanted("a", {0: 1, 1: 2})])
+    assert [(one.status, one.image is None) for one in attempts.values()] == [("safety_filtered", True), ("success", False)]
+
+
+def test_the_safety_checker_is_left_out_where_the_user_says_so(folder, tmp_path):
+    """The folder's checker has weights that are no checker's: with it, the pipeline can't even be loaded."""
+    copy = tmp_path / "with"
+    shutil.copytree(folder, copy)
+    (copy / "safety_checker").mkdir()
+    (copy / "safety_checker" / "config.json").write_text("{}")
+    index = json.loads((copy / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="the part safety_checker of"):
+        generator(copy)
+    assert generator(copy, safety_checker="off")._pipeline.safety_checker is None
+
+
+def test_what_a_pipeline_takes_no_notice_of_is_not_passed_and_null(folder, monkeypatch):
+    made = generator(folder)
+    asked, real = [], made._pipeline
+
+    def watched(**named):
+        asked.append(named)
+        return real(**named)
+
+    for name in ("encode_prompt", "device"):
+        setattr(watched, name, getattr(real, name))
+    monkeypatch.setattr(made, "_pipeline", watched)
+    list(made.generate([Wanted("a", {0: 1})]))
+    assert (asked[0]["guidance_scale"], asked[0]["num_inference_steps"]) == (3.0, 2)
+    assert (made.describe()["guidance_scale"], made.describe()["steps"]) == (3.0, 2)
+    monkeypatch.setattr(made, "_unused", ["steps", "guidance_scale"])
+    list(made.generate([Wanted("a", {0: 1})]))
+    assert not {"guidance_scale", "num_inference_steps"} & set(asked[1])
+    assert (made.describe()["guidance_scale"], made.describe()["steps"]) == (None, None)
+
+
+def test_a_pipeline_that_needs_more_than_prompts_is_refused(folder, monkeypatch):
+    made = generator(folder)
+
+    class NeedsAPicture:
+        def __call__(self, image, **asked):
+            raise AssertionError
+
+    monkeypatch.setattr(made, "_pipeline", NeedsAPicture())
+    monkeypatch.setattr(made, "_encodes", False)
+    with pytest.raises(UserError, match=r"the pipeline NeedsAPicture of .* makes no pictures of prompts alone"):
+        list(made.generate([Wanted("a", {0: 1})]))
+
+
+def test_a_model_that_works_on_pixels_is_taken(tmp_path):
+    """DeepFloyd IF has no autoencoder, and another encoder of texts."""
+    save_pixel_pipeline(str(tmp_path / "pixels"))
+    made = generator(tmp_path / "pixels")
+    DiffusersGenerator(str(tmp_path / "pixels"), 2, 3.0, 4, "cpu", "float32").check()
+    (first, second), (other,) = images(made, ("a logo", [1, 2]), ("logo", [1]))
+    assert first.shape == (16, 16, 3) and (first != second).any() and (first != other).any()
+    assert made.describe()["guidance_scale"] == 3.0
 
 
 def test_other_pipelines_get_the_texts_themselves(folder):
@@ -173,7 +274,7 @@ def _without(folder, tmp_path, change):
 
 
 def test_model_folders_that_are_none(folder, tmp_path):
-    check_pipeline_folder(str(folder))
+    DiffusersGenerator(str(folder), 2, 3.0, 4, "cpu", "float32").check()
 
     def forget_autoencoder(copy):
         index = json.loads((copy / "model_index.json").read_text())
@@ -184,18 +285,36 @@ def test_model_folders_that_are_none(folder, tmp_path):
         (lambda copy: (copy / "model_index.json").unlink(), "has no model_index.json"),
         (lambda copy: (copy / "model_index.json").write_text("{"), "is not JSON"),
         (lambda copy: shutil.rmtree(copy / "vae"), r"lacks its part\(s\) vae"),
-        (forget_autoencoder, "names no autoencoder"),
+        (forget_autoencoder, "is a StableDiffusionPipeline and names no vae"),
     ):
         with pytest.raises(UserError, match=message):
-            DiffusersGenerator(_without(folder, tmp_path, change), 2, 3.0, 4, "cpu", "float32").revision()
+            DiffusersGenerator(_without(folder, tmp_path, change), 2, 3.0, 4, "cpu", "float32").check()
         shutil.rmtree(tmp_path / "copy")
 
 
-def test_weights_that_do_not_load(folder, tmp_path):
-    broken = _without(folder, tmp_path, lambda copy: (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"no"))
-    with pytest.raises(Exception, match="") as caught:
-        generator(broken)
-    assert isinstance(caught.value, UserError)
+def test_weights_that_do_not_load_are_named(folder, tmp_path):
+    def widen(copy):
+        path = copy / "text_encoder" / "model.safetensors"
+        weights = {name: torch.nn.functional.pad(value, (0, 1)) for name, value in load_file(path).items()}
+        save_file(weights, path, {"format": "pt"})
+
+    def forget_words(copy):
+        for path in (copy / "tokenizer").iterdir():
+            if path.name != "tokenizer_config.json":
+                path.unlink()
+
+    def empty_words(copy):
+        (copy / "tokenizer" / "tokenizer.json").write_text("{}")
+
+    for change, message in (
+        (widen, "cannot load the part text_encoder of"),
+        (empty_words, "cannot load the part tokenizer of"),
+        (forget_words, "the part tokenizer of .* knows no words"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            generator(_without(folder, tmp_path, change))
+        assert "\n" not in str(caught.value)
+        shutil.rmtree(tmp_path / "copy")
 
 
 class Touches:
@@ -270,10 +389,135 @@ def test_the_attack_is_one(tmp_path):
     assert (tmp_path / "executed").exists()
 
 
-def test_a_model_that_is_nowhere(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="neither a local folder nor to be had from the hub"):
-        DiffusersGenerator("nobody/nothing", 2, 3.0, 4, "cpu", "float32").revision()
+def test_weights_of_a_variant_are_loaded(folder, tmp_path):
+    (usual,) = images(generator(folder), ("a logo", [1]))
+
+    def rename(copy):
+        for path in copy.rglob("*.safetensors"):
+            path.rename(path.with_suffix(".fp16.safetensors"))
+
+    copy = _without(folder, tmp_path, rename)
+    for variant in (None, "fp16"):
+        assert apart(images(generator(copy, variant=variant), ("a logo", [1]))[0], usual) == 0
+    with pytest.raises(UserError, match=r"--variant is 'fp15', and .* has fp16"):
+        generator(copy, variant="fp15")
+
+
+def test_pickled_weights_are_loaded_where_the_user_trusts_them(folder, tmp_path):
+    def pickle(copy):
+        path = copy / "text_encoder" / "model.safetensors"
+        torch.save(load_file(path), copy / "text_encoder" / "pytorch_model.bin")
+        path.unlink()
+
+    copy = _without(folder, tmp_path, pickle)
+    with pytest.raises(UserError, match=r"the part\(s\) text_encoder of .* have pickled weights .* name --allow_pickle"):
+        generator(copy)
+    (trusted,) = images(generator(copy, allow_pickle=True), ("a logo", [1]))
+    assert apart(trusted, images(generator(folder), ("a logo", [1]))[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/data/checkpoints/latest", "there is no folder '/data/checkpoints/latest'"),
+        ("./x", "there is no folder './x'"),
+        ("~/x", "there is no folder '~/x'"),
+        ("a/b/c", "there is no folder 'a/b/c'"),
+        ("x.safetensors", "there is no file 'x.safetensors'"),
+        ("my model", "neither a folder that exists nor a hub id"),
+        ("", "neither a folder that exists nor a hub id"),
+        ("https://huggingface.co/x/y", "there is no folder"),
+        ("nobody/nothing", "neither a local folder nor to be had from the hub"),
+    ],
+)
+def test_a_model_that_is_nowhere(monkeypatch, tmp_path, name, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(HfApi, "model_info", _no_network)
+    for asked in (DiffusersGenerator.revision, DiffusersGenerator.check, DiffusersGenerator.load):
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
+            asked(DiffusersGenerator(name, 2, 3.0, 4, "cpu", "float32"))
+        assert "\n" not in str(caught.value)
+
+
+def _no_network(*_, **__):
+    raise ConnectionError("no network\nat all")
+
+
+def test_a_single_file_and_a_link_to_nothing(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    (tmp_path / "latest").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"is a single file.*from_single_file\('.*x.safetensors'\)\.save_pretrained"):
+        DiffusersGenerator(str(tmp_path / "x.safetensors"), 2, 3.0, 4, "cpu", "float32").revision()
+    with pytest.raises(UserError, match=r"is a link to '.*gone', which isn't there"):
+        DiffusersGenerator(str(tmp_path / "latest"), 2, 3.0, 4, "cpu", "float32").revision()
+
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub's cache on a machine without a network: ``hub(folder, commit)`` puts a model there, and makes it the branch's."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    model = tmp_path / "cache" / "models--owner--name"
+
+    def put(folder, commit):
+        shutil.copytree(folder, model / "snapshots" / commit)
+        (model / "refs").mkdir(exist_ok=True)
+        (model / "refs" / "main").write_text(commit)
+
+    return put
+
+
+def test_the_commit_of_a_hub_model_is_loaded_and_not_its_branch(folder, tmp_path, hub):
+    def unlearn(copy):
+        path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file({name: torch.zeros_like(value) for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+    settings = ("owner/name", 2, 3.0, 4, "cpu", "float32")
+    hub(folder, OLD)
+    asked = DiffusersGenerator(*settings)
+    commit = asked.revision()
+    assert commit == OLD
+    hub(_without(folder, tmp_path, unlearn), NEW)
+    assert DiffusersGenerator(*settings).revision() == NEW
+    (usual,) = images(generator(folder), ("a logo", [1]))
+    made = DiffusersGenerator(*settings, hub_revision=commit)
+    made.check()
+    made.load()
+    assert apart(images(made, ("a logo", [1]))[0], usual) == 0
+    # So does what was resolved before the branch moved on; what is resolved now is another one.
+    asked.load()
+    assert apart(images(asked, ("a logo", [1]))[0], usual) == 0
+    newest = DiffusersGenerator(*settings)
+    newest.load()
+    assert apart(images(newest, ("a logo", [1]))[0], usual) > 0
+
+
+def test_a_hub_model_of_a_variant_alone_is_loaded(folder, tmp_path, hub):
+    def rename(copy):
+        for path in copy.rglob("*.safetensors"):
+            path.rename(path.with_suffix(".fp16.safetensors"))
+
+    hub(_without(folder, tmp_path, rename), OLD)
+    made = DiffusersGenerator("owner/name", 2, 3.0, 4, "cpu", "float32")
+    made.load()
+    assert apart(images(made, ("a logo", [1]))[0], images(generator(folder), ("a logo", [1]))[0]) == 0
+
+
+def test_the_hub_is_asked_before_the_cache(folder, monkeypatch, hub):
+    hub(folder, OLD)
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, revision, **__: SimpleNamespace(sha=f"commit of {revision}"))
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda *_, revision: [f"file of {revision}"])
+    assert hub_commit("owner/name", "main") == "commit of main"
+    assert hub_files("owner/name", OLD) == [f"file of {OLD}"]
+    monkeypatch.setattr(HfApi, "model_info", _no_network)
+    monkeypatch.setattr(HfApi, "list_repo_files", _no_network)
+    assert hub_commit("owner/name", "main") == hub_commit("owner/name", None) == OLD
+    assert "model_index.json" in hub_files("owner/name", OLD)
+    with pytest.raises(UserError, match=r"the model 'owner/name' .* \(no network\)"):
+        hub_commit("owner/name", "another branch")
 
 
 @pytest.fixture
