@@ -30,7 +30,7 @@ from pipelines.embed import encoder
 from pipelines.options import CommonOptions, Options, option, parse
 from pipelines.query import as_table
 from pipelines.stages import execution_of
-from transforms.data.sources import PICTURES
+from transforms.data.folders import PICTURES, pictures_below
 from transforms.errors import UserError
 from transforms.matching.directory import Directory
 from transforms.matching.tasks import Round, Snapshots
@@ -73,14 +73,9 @@ def brought(words: Sequence[str]) -> Iterator[tuple[str, np.ndarray | str]]:
     """(name, picture) of what is named, or why it can't be read. UserError where there is no such file, or no picture in it."""
     for word in words:
         if os.path.isdir(word):
-            paths = sorted(
-                os.path.join(parent, name)
-                for parent, _, names in os.walk(word)
-                for name in names
-                if name.lower().endswith(PICTURES) and not name.startswith(".")
-            )
+            paths = pictures_below(word)
             if not paths:
-                raise UserError(f"the folder {word!r} holds no pictures; expected files like {', '.join(PICTURES)}")
+                raise UserError(f"the folder {word!r} holds no pictures; expected files like {', '.join(PICTURES[:8])}")
             yield from ((path, _decoded(read_bytes(path))) for path in paths)
         elif word.endswith(".parquet") and os.path.isfile(word):
             yield from _of_parquet(word)

@@ -93,6 +93,7 @@ class Stage:
         work: (execution, options, planned, upstream's manifest) → facts for the manifest. Writes the tables; what an earlier
             run that was killed has left is not done again.
         check: looks at options before anything runs: UserError for what can't work, such as a model that isn't there.
+        begin: what to do before it is planned, such as what changes the plan.
         found: what to do where the snapshot is complete, before it becomes the latest.
         finish: what to do at the end, whether there was work or not.
     """
@@ -105,6 +106,7 @@ class Stage:
     work: Callable[[Execution, Parsed, Planned, Manifest | None], dict[str, Any] | None]
     alone: tuple[type, ...] = ()
     check: Callable[[Parsed], None] = _nothing
+    begin: Callable[[Execution, Parsed], None] = _nothing
     found: Callable[[Execution, Parsed, Manifest], None] = _nothing
     finish: Callable[[Execution, Parsed, Manifest], None] = _nothing
 
@@ -113,6 +115,7 @@ class Stage:
         lake = execution.lake
         if upstream is None and self.upstream is not None:
             upstream = lake.latest(self.upstream)
+        self.begin(execution, parsed)
         planned = self.plan(lake, parsed, None if upstream is None else upstream.snapshot_id)
         if (done := lake.manifest(self.name, planned.snapshot_id)) is not None:
             self.found(execution, parsed, done)
