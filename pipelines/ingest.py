@@ -279,9 +279,7 @@ def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
                 raise UserError(f"{told}, so there is nothing to audit; mend what keeps them away, or --metadata{advice}")
             say(f"ingest       warning: {told}{advice}")
         if missing := manifest.facts.get("without_caption", {}).get(role):
-            say(
-                f"ingest       {missing:,} of {had:,} {role} pictures have no caption: none of them can be asked for by its own"
-            )
+            say(f"ingest       {missing:,} of {had:,} {role} pictures have no caption, by which they could be asked for")
 
 
 def by_role(manifest: Manifest) -> dict[str, dict[str, int]]:

@@ -3,6 +3,7 @@
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipelines.execution import Execution
 from tests.web import picture, serve
@@ -11,6 +12,7 @@ from transforms.data.download import DownloadLimits
 from transforms.data.ingestion import LOST, Buckets, Ingest, IngestBucket, SpreadRows, Storage, number_occurrences
 from transforms.data.sources import FolderSource, LaionSource
 from transforms.data.survey import ROW, Partition
+from transforms.errors import UserError
 from transforms.store.files import read_parquet
 from transforms.store.identity import sample_id
 from transforms.store.lake import Lake
@@ -175,3 +177,16 @@ def test_a_source_that_is_a_folder(tmp_path):
         "the path leads out of the folder",
         "No such file or directory",
     ]
+
+
+def test_a_bucket_of_repeats_that_no_memory_holds_is_refused(tmp_path):
+    path = str(tmp_path / "m.parquet")
+    pq.write_table(pa.table({"URL": pa.array([None] * 50 + ["u"], pa.string()), "TEXT": pa.nulls(51, pa.string())}), path)
+    lake = Lake(str(tmp_path / "lake"))
+    population = Buckets("training", LaionSource(path), 0, 2)
+    storage = Storage(image_size=12, resize_mode="keep_ratio", upscale=False, encode_format="png", encode_quality=6)
+    work = IngestBucket(lake, "s", [population], storage, LIMITS, punsafe_max=0.1, threads=4, retries=0, most_rows=49)
+    spread = list(SpreadRows(lake, "s").process((population, 0, Partition(path, 51, ()))))
+    with pytest.raises(UserError, match=r"rows that nearly all say the same .*expected 49 at most"):
+        for bucket_number, part in spread:
+            list(work.process((bucket_number, [part])))
