@@ -155,7 +155,8 @@ def shaping(options: IngestOptions) -> dict[str, Any]:
         "retries": options.retries,
         "source": options.source,
         "punsafe_max": options.punsafe_max,
-        # Said only where they are given: a lake of before is the same without.
+        # Said only where it is so: a lake of before is the same without.
+        **({"turns": True} if any(one.turns for one, _ in options.surveyed.values()) else {}),
         **{name: value for name in ("url_column", "caption_column") if (value := getattr(options, name)) is not None},
         # The number of parts follows from it, and a restarted run must find its parts.
         "rows_per_part": options.rows_per_part,

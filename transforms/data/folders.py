@@ -225,7 +225,8 @@ class FolderSource:
         left_out: collections.Counter[str] = collections.Counter()
         for folder in folders:
             left_out.update(folder.left_out)
-        listings, spoken = _files_named(folders, LISTINGS), _files_named(folders, KOHYA)
+        listings = _files_named(folders, LISTINGS)
+        spoken = _files_named([one for one in folders if _nearest(listings, one.inside) is None], KOHYA)
         listed = self._listed(listings)
         named = {one.url for one in listed}
         captions = {inside: _Kohya(self.path, inside, name) for inside, name in spoken.items()}
@@ -271,10 +272,18 @@ class FolderSource:
             path = os.path.join(self.path, inside, listings[inside])
             for name, caption in self._rows_of(path):
                 # Their paths begin where they lie.
-                url = _sayable(os.path.join(inside, name))
+                url = _sayable(os.path.join(inside, self._as_here(inside, name)))
                 if speaks.setdefault(url, inside) == inside:
                     found.append(self._sample(url, None if caption is None else _sayable(caption)))
         return found
+
+    def _as_here(self, inside: str, name: str) -> str:
+        """A name in a metadata file that may have been written under Windows."""
+        plain = name.replace("\\", "/")
+        folder = os.path.join(self.path, inside)
+        if plain != name and "\0" not in name and not os.path.exists(os.path.join(folder, name)):
+            name = plain
+        return name.removeprefix("./")
 
     def _rows_of(self, path: str) -> Iterator[tuple[str, str | None]]:
         files = (self.url_column,) if self.url_column else FILE_COLUMNS

@@ -91,10 +91,8 @@ class LaionSource:
         try:
             files, left_out = self._files()
             # Folders are left out: moved metadata are the same metadata.
-            survey = Survey(
-                [Partition(file, self._checked_rows(file), (digest("laion", _recognised_by(file)),)) for file in files],
-                left_out,
-            )
+            partitions = [Partition(file, self._rows(file), (digest("laion", _recognised_by(file)),)) for file in files]
+            survey = Survey(partitions, dict(collections.Counter(left_out) + self._no_values(partitions)))
         except (ValueError, OSError) as error:  # a kind of URL that Beam doesn't know, or a file that may not be read
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read {self.path!r} ({reason}); {EXPECTED_METADATA}") from error
@@ -139,7 +137,7 @@ class LaionSource:
             return [self.path], {}
         return files, dict(collections.Counter(ending_of(path) for path in inside if not path.lower().endswith(METADATA)))
 
-    def _checked_rows(self, file: str) -> int:
+    def _rows(self, file: str) -> int:
         """The rows of a metadata file, by its footer. UserError unless it is Parquet whose needed columns can be converted."""
         try:
             with open_parquet(file) as parquet:
@@ -151,6 +149,18 @@ class LaionSource:
             if ours in NEEDED:
                 _text(pa.nulls(0, schema.field(schema.get_all_field_indices(theirs)[0]).type), ours, file)
         return rows
+
+    def _no_values(self, partitions: list[Partition]) -> collections.Counter[str]:
+        """Columns that can't hold what is looked for in them, such as lists → in how many rows."""
+        found: collections.Counter[str] = collections.Counter()
+        for partition in partitions:
+            with open_parquet(partition.name) as parquet:
+                schema = parquet.schema_arrow
+            for ours, theirs in self._columns(partition.name, schema.names).items():
+                kind = schema.field(schema.get_all_field_indices(theirs)[0]).type
+                if ours not in NEEDED and pa.types.is_nested(kind):
+                    found[f"values of {theirs} ({kind})"] += partition.rows
+        return found
 
     def _has_no_url(self, file: str) -> bool:
         """Whether the footer says that the url is null in every row: the rows of 100 kB can be more than a memory holds."""

@@ -262,6 +262,15 @@ def test_of_a_picture_that_two_lists_name_the_nearer_one_speaks(tmp_path):
     assert captions(tmp_path) == {"sub/a.png": "near", "b.png": "b"}
 
 
+def test_names_in_lists_as_windows_and_shells_write_them(tmp_path):
+    fill(tmp_path, **{"sub/a.png": b"x", "b.png": b"x", "c\\d.png": b"x"})
+    fill(tmp_path, **{"metadata.csv": "file_name,text\nsub\\a.png,a\n./b.png,b\nc\\d.png,d\n..\\secret.png,e\n"})
+    assert captions(tmp_path) == {"sub/a.png": "a", "b.png": "b", "c\\d.png": "d", "../secret.png": "e"}
+    assert FolderSource(str(tmp_path)).survey().left_out == {}
+    with pytest.raises(FetchError, match="leads out"):
+        FolderSource(str(tmp_path)).fetch("../secret.png", DownloadLimits())
+
+
 def test_a_row_of_a_list_says_what_it_says(tmp_path):
     fill(tmp_path, **dict.fromkeys(("a.png", "b.png", "c.png"), b"x"))
     lines = ['{"file_name": "a.png", "text": null, "caption": "a"}', '{"file_name": "b.png", "prompt": "b", "score": [1]}']

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.servers import object_store
+from transforms.data import sources
 from transforms.data.sources import LaionSource, source
 from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
@@ -149,7 +150,9 @@ def test_metadata_that_never_end_are_not_opened(tmp_path, path):
         LaionSource(str(tmp_path / path)).survey()
 
 
-def test_columns_that_nobody_needs_stop_no_row(tmp_path):
+def test_columns_that_nobody_needs_stop_no_row(tmp_path, monkeypatch):
+    counted = {}
+    monkeypatch.setattr(sources, "count", lambda name, number: counted.update({name: number}))
     path = parquet(
         tmp_path / "m.parquet",
         URL=["a", "b", "c"],
@@ -162,6 +165,15 @@ def test_columns_that_nobody_needs_stop_no_row(tmp_path):
         md5=[{"a": 1}, None, {"a": 2}],
     )
     found = rows(LaionSource(path))
+    assert counted == {
+        f"metadata values of {name} that are none": number
+        for name, number in {
+            "similarity": 2, "metadata_width": 1, "metadata_height": 1, "punsafe": 2, "pwatermark": 1, "metadata_hash": 2
+        }.items()
+    }  # fmt: skip
+    left_out = LaionSource(path).survey().left_out
+    assert sorted(key.split(" (")[0] for key in left_out) == ["values of md5", "values of similarity"]
+    assert set(left_out.values()) == {3}
     assert [row["url"] for row in found] == ["a", "b", "c"]
     assert [row["metadata_width"] for row in found] == [None, 640, None]
     assert [row["metadata_height"] for row in found] == [None, 480, -3]
