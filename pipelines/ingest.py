@@ -263,7 +263,13 @@ def begin(execution: Execution, parsed: Parsed) -> None:
     """Tries again what failed to download, where that was asked for."""
     if parsed[IngestOptions].retry_failed:
         # Always the same label: an attempt that was killed goes on.
-        retry_earlier(execution, parsed, datetime.datetime.min.replace(tzinfo=datetime.UTC), "--retry_failed")
+        since = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+        tried = retry_earlier(execution, parsed, since, "--retry_failed")
+        if tried is not None:
+            before, after = tried
+            failed = sum(statuses.get("failed_to_download", 0) for statuses in by_role(before).values())
+            found = recovered(execution.lake, before, after)
+            say(f"ingest       tried again {failed:,} rows that had failed to download: {found:,} became pictures")
 
 
 def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
@@ -327,16 +333,23 @@ def facts(lake: Lake, snapshot: str, partitions: dict[str, list[str]], left_out:
     }
 
 
-def retry_earlier(execution: Execution, parsed: Parsed, since: datetime.datetime, label: str) -> None:
-    """``retry`` of what there is for these options: the complete run, or the one that the next will lie over."""
+def retry_earlier(
+    execution: Execution, parsed: Parsed, since: datetime.datetime, label: str
+) -> tuple[Manifest, Manifest] | None:
+    """``retry`` of what there is for these options: the complete run, or the one that the next will lie over.
+
+    Returns:
+        that run, and what it is now; None where there is none, or where the next one was begun.
+    """
     lake = execution.lake
     planned = plan(lake, parsed)
     complete = lake.manifest("ingest", planned.snapshot_id)
     base = complete or (lake.manifest("ingest", planned.upstream["ingest"]) if planned.upstream else None)
     # What was begun goes on: over a base that has recovered something it would begin anew.
     begun = complete is None and lake.own("samples", planned.snapshot_id)
-    if base is not None and not begun:
-        retry(execution, parsed[IngestOptions], base, since, label)
+    if base is None or begun:
+        return None
+    return base, retry(execution, parsed[IngestOptions], base, since, label)
 
 
 def retry(execution: Execution, options: IngestOptions, base: Manifest, since: datetime.datetime, label: str) -> Manifest:

@@ -544,8 +544,9 @@ def test_a_server_that_was_away_is_asked_again(web, tmp_path, monkeypatch):
     samples, first = ingest(tmp_path / "lake", path, retry_failed=True)
     assert sorted(row["status"] for row in samples) == ["failed_to_download"] * 3 + ["success"]
     assert said == [
+        "ingest       tried again 4 rows that had failed to download: 1 became pictures",
         "ingest       warning: 1 of 4 training rows became pictures (failed_to_download 3, success 1; most often 'HTTP 404', 3)"
-        "; --retry_failed tries again what failed to download"
+        "; --retry_failed tries again what failed to download",
     ]
     for number in range(1, 4):
         web.answer(f"/{number}.png", picture(number))
