@@ -130,11 +130,15 @@ def pictures_below(folder: str) -> list[str]:
 
 def read_file(path: str, most: int) -> bytes:
     """A local file of up to ``most`` bytes. FetchError for a longer one and for what is no file; OSError as usual."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
         raise FetchError("not a file")
     # Another one may have taken its place since: a pipe must not keep this waiting either.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        content = file.read(most + 1)
+        # What it said to hold, first: a buffer for the most would take longer than most files.
+        content = file.read(min(found.st_size, most) + 1)
+        if found.st_size < len(content) <= most:
+            content += file.read(most + 1 - len(content))
     if len(content) > most:
         raise FetchError(f"more than {most} bytes")
     return content
@@ -254,8 +258,11 @@ class FolderSource:
         return listed + sorted(found, key=lambda one: one.url), dict(sorted((+left_out).items()))
 
     def _sample(self, url: str, caption: str | None) -> Sample:
-        path = os.path.join(self.path, url)
-        return Sample(url, caption, os.path.getsize(path) if "\0" not in url and os.path.isfile(path) else -1)
+        try:
+            found = os.stat(os.path.join(self.path, url))
+        except (OSError, ValueError):  # there is none, or its name holds a null character
+            return Sample(url, caption, -1)
+        return Sample(url, caption, found.st_size if stat.S_ISREG(found.st_mode) else -1)
 
     def _caption(self, inside: str, left_out: collections.Counter[str]) -> str | None:
         try:

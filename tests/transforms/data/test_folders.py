@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from transforms.attacks.prompts import read_prompt_list
 from transforms.data.download import DownloadLimits, FetchError
 from transforms.data.folders import PICTURES, FolderSource, pictures_below, told_left_out
 from transforms.errors import UserError
@@ -222,6 +223,16 @@ def test_captions_as_windows_writes_them(tmp_path, encoding):
     text = "un café au lait, crème brûlée – “déjà vu”"
     fill(tmp_path, **{"a.jpg": b"x", "a.txt": f"{text}\r\n".encode(encoding)})
     assert captions(tmp_path) == {"a.jpg": text}
+
+
+@pytest.mark.parametrize("of_prompts", ["utf-8", "utf-16", "cp1252"])
+@pytest.mark.parametrize("of_captions", ["utf-8-sig", "utf-16-be", "cp1252"])
+def test_a_prompt_with_the_same_text_is_the_caption(tmp_path, of_captions, of_prompts):
+    text = "un café au lait – “déjà vu”"
+    fill(
+        tmp_path, **{"a.jpg": b"x", "a.caption": f" {text}\r\n".encode(of_captions), "p.txt": f"{text}\r\n".encode(of_prompts)}
+    )
+    assert read_prompt_list(str(tmp_path / "p.txt")) == list(captions(tmp_path).values())
 
 
 def table(ending, entries):
