@@ -3,14 +3,16 @@
 -- The representative's own caption, or else the one that most of the group's images have; of equally frequent ones that
 -- of the smallest sample_id. sample_id is whose caption it is.
 WITH groups AS (
-    SELECT
-        duplicate_groups.group_id,
-        duplicate_groups.size AS n_duplicates,
-        duplicate_groups.representative,
-        nullif(stripped(samples.caption), '') AS text
+    -- Not by the representative's row: what was forgotten has none, and the others of its group are still there.
+    SELECT group_id, max(size) AS n_duplicates, max(representative) AS representative
     FROM duplicate_groups
-    LEFT JOIN samples ON samples.sample_id = duplicate_groups.representative
-    WHERE duplicate_groups.sample_id = duplicate_groups.representative
+    GROUP BY group_id
+),
+
+own AS (
+    SELECT groups.*, nullif(stripped(samples.caption), '') AS text
+    FROM groups
+    LEFT JOIN samples ON samples.sample_id = groups.representative
 ),
 
 -- Of the others only where they are needed: a representative mostly has its own.
@@ -21,7 +23,7 @@ others AS (
         min(samples.sample_id) AS sample_id,
         count(*) AS images
     FROM duplicate_groups
-    SEMI JOIN (SELECT group_id FROM groups WHERE text IS NULL) AS wanted
+    SEMI JOIN (SELECT group_id FROM own WHERE text IS NULL) AS wanted
         ON wanted.group_id = duplicate_groups.group_id
     JOIN samples ON samples.sample_id = duplicate_groups.sample_id
     WHERE coalesce(stripped(samples.caption), '') <> ''
@@ -36,12 +38,12 @@ most_frequent AS (
 
 final AS (
     SELECT
-        groups.group_id,
-        groups.n_duplicates,
-        coalesce(groups.text, most_frequent.text) AS text,
-        CASE WHEN groups.text IS NULL THEN most_frequent.sample_id ELSE groups.representative END AS sample_id
-    FROM groups
-    LEFT JOIN most_frequent ON most_frequent.group_id = groups.group_id
+        own.group_id,
+        own.n_duplicates,
+        coalesce(own.text, most_frequent.text) AS text,
+        CASE WHEN own.text IS NULL THEN most_frequent.sample_id ELSE own.representative END AS sample_id
+    FROM own
+    LEFT JOIN most_frequent ON most_frequent.group_id = own.group_id
 )
 
 SELECT * FROM final

@@ -6,6 +6,7 @@ import random
 import sys
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,3 +176,12 @@ def test_a_group_whose_representative_has_no_caption_is_asked_for_by_its_most_fr
     }  # fmt: skip
     assert {row["inclusion_probability"] for row in rows} == {1.0}
     assert without == [("0003-000",), ("0004-000",)]
+
+
+def test_a_group_is_asked_for_after_its_representative_was_forgotten():
+    groups, samples = members(["forgotten", "left", "left"], ["other"])
+    gone = pc.not_equal(samples["sample_id"], "0000-000")
+    # Before its row is removed, and after.
+    for rows in (groups, groups.filter(pc.not_equal(groups["sample_id"], "0000-000"))):
+        drawn = draw_prompts(rows, samples.filter(gone), 10, 0).to_pylist()
+        assert [(row["text"], row["sample_id"]) for row in drawn] == [("left", "0000-001"), ("other", "0001-000")]
