@@ -21,7 +21,7 @@ from transforms.store.texts import column_named, decode_text, first_of, json_lin
 
 PICTURES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff",
-    ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".ras", ".sr",
+    ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
 )  # fmt: skip
 """Endings of what can be decoded here, in small letters: what Pillow and OpenCV both read, without any more packages."""
 
