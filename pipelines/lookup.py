@@ -41,6 +41,7 @@ from transforms.store.lake import Lake
 from transforms.store.lineage import lineage
 from transforms.store.pictures import decode
 from transforms.store.scan import ask
+from transforms.store.texts import PARQUET
 from transforms.store.tombstones import Tombstones
 
 
@@ -83,7 +84,7 @@ def brought(words: Sequence[str], turns: bool = False) -> Iterator[tuple[str, np
             if not paths:
                 raise UserError(f"the folder {word!r} holds no pictures; expected files like {', '.join(PICTURES[:8])}")
             yield from ((path, _decoded(read_bytes(path), turns)) for path in paths)
-        elif word.endswith(".parquet") and os.path.isfile(word):
+        elif word.lower().endswith(PARQUET) and os.path.isfile(word):
             yield from _of_parquet(word, turns)
         elif os.path.isfile(word):
             yield word, _decoded(read_bytes(word), turns)

@@ -25,7 +25,7 @@ from transforms.errors import UserError
 from transforms.store.files import is_url, open_parquet, read_bytes
 from transforms.store.identity import prompt_id
 from transforms.store.lake import Lake, Manifest
-from transforms.store.texts import column_named, decode_text, first_of, json_lines, parse_json, separated_rows
+from transforms.store.texts import PARQUET, column_named, decode_text, first_of, json_lines, parse_json, separated_rows
 from transforms.store.tombstones import Tombstones, sha256
 
 CAPTION_COLUMNS = ("caption", "prompt", "text")
@@ -63,7 +63,7 @@ def _prompts_of(path: str) -> Iterator[str]:
     if ending in ("", ".txt", ".text", ".caption"):
         # By line feeds alone: what else splitlines() takes for an end may stand in a caption.
         yield from decode_text(read_bytes(path)).split("\n")
-    elif ending in (".parquet", ".pq", ".parq"):
+    elif ending in PARQUET:
         yield from _of_parquet(path)
     elif ending in (".csv", ".tsv"):
         text = decode_text(read_bytes(path))

@@ -27,13 +27,10 @@ from transforms.errors import UserError
 from transforms.store.counters import count
 from transforms.store.files import is_url, open_parquet, walk
 from transforms.store.identity import digest
-from transforms.store.texts import column_named
+from transforms.store.texts import PARQUET, column_named
 
 READ_WHOLE = 64 << 20
 """Metadata files of up to as many bytes are recognised by all that they hold, larger ones by their footers."""
-
-METADATA = (".parquet", ".pq", ".parq")
-"""Endings of metadata in a folder, in small letters."""
 
 # Our column → what LAION's releases call it, in lower case; the first that is there is taken.
 _NAMES = {
@@ -132,10 +129,10 @@ class LaionSource:
         inside = [
             file.path for file in walk(root) if all(map(_is_metadata, file.path.removeprefix(root).strip("/").split("/")))
         ]
-        files = [path for path in inside if path.lower().endswith(METADATA)]
+        files = [path for path in inside if path.lower().endswith(PARQUET)]
         if not files and FileSystems.exists(self.path):
             return [self.path], {}
-        return files, dict(collections.Counter(ending_of(path) for path in inside if not path.lower().endswith(METADATA)))
+        return files, dict(collections.Counter(ending_of(path) for path in inside if not path.lower().endswith(PARQUET)))
 
     def _rows(self, file: str) -> int:
         """The rows of a metadata file, by its footer. UserError unless it is Parquet whose needed columns can be converted."""
@@ -236,7 +233,7 @@ def _metadata_in(path: str) -> tuple[list[str], dict[str, int]]:
         left_out.update(folder.left_out)
         if all(map(_is_metadata, folder.inside.split(os.sep))):
             for name in filter(_is_metadata, folder.names):
-                if name.lower().endswith(METADATA):
+                if name.lower().endswith(PARQUET):
                     files.append(os.path.join(path, folder.inside, name))
                 else:
                     left_out[ending_of(name)] += 1

@@ -11,6 +11,9 @@ from typing import Any
 
 from transforms.errors import UserError
 
+PARQUET = (".parquet", ".pq", ".parq")
+"""Endings of Parquet files, in small letters."""
+
 # UTF-32 before UTF-16, whose mark its own begins with.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
