@@ -39,9 +39,9 @@ from transforms.results import marts
 from transforms.store.files import open_parquet, read_bytes, write_bytes, write_parquet
 from transforms.store.lake import Lake
 from transforms.store.lineage import lineage
+from transforms.store.listings import PARQUET
 from transforms.store.pictures import decode
 from transforms.store.scan import ask
-from transforms.store.texts import PARQUET
 from transforms.store.tombstones import Tombstones
 
 

@@ -25,7 +25,7 @@ from transforms.errors import UserError
 from transforms.store.files import is_url, open_parquet, read_bytes
 from transforms.store.identity import prompt_id
 from transforms.store.lake import Lake, Manifest
-from transforms.store.texts import PARQUET, column_named, decode_text, first_of, json_lines, parse_json, separated_rows
+from transforms.store.listings import PARQUET, column_named, decode_text, first_of, json_lines, parse_json, separated_rows
 from transforms.store.tombstones import Tombstones, sha256
 
 CAPTION_COLUMNS = ("caption", "prompt", "text")

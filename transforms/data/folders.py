@@ -17,7 +17,7 @@ from transforms.data.survey import BATCH_ROWS, ROW, Partition, Survey
 from transforms.errors import UserError
 from transforms.store.files import open_parquet, read_bytes
 from transforms.store.identity import digest
-from transforms.store.texts import column_named, decode_text, first_of, json_lines, parse_json, separated_rows
+from transforms.store.listings import column_named, decode_text, first_of, json_lines, parse_json, separated_rows
 
 PICTURES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff",

@@ -27,7 +27,7 @@ from transforms.errors import UserError
 from transforms.store.counters import count
 from transforms.store.files import is_url, open_parquet, walk
 from transforms.store.identity import digest
-from transforms.store.texts import PARQUET, column_named
+from transforms.store.listings import PARQUET, column_named
 
 READ_WHOLE = 64 << 20
 """Metadata files of up to as many bytes are recognised by all that they hold, larger ones by their footers."""

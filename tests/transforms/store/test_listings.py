@@ -3,7 +3,7 @@
 import pytest
 
 from transforms.errors import UserError
-from transforms.store.texts import column_named, decode_text, first_of, json_lines, separated_rows
+from transforms.store.listings import column_named, decode_text, first_of, json_lines, separated_rows
 
 TEXTS = ["plain", "un café crème", "naïve “quotes” – 5 €", "", "a\nb\n"]
 
