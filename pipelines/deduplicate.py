@@ -41,6 +41,7 @@ from transforms.duplicates import (
     training_keys,
 )
 from transforms.duplicates.keep_list import RULES, write_keep_list
+from transforms.errors import UserError
 from transforms.store.lake import Lake, Manifest
 
 
@@ -190,7 +191,12 @@ def index(execution: Execution, vectors: Manifest, snapshot: str) -> None:
 
 
 def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
+    """UserError where there is no group: then there is nothing for the later stages."""
     tidy(execution.lake, manifest.snapshot_id)
+    if not manifest.rows["duplicate_groups"]:
+        raise UserError(
+            "no training picture has a vector, so there is nothing to group; 'eidetic embed' and 'eidetic ingest' say why"
+        )
 
 
 def summary(found: dict[str, Any], options: DeduplicateOptions) -> str:

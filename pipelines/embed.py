@@ -136,6 +136,23 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, images: Manifes
     }
 
 
+def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
+    """UserError where there is no vector: then there is nothing for the later stages."""
+    statuses = manifest.facts["status"]
+    if not statuses.get("success"):
+        query = """
+            SELECT reason, count(*) AS rows FROM embeddings WHERE reason IS NOT NULL
+            GROUP BY reason ORDER BY rows DESC, reason LIMIT 1
+        """
+        found = ask(execution.lake, {"embeddings": manifest.snapshot_id}, query)
+        numbers = ", ".join(f"{status} {number:,}" for status, number in statuses.items()) or "there was none"
+        often = f"; most often {found[0]['reason']!r}, {found[0]['rows']:,}" if found else ""
+        raise UserError(
+            f"no picture was embedded ({numbers}{often}), so there is nothing to audit; mend the pictures, and run 'eidetic "
+            "ingest' again"
+        )
+
+
 def encoder(embed: Manifest, device: DeviceOptions) -> ClipModel:
     """The model that made the vectors of ``embed``, on a device. UserError where it is not what it was."""
     clip = ClipModel(
@@ -165,6 +182,7 @@ STAGE = Stage(
     options=(EmbedOptions, DeviceOptions),
     plan=plan,
     work=work,
+    finish=finish,
     check=check,
 )
 main = STAGE.main

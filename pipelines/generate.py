@@ -3,7 +3,8 @@
 reads   duplicate_groups, samples (and embeddings, for the controls); a diffusers model or a folder of generations
 writes  prompts, generations, cliques
 
-The prompts are the captions of the groups' representatives, drawn by strata of group size, and those of all controls; or
+The prompts are captions of the groups, drawn by strata of group size (the representative's, or where that has none the one that
+most of the group's images have), and those of all controls; or
 the user's own (--prompts). As soon as a prompt's images are made they are compared with the image whose caption it is and with
 one another (the clique test), and kept or dropped; a run that is killed and started again repeats none of the finished prompts.
 Of what is dropped a thumbnail stays, by which match finds what else it may show.
@@ -60,7 +61,7 @@ class GenerateOptions(Options):
         choices=("on", "off"),
     )  # fmt: skip
     generations: str | None = option(None, "instead of --model: a folder of finished generations with a metadata.jsonl")
-    prompts: str | None = option(None, "try these instead of drawn ones: text (a prompt a line), JSONL or Parquet")
+    prompts: str | None = option(None, "try these instead of drawn ones: text (a prompt a line), CSV, TSV, JSONL or Parquet")
     max_prompts: int = option(1000, "prompts to draw from the groups", least=1)
     images_per_prompt: int = option(500, "images to make of each prompt (paper: 500)", least=1)
     images_per_control: int | None = option(None, "images to make of each control's caption (default: as of a prompt)", least=1)
@@ -192,7 +193,7 @@ def plan(lake: Lake, parsed: Parsed, deduplicate: str | None) -> Planned:
 
     def to_make() -> int | None:
         done = lake.manifest("deduplicate", deduplicate)
-        return None if done is None else sum(row["images_requested"] for row in _prompts(lake, done, options, images)[0])
+        return None if done is None else sum(row["images_requested"] for row in _prompts(lake, done, options, images).rows)
 
     return Planned(
         stage="generate",
@@ -216,10 +217,8 @@ def seconds_per_image(lake: Lake, model_revision: str) -> float | None:
     return None
 
 
-def _prompts(
-    lake: Lake, deduplicate: Manifest, options: GenerateOptions, images: Generator
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows of ``prompts``, and how many groups are in strata of which none was drawn."""
+def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images: Generator) -> prompt_rows.Drawn:
+    """Rows of ``prompts``, and how many groups none of them asks for."""
     embed = lake.manifest("embed", deduplicate.upstream["embed"])
     assert embed is not None, "a complete snapshot's upstream is complete"
 
@@ -238,10 +237,10 @@ def _prompts(
     if isinstance(images, FolderGenerator):
         wanted = prompt_rows.read_prompt_list(options.prompts) if options.prompts is not None else list(images.files)
         texts = [text for text in wanted if text in images.files and text not in control_texts]
-        return prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows, 0
+        return prompt_rows.Drawn(prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows)
     if options.prompts is not None:
         texts = prompt_rows.read_prompt_list(options.prompts)
-        return prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows, 0
+        return prompt_rows.Drawn(prompt_rows.listed_prompts(lake, deduplicate, texts, listed) + rows)
     drawn = prompt_rows.drawn_prompts(
         lake,
         deduplicate,
@@ -249,7 +248,7 @@ def _prompts(
         images_per_prompt=options.images_per_prompt,
         base_seed=options.seed,
     )
-    return drawn.rows + rows, drawn.groups_left_out
+    return drawn._replace(rows=drawn.rows + rows)
 
 
 def build(pipeline: beam.Pipeline, parts: int, handler: GeneratorHandler, accelerator: str | None) -> None:
@@ -284,7 +283,9 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, groups: Manifes
         for name in images.unused():
             say(f"generate     the pipeline of {images.model!r} takes no notice of --{name}; in generations it is null")
     audit = planned.snapshot_id
-    rows, left_out = _prompts(lake, groups, options, images)
+    rows, left_out, without_caption = _prompts(lake, groups, options, images)
+    if without_caption:
+        say(f"generate     {without_caption:,} groups have no image with a caption, and are not asked for")
     if not rows:
         raise UserError("there is no prompt to try: no group has a caption, and there are no controls and no --prompts")
     if left_out:

@@ -1,11 +1,14 @@
 """Downloads the training images, and the controls, into the lake.
 
-reads   metadata: LAION-style Parquet (URL, TEXT, and punsafe, pwatermark, … where present), or a folder of pictures
+reads   metadata: LAION-style Parquet (URL, TEXT, and punsafe, pwatermark, … where present), or a folder of pictures with
+        captions (--source folder: metadata.jsonl, .csv or .parquet, kohya's meta_cap.json, .txt or .caption beside a picture)
 writes  samples: one row per row of metadata, with its status and reason; images: the pictures that were had
 
 The download is img2dataset's, within limits on bytes, pixels and total time; addresses inside private networks are refused,
 and pictures whose server opts out (X-Robots-Tag) are left alone. Pictures are resized as --resize_mode says: what is thrown
-away can't be had again. Controls are pictures that the model never saw; with them, verdicts can be calibrated.
+away can't be had again. Those of a folder are turned as their EXIF orientation says, as their trainers see them; those of
+LAION stay as they are stored, as its models saw them. Controls are pictures that the model never saw; with them, verdicts can
+be calibrated. What failed to download stays failed until --retry_failed, or a night, tries it again.
 
   eidetic ingest --lake lake --metadata relaion2B-en/ --controls held_out.parquet --image_size 512
 """
@@ -22,12 +25,14 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines.execution import Execution, Progress
+from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, option
 from pipelines.stages import Planned, Stage
 from transforms.data.download import DownloadLimits
-from transforms.data.ingestion import Buckets, Ingest, IngestBucket, RetryParts, Storage, failed_since
-from transforms.data.sources import Source, Survey, source
+from transforms.data.folders import told_left_out
+from transforms.data.ingestion import MOST_ROWS, Buckets, Ingest, IngestBucket, RetryParts, Storage, failed_since
+from transforms.data.sources import Source, source
+from transforms.data.survey import Partition, Survey
 from transforms.errors import UserError
 from transforms.store.files import count_rows, delete, read_rows
 from transforms.store.lake import Lake, Manifest
@@ -49,6 +54,8 @@ class IngestOptions(Options):
     metadata: str | None = option(None, "the training set: Parquet file, folder or glob; for --source folder, the folder")
     source: str = option("laion", "what the metadata is", choices=("laion", "folder"))
     controls: str | None = option(None, "pictures that the model never saw, in the same form as --metadata")
+    url_column: str | None = option(None, "column of the url (default URL or url); of a folder's metadata, of the file's name")
+    caption_column: str | None = option(None, "column of the caption (default TEXT, text or caption)")
     image_size: int = option(512, "side that pictures are resized to, in pixels", least=1)
     resize_mode: str = option(
         "keep_ratio", "img2dataset's", choices=("no", "keep_ratio", "center_crop", "border", "keep_ratio_largest")
@@ -68,10 +75,14 @@ class IngestOptions(Options):
     carry_over: bool = option(
         True, "keep what an earlier run had of the same metadata files; --no_carry_over: download all of them again"
     )
+    retry_failed: bool = option(False, "try again what failed to download in an earlier run over the same metadata")
     rows_per_part: int = option(10_000, "rows in one part of the tables, about", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("url_column", "caption_column"):
+            if getattr(self, name) == "":
+                raise UserError(f"--{name} is '', expected a column's name")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.user_agent_token):
             raise UserError(f"--user_agent_token is {self.user_agent_token!r}, expected letters, digits, '.', '_' or '-'")
         most = 9 if self.encode_format == "png" else 100
@@ -105,7 +116,7 @@ class IngestOptions(Options):
         found = {}
         for role, flag, path in (("training", "--metadata", self.metadata), ("control", "--controls", self.controls)):
             if path is not None:
-                one = source(self.source, path)
+                one = source(self.source, path, self.url_column, self.caption_column)
                 try:
                     found[role] = one, one.survey()
                 except UserError as error:
@@ -144,6 +155,9 @@ def shaping(options: IngestOptions) -> dict[str, Any]:
         "retries": options.retries,
         "source": options.source,
         "punsafe_max": options.punsafe_max,
+        # Said only where it is so: a lake of before is the same without.
+        **({"turns": True} if any(one.turns for one, _ in options.surveyed.values()) else {}),
+        **{name: value for name in ("url_column", "caption_column") if (value := getattr(options, name)) is not None},
         # The number of parts follows from it, and a restarted run must find its parts.
         "rows_per_part": options.rows_per_part,
         "metadata": {role: survey.fingerprint for role, survey in options.surveys.items()},
@@ -155,7 +169,7 @@ def without_retries(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def base_run(lake: Lake, options: IngestOptions) -> Manifest | None:
-    """The newest run with the same options over some of the same metadata files, and no others."""
+    """The newest run with the same options over some of the same metadata files (of a folder: pictures), and no others."""
 
     def but_metadata(parameters: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in without_retries(parameters).items() if name != "metadata"}
@@ -169,7 +183,7 @@ def base_run(lake: Lake, options: IngestOptions) -> Manifest | None:
 
 
 def new_partitions(options: IngestOptions, base: Manifest) -> dict[str, Survey] | None:
-    """Role → the metadata files that ``base`` has not; None where it has others, which are no longer there."""
+    """Role → the metadata files or pictures that ``base`` has not; None where it has others, which are no longer there."""
     left = {}
     for role, fingerprints in base.facts["partitions"].items():
         survey = options.surveys[role].without(fingerprints) if role in options.surveys else None
@@ -186,13 +200,13 @@ def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOpt
     # Training samples first, then controls, with the buckets that their numbers of rows ask for.
     first = 0 if base is None else max(lake.paths("samples", base.snapshot_id), default=-1) + 1
     populations: list[Buckets] = []
-    partitions: list[tuple[Buckets, int, str]] = []
+    partitions: list[tuple[Buckets, int, Partition]] = []
     for role, survey in left.items():
         if survey.partitions:
             population = Buckets(role, options.surveyed[role][0], first, math.ceil(survey.rows / options.rows_per_part))
             first += population.buckets
             populations.append(population)
-            partitions += [(population, number, partition.name) for number, partition in enumerate(survey.partitions)]
+            partitions += [(population, number, partition) for number, partition in enumerate(survey.partitions)]
     ingest = Ingest(
         lake,
         snapshot,
@@ -215,6 +229,8 @@ def bucket_of(
         threads=options.threads,
         retries=options.retries,
         lies_over=lies_over,
+        # Far more than chance puts into one bucket.
+        most_rows=max(MOST_ROWS, 20 * options.rows_per_part),
     )
 
 
@@ -222,6 +238,9 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, _: Manifest | N
     """Downloads what isn't there yet."""
     lake, options = execution.lake, parsed[IngestOptions]
     counted: dict[str, int] = {}
+    for role, survey in options.surveys.items():
+        if survey.left_out:
+            say(f"ingest       {role}: left out as nothing that is read here: {told_left_out(survey.left_out)}")
 
     def durable() -> int:
         for path in lake.parts("samples", planned.snapshot_id):
@@ -236,11 +255,57 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, _: Manifest | N
     execution.run(lambda pipeline: build(pipeline, lake, planned.snapshot_id, options, base), progress)
     if durable() != planned.items:
         raise RuntimeError(f"{planned.items} rows of metadata became {durable()} samples")
-    return facts(lake, planned.snapshot_id, partitions(options))
+    left_out = {role: survey.left_out for role, survey in options.surveys.items()}
+    return facts(lake, planned.snapshot_id, partitions(options), left_out)
+
+
+def begin(execution: Execution, parsed: Parsed) -> None:
+    """Tries again what failed to download, where that was asked for."""
+    if parsed[IngestOptions].retry_failed:
+        # Always the same label: an attempt that was killed goes on.
+        since = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+        tried = retry_earlier(execution, parsed, since, "--retry_failed")
+        if tried is not None:
+            before, after = tried
+            failed = sum(statuses.get("failed_to_download", 0) for statuses in by_role(before).values())
+            found = recovered(execution.lake, before, after)
+            say(f"ingest       tried again {failed:,} rows that had failed to download: {found:,} became pictures")
 
 
 def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
+    """Says what came of the rows. UserError where no training picture was had: then there is nothing for the later stages."""
     delete(execution.lake.work("ingest", manifest.snapshot_id))
+    for role, statuses in by_role(manifest).items():
+        total, had = sum(statuses.values()), statuses.get("success", 0)
+        failed = statuses.get("failed_to_download", 0)
+        if had == 0 or failed > total / 2:
+            numbers = ", ".join(f"{status} {number:,}" for status, number in statuses.items())
+            told = f"{had:,} of {total:,} {role} rows became pictures ({numbers}{most_often(execution.lake, manifest, role)})"
+            advice = "; --retry_failed tries again what failed to download" if failed else ""
+            if had == 0 and role == "training":
+                raise UserError(f"{told}, so there is nothing to audit; mend what keeps them away, or --metadata{advice}")
+            say(f"ingest       warning: {told}{advice}")
+        if missing := manifest.facts.get("without_caption", {}).get(role):
+            say(f"ingest       {missing:,} of {had:,} {role} pictures have no caption, by which they could be asked for")
+
+
+def by_role(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Role → status → rows, the training samples first."""
+    found: dict[str, dict[str, int]] = {"training": {}}
+    for name, number in manifest.facts["status"].items():
+        role, status = name.split("/")
+        found.setdefault(role, {})[status] = number
+    return found
+
+
+def most_often(lake: Lake, manifest: Manifest, role: str) -> str:
+    """The most frequent reason why a row of a role is no picture, in words; "" where there is none."""
+    query = """
+        SELECT reason, count(*) AS rows FROM samples WHERE role = $role AND status <> 'success' AND reason IS NOT NULL
+        GROUP BY reason ORDER BY rows DESC, reason LIMIT 1
+    """
+    found = ask(lake, {"samples": manifest.snapshot_id}, query, role=role)
+    return f"; most often {found[0]['reason']!r}, {found[0]['rows']:,}" if found else ""
 
 
 def lie_over(lake: Lake, snapshot: str, base: Manifest) -> None:
@@ -249,17 +314,42 @@ def lie_over(lake: Lake, snapshot: str, base: Manifest) -> None:
 
 
 def partitions(options: IngestOptions) -> dict[str, list[str]]:
-    """Role → fingerprints of its metadata files."""
-    return {role: [one.fingerprint for one in survey.partitions] for role, survey in options.surveys.items()}
+    """Role → fingerprints of its metadata files, or of a folder's pictures."""
+    return {role: survey.fingerprints for role, survey in options.surveys.items()}
 
 
-def facts(lake: Lake, snapshot: str, partitions: dict[str, list[str]]) -> dict[str, Any]:
+def facts(lake: Lake, snapshot: str, partitions: dict[str, list[str]], left_out: dict[str, dict[str, int]]) -> dict[str, Any]:
     tally = ask(lake, {"samples": snapshot}, "SELECT role, status, count(*) AS rows FROM samples GROUP BY ALL ORDER BY ALL")
+    query = """
+        SELECT role, count(*) AS rows FROM samples WHERE status = 'success' AND coalesce(stripped(caption), '') = ''
+        GROUP BY ALL ORDER BY ALL
+    """
     return {
+        "without_caption": {row["role"]: row["rows"] for row in ask(lake, {"samples": snapshot}, query)},
+        "left_out": left_out,
         "status": {f"{row['role']}/{row['status']}": row["rows"] for row in tally},
         # What a later run may build on.
         "partitions": partitions,
     }
+
+
+def retry_earlier(
+    execution: Execution, parsed: Parsed, since: datetime.datetime, label: str
+) -> tuple[Manifest, Manifest] | None:
+    """``retry`` of what there is for these options: the complete run, or the one that the next will lie over.
+
+    Returns:
+        that run, and what it is now; None where there is none, or where the next one was begun.
+    """
+    lake = execution.lake
+    planned = plan(lake, parsed)
+    complete = lake.manifest("ingest", planned.snapshot_id)
+    base = complete or (lake.manifest("ingest", planned.upstream["ingest"]) if planned.upstream else None)
+    # What was begun goes on: over a base that has recovered something it would begin anew.
+    begun = complete is None and lake.own("samples", planned.snapshot_id)
+    if base is None or begun:
+        return None
+    return base, retry(execution, parsed[IngestOptions], base, since, label)
 
 
 def retry(execution: Execution, options: IngestOptions, base: Manifest, since: datetime.datetime, label: str) -> Manifest:
@@ -302,7 +392,7 @@ def retry(execution: Execution, options: IngestOptions, base: Manifest, since: d
     def lay() -> dict[str, Any]:
         lie_over(lake, snapshot, base)
         # Not what there is now: metadata that came since are not in it.
-        return facts(lake, snapshot, base.facts["partitions"])
+        return facts(lake, snapshot, base.facts["partitions"], base.facts.get("left_out", {}))
 
     return execution.stage(planned, lay)
 
@@ -349,6 +439,7 @@ STAGE = Stage(
     options=(IngestOptions,),
     plan=plan,
     work=work,
+    begin=begin,
     finish=finish,
     check=check,
 )

@@ -30,7 +30,8 @@ from pipelines.embed import encoder
 from pipelines.options import CommonOptions, Options, option, parse
 from pipelines.query import as_table
 from pipelines.stages import execution_of
-from transforms.data.sources import PICTURES
+from transforms.data.folders import PICTURES, pictures_below
+from transforms.data.orientation import orientation, upright
 from transforms.errors import UserError
 from transforms.matching.directory import Directory
 from transforms.matching.tasks import Round, Snapshots
@@ -38,6 +39,7 @@ from transforms.results import marts
 from transforms.store.files import open_parquet, read_bytes, write_bytes, write_parquet
 from transforms.store.lake import Lake
 from transforms.store.lineage import lineage
+from transforms.store.listings import PARQUET
 from transforms.store.pictures import decode
 from transforms.store.scan import ask
 from transforms.store.tombstones import Tombstones
@@ -69,28 +71,28 @@ SCHEMA = pa.schema(
 copied_in, seen_in, extracted_in: model revisions whose audit said so of the image's group."""
 
 
-def brought(words: Sequence[str]) -> Iterator[tuple[str, np.ndarray | str]]:
-    """(name, picture) of what is named, or why it can't be read. UserError where there is no such file, or no picture in it."""
+def brought(words: Sequence[str], turns: bool = False) -> Iterator[tuple[str, np.ndarray | str]]:
+    """(name, picture) of what is named, or why it can't be read. UserError where there is no such file, or no picture in it.
+
+    Args:
+        words: files and folders.
+        turns: whether pictures are turned as their EXIF orientation says, as those of the lake are.
+    """
     for word in words:
         if os.path.isdir(word):
-            paths = sorted(
-                os.path.join(parent, name)
-                for parent, _, names in os.walk(word)
-                for name in names
-                if name.lower().endswith(PICTURES) and not name.startswith(".")
-            )
+            paths = pictures_below(word)
             if not paths:
-                raise UserError(f"the folder {word!r} holds no pictures; expected files like {', '.join(PICTURES)}")
-            yield from ((path, _decoded(read_bytes(path))) for path in paths)
-        elif word.endswith(".parquet") and os.path.isfile(word):
-            yield from _of_parquet(word)
+                raise UserError(f"the folder {word!r} holds no pictures; expected files like {', '.join(PICTURES[:8])}")
+            yield from ((path, _decoded(read_bytes(path), turns)) for path in paths)
+        elif word.lower().endswith(PARQUET) and os.path.isfile(word):
+            yield from _of_parquet(word, turns)
         elif os.path.isfile(word):
-            yield word, _decoded(read_bytes(word))
+            yield word, _decoded(read_bytes(word), turns)
         else:
             raise UserError(f"there is no picture, folder or Parquet file {word!r}")
 
 
-def _of_parquet(path: str) -> Iterator[tuple[str, np.ndarray | str]]:
+def _of_parquet(path: str, turns: bool) -> Iterator[tuple[str, np.ndarray | str]]:
     with open_parquet(path) as file:
         if "image" not in file.schema_arrow.names:
             raise UserError(f"{path!r} has columns {file.schema_arrow.names}, expected one called image, with encoded pictures")
@@ -99,15 +101,16 @@ def _of_parquet(path: str) -> Iterator[tuple[str, np.ndarray | str]]:
             for value in batch["image"].to_pylist():
                 # Hugging Face's data sets hold structs of bytes and path.
                 content = value.get("bytes") if isinstance(value, dict) else value
-                yield f"{path}, row {row}", _decoded(content)
+                yield f"{path}, row {row}", _decoded(content, turns)
                 row += 1
 
 
-def _decoded(content: object) -> np.ndarray | str:
+def _decoded(content: object, turns: bool) -> np.ndarray | str:
     if not isinstance(content, bytes):
         return "no picture"
     try:
-        return np.asarray(decode(content))
+        picture = np.asarray(decode(content))
+        return upright(picture, orientation(content)) if turns else picture
     except ValueError as error:
         return str(error)
 
@@ -130,7 +133,7 @@ def run(lake: Lake, options: LookupOptions, device: DeviceOptions, index: Any) -
     made_of = lineage(lake, groups)
     snapshots = Snapshots(made_of["ingest"].snapshot_id, made_of["embed"].snapshot_id, groups.snapshot_id, "")
     round = Round(lake, snapshots, "", "lookup", (), 0, options.most, 1)
-    pictures = list(brought(options.pictures))
+    pictures = list(brought(options.pictures, bool(made_of["ingest"].parameters.get("turns"))))
     readable = [(number, one) for number, (_, one) in enumerate(pictures) if isinstance(one, np.ndarray)]
     Directory(lake, groups.snapshot_id).write(snapshots.ingest, snapshots.embed)
     if not is_indexed(round):

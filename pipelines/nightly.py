@@ -203,16 +203,13 @@ class Data:
     """What the night's images come from: the newest data, and what is new in them since the night before."""
 
     def __init__(self, execution: Execution, parsed: Parsed, last: dict[str, Any] | None, date: str):
-        lake, options = execution.lake, parsed[ingest.IngestOptions]
-        planned = ingest.plan(lake, parsed)
-        complete = lake.manifest("ingest", planned.snapshot_id)
-        base = complete or (lake.manifest("ingest", planned.upstream["ingest"]) if planned.upstream else None)
-        # What was begun goes on: over a base that has recovered something it would begin anew.
-        begun = complete is None and lake.own("samples", planned.snapshot_id)
-        if base is not None and last is not None and not begun and parsed[NightlyOptions].retry_nights:
+        lake = execution.lake
+        # Also what a first night had nothing of: it would find nothing again for ever.
+        empty = not any(ingest.by_role(one)["training"].get("success") for one in lake.manifests("ingest"))
+        if (last is not None or empty) and parsed[NightlyOptions].retry_nights:
             nights_ago = datetime.timedelta(days=parsed[NightlyOptions].retry_nights)
             since = datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC) - nights_ago
-            ingest.retry(execution, options, base, since, date)
+            ingest.retry_earlier(execution, parsed, since, date)
         self.ingest = ingest.STAGE.run(execution, parsed)
         before = None if last is None else lake.manifest("ingest", last["ingest_snapshot"])
         self.new = self.ingest.rows["samples"] if before is None else ingest.added(lake, before, self.ingest)

@@ -94,6 +94,7 @@ class Stage:
             run that was killed has left is not done again.
         check: looks closer at what ``plan`` has named than it need to for the id: UserError for what can't work, such as a
             model that no library loads. An audit asks all its stages before the first begins, but for those that are complete.
+        begin: what to do before it is planned, such as what changes the plan.
         found: what to do where the snapshot is complete, before it becomes the latest.
         finish: what to do at the end, whether there was work or not.
     """
@@ -106,6 +107,7 @@ class Stage:
     work: Callable[[Execution, Parsed, Planned, Manifest | None], dict[str, Any] | None]
     alone: tuple[type, ...] = ()
     check: Callable[[Parsed], None] = _nothing
+    begin: Callable[[Execution, Parsed], None] = _nothing
     found: Callable[[Execution, Parsed, Manifest], None] = _nothing
     finish: Callable[[Execution, Parsed, Manifest], None] = _nothing
 
@@ -114,6 +116,7 @@ class Stage:
         lake = execution.lake
         if upstream is None and self.upstream is not None:
             upstream = lake.latest(self.upstream)
+        self.begin(execution, parsed)
         planned = self.plan(lake, parsed, None if upstream is None else upstream.snapshot_id)
         if (done := lake.manifest(self.name, planned.snapshot_id)) is not None:
             self.found(execution, parsed, done)

@@ -1,6 +1,6 @@
 """The SQL of Eidetic: one SELECT per file, the file's name is the table's.
 
-    tables/     tables of the lake that SQL fills (prompts, keep_list)
+    tables/     tables of the lake that SQL fills (prompts, keep_list), and what prompts are drawn from
     functions/  what several of the others compute in the same way: a CREATE MACRO each
     staging/    what marts share, made on the way and not stored
     marts/      what users query

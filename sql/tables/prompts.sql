@@ -1,5 +1,5 @@
 -- Grain: one duplicate group that is drawn to be tried.
--- Source: duplicate_groups, samples. Parameters: $max_prompts, $seed.
+-- Source: group_captions. Parameters: $max_prompts, $seed.
 -- Strata are group sizes by powers of two. Each may take an equal share of what is left, the one of the fewest groups
 -- first (of equal ones the most duplicated): small strata are taken whole and what they leave falls to the others, so
 -- that the budget is used up, and groups of one get a share. With fewer prompts than strata, the most duplicated get
@@ -7,15 +7,13 @@
 -- Inside a stratum the draw is by hash; its probability is known, so that rates can be weighted.
 WITH RECURSIVE candidates AS (
     SELECT
-        duplicate_groups.group_id,
-        duplicate_groups.representative AS sample_id,
-        duplicate_groups.size AS n_duplicates,
-        stripped(samples.caption) AS text,
-        CAST(ceil(log2(duplicate_groups.size)) AS INTEGER) AS stratum_order
-    FROM duplicate_groups
-    JOIN samples ON samples.sample_id = duplicate_groups.representative
-    WHERE duplicate_groups.sample_id = duplicate_groups.representative
-      AND coalesce(stripped(samples.caption), '') <> ''
+        group_id,
+        sample_id,
+        n_duplicates,
+        text,
+        CAST(ceil(log2(n_duplicates)) AS INTEGER) AS stratum_order
+    FROM group_captions
+    WHERE text IS NOT NULL
 ),
 
 sizes AS (

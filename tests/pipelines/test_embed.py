@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from pipelines import embed
+from pipelines import deduplicate, embed
 from pipelines.cli import run_verb
 from pipelines.device import DeviceOptions
 from pipelines.embed import EmbedOptions
@@ -104,11 +104,22 @@ def test_match_gets_the_model_that_made_the_vectors(lake, tmp_path):
         embed.encoder(manifest, CPU)
 
 
-def test_without_images_nothing_is_loaded(tmp_path, clip_folder, monkeypatch):
+def test_without_images_nothing_is_loaded_and_nothing_goes_on(tmp_path, clip_folder, monkeypatch):
     monkeypatch.setattr(ClipModel, "load", lambda self: pytest.fail("loaded"))
     lake = Lake(str(tmp_path / "lake"))
     write_images(lake, [])
-    assert run(lake, clip_folder).rows == {"embeddings": 0}
+    with pytest.raises(UserError, match=r"no picture was embedded .there was none., so there is nothing to audit"):
+        run(lake, clip_folder)
+    assert lake.latest("embed").rows == {"embeddings": 0}
+    with pytest.raises(UserError, match="no training picture has a vector, so there is nothing to group"):
+        deduplicate.STAGE.run(Execution(lake, []), Parsed.of())
+
+
+def test_pictures_of_which_none_can_be_decoded_end_the_audit(tmp_path, clip_folder):
+    lake = Lake(str(tmp_path / "lake"))
+    write_images(lake, [[(f"{number:032x}", "training", b"no picture") for number in range(2)]])
+    with pytest.raises(UserError, match=r"no picture was embedded .failed_to_decode 2; most often .*no format.*, 2."):
+        run(lake, clip_folder)
 
 
 def test_the_command_line(lake, clip_folder, capsys):

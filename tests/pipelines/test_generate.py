@@ -29,6 +29,19 @@ def test_fewer_prompts_than_strata_are_said(tmp_path, monkeypatch):
         assert sum("nothing of the 3 groups that are duplicated least" in line for line in said) == told
 
 
+def test_groups_that_nobody_can_ask_for_are_counted(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(generate, "say", said.append)
+    save_random_pipeline(str(tmp_path / "model"))
+    captions = ["a caption", None, " "]
+    fake = fake_lake(tmp_path / "lake", sizes=(2, 1, 1), captions=captions, controls=1)
+    options = GenerateOptions(model=str(tmp_path / "model"), images_per_prompt=1, steps=1)
+    generate.STAGE.run(Execution(fake.lake, []), Parsed.of(options, DeviceOptions(device="cpu")), fake.deduplicate)
+    assert [line for line in said if "caption" in line] == [
+        "generate     2 groups have no image with a caption, and are not asked for"
+    ]
+
+
 def made(lake, folder, **options):
     """The rows of ``generations`` of an audit with a random model, and those of its prompts and cliques by prompt."""
     asked = GenerateOptions(model=str(folder), images_per_prompt=2, steps=1, max_prompts=4, **options)

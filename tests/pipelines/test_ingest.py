@@ -1,26 +1,34 @@
 """Metadata in, one row of samples for each of its rows out: wherever it lies, however it is cut, whenever it was killed."""
 
 import datetime
+import hashlib
+import io
 import os
 import random
 import socket
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from demo import corpus
 from demo.serve import serving
-from pipelines import forget
+from pipelines import audit, embed, forget
+from pipelines import ingest as ingest_verb
 from pipelines.cli import run_verb
 from pipelines.execution import Execution
 from pipelines.ingest import STAGE, IngestOptions, in_bins, plan, retry
 from pipelines.options import Parsed
+from tests.models import save_random_pipeline
 from tests.servers import free_port
 from tests.web import picture, serve
 from transforms.data import download
 from transforms.data.ingestion import IngestBucket
+from transforms.data.orientation import ORIENTATION
+from transforms.data.sources import FolderSource
 from transforms.errors import UserError
 from transforms.store.lake import Lake
 
@@ -270,7 +278,15 @@ def test_rows_of_laion_with_no_host_in_reach(tmp_path, monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(download, "look_up", unreachable)
-    samples, manifest = ingest(tmp_path / "lake", metadata, allow_private_hosts=False)
+    with pytest.raises(
+        UserError, match=r"^0 of 1,000 training rows became pictures .failed_to_download 1,000; most often"
+    ) as caught:
+        ingest(tmp_path / "lake", metadata, allow_private_hosts=False)
+    assert "\n" not in str(caught.value) and "--retry_failed" in str(caught.value)
+    # The rows are there, with their reasons.
+    lake = Lake(str(tmp_path / "lake"))
+    manifest = lake.latest("ingest")
+    samples = lake.read("samples", manifest.snapshot_id).to_pylist()
     assert len(samples) == len({row["sample_id"] for row in samples}) == 1000
     assert all(row["status"] != "success" and row["reason"] for row in samples)
     assert manifest.rows == {"samples": 1000, "images": 0}
@@ -464,3 +480,148 @@ def test_what_signs_a_url_is_used_and_not_kept(web, tmp_path, capfd):
     left = lake.read("samples", lake.latest("ingest").snapshot_id).to_pylist()
     assert sorted(row["status"] for row in left).count("forgotten") == 2
     assert secret not in capfd.readouterr().out
+
+
+# -- folders that grow, and networks that were away -----------------------------------------------------------------------
+
+
+def test_of_a_folder_that_grew_only_what_is_new_is_read(tmp_path, monkeypatch):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(picture(number))
+        (folder / f"{number}.txt").write_text(f"caption {number}")
+    first, before = ingest(tmp_path / "lake", folder, source="folder", rows_per_part=2)
+    (folder / "00.png").write_bytes(picture(9))
+    asked = []
+    fetch = FolderSource.fetch
+
+    def counting(self, url, limits):
+        asked.append(url)
+        return fetch(self, url, limits)
+
+    monkeypatch.setattr(FolderSource, "fetch", counting)
+    both, after = ingest(tmp_path / "lake", folder, source="folder", rows_per_part=2)
+    assert asked == ["00.png"]
+    assert after.upstream == {"ingest": before.snapshot_id} and after.rows == {"samples": 6, "images": 6}
+    lake = Lake(str(tmp_path / "lake"))
+    # Each in the file that it was in.
+    assert set(lake.parts("images", before.snapshot_id)) < set(lake.parts("images", after.snapshot_id))
+    assert [row for row in both if row["url"] != "00.png"] == first
+    # And the same as all at once.
+    whole, _ = ingest(tmp_path / "another", folder, source="folder")
+    assert {row["sample_id"] for row in whole} == {row["sample_id"] for row in both}
+    assert ingest(tmp_path / "lake", folder, source="folder", rows_per_part=2)[1] == after
+    # One that went is no base for what is left.
+    os.remove(folder / "0.png")
+    assert ingest(tmp_path / "lake", folder, source="folder", rows_per_part=2)[1].upstream == {}
+
+
+def test_pictures_without_captions_and_what_was_left_out_are_said(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(ingest_verb, "say", said.append)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, caption in (("a", "caption"), ("b", " "), ("c", None)):
+        (folder / f"{name}.png").write_bytes(picture())
+        if caption is not None:
+            (folder / f"{name}.caption").write_text(caption)
+    (folder / "d.heic").write_bytes(b"x")
+    _, manifest = ingest(tmp_path / "lake", folder, source="folder")
+    assert manifest.facts["without_caption"] == {"training": 2}
+    assert manifest.facts["left_out"] == {"training": {".heic": 1}}
+    assert said == [
+        "ingest       training: left out as nothing that is read here: .heic 1",
+        "ingest       2 of 3 training pictures have no caption, by which they could be asked for",
+    ]
+
+
+def turned(said):
+    """A picture, red on the left and blue on the right, that says how it is to be turned."""
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:, :12], pixels[:, 12:] = (250, 0, 0), (0, 0, 250)
+    exif = Image.Exif()
+    exif[ORIENTATION] = said
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+def test_a_folders_pictures_are_turned_and_laions_are_not(web, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(turned(6))
+    metadata = write(tmp_path / "m.parquet", [{"URL": web.answer("/a.png", turned(6)), "TEXT": "t"}])
+    for lake, source, options in (("folder", folder, {"source": "folder"}), ("laion", metadata, {})):
+        (sample,), manifest = ingest(tmp_path / lake, source, encode_format="png", **options)
+        (image,) = Lake(str(tmp_path / lake)).read("images", manifest.snapshot_id).to_pylist()
+        stored = Image.open(io.BytesIO(image["image"]))
+        upright = lake == "folder"
+        assert (sample["original_width"], sample["original_height"]) == ((16, 24) if upright else (24, 16))
+        assert stored.size == ((16, 24) if upright else (24, 16))
+        # By a quarter clockwise: what was on the left is at the top.
+        assert stored.getpixel((2, 2)) == (250, 0, 0)
+        assert stored.getpixel((2, stored.height - 3)) == ((0, 0, 250) if upright else (250, 0, 0))
+        # The hash is of the file as it is.
+        assert sample["sha256"] == hashlib.sha256(turned(6)).hexdigest()
+
+
+def test_a_server_that_was_away_is_asked_again(web, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(ingest_verb, "say", said.append)
+    path = write(tmp_path / "m.parquet", metadata_of(web, range(4)))
+    with pytest.raises(
+        UserError, match=r"^0 of 4 training rows became pictures .failed_to_download 4; most often 'HTTP 404', 4"
+    ):
+        ingest(tmp_path / "lake", path)
+    # It stays so for whoever asks again without saying so, and says so each time.
+    with pytest.raises(UserError, match=r"^0 of 4 training rows"):
+        ingest(tmp_path / "lake", path)
+    assert set(web.hits.values()) == {1}
+    web.answer("/0.png", picture(0))
+    samples, first = ingest(tmp_path / "lake", path, retry_failed=True)
+    assert sorted(row["status"] for row in samples) == ["failed_to_download"] * 3 + ["success"]
+    assert said == [
+        "ingest       tried again 4 rows that had failed to download: 1 became pictures",
+        "ingest       warning: 1 of 4 training rows became pictures (failed_to_download 3, success 1; most often 'HTTP 404', 3)"
+        "; --retry_failed tries again what failed to download",
+    ]
+    for number in range(1, 4):
+        web.answer(f"/{number}.png", picture(number))
+    samples, second = ingest(tmp_path / "lake", path, retry_failed=True)
+    assert {row["status"] for row in samples} == {"success"} and second.upstream == {"ingest": first.snapshot_id}
+    assert web.hits["/0.png"] == 2
+    # Nothing is left to try, and the newest is what counts without it, too.
+    assert ingest(tmp_path / "lake", path, retry_failed=True)[1] == ingest(tmp_path / "lake", path)[1] == second
+
+
+def test_what_failed_is_tried_again_before_new_metadata_come(web, tmp_path):
+    folder = tmp_path / "metadata"
+    web.answer("/0.png", picture(0))
+    write(folder / "a.parquet", metadata_of(web, [0, 1]))
+    ingest(tmp_path / "lake", folder)
+    for number in (1, 2):
+        web.answer(f"/{number}.png", picture(number))
+    write(folder / "b.parquet", metadata_of(web, [2]))
+    samples, manifest = ingest(tmp_path / "lake", folder, retry_failed=True)
+    assert {row["status"] for row in samples} == {"success"} and manifest.rows == {"samples": 3, "images": 3}
+    assert web.hits == {"/0.png": 1, "/1.png": 2, "/2.png": 1}
+
+
+def test_an_audit_ends_where_nothing_was_had(web, tmp_path, capfd):
+    path = write(tmp_path / "m.parquet", metadata_of(web, range(3)))
+    save_random_pipeline(str(tmp_path / "model"))
+    words = [f"--lake={tmp_path}/lake", f"--metadata={path}", f"--model={tmp_path}/model", "--clip_model=demo/models/clip"]
+    assert run_verb(audit.main, [*words, "--allow_private_hosts"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("eidetic: 0 of 3 training rows became pictures")
+    assert Lake(f"{tmp_path}/lake").manifests("embed") == []
+    assert run_verb(embed.main, [f"--lake={tmp_path}/lake", "--clip_model=demo/models/clip"]) == 2
+    assert "no picture was embedded (there was none)" in capfd.readouterr().err
+
+
+def test_options_of_columns(web, tmp_path):
+    path = write(tmp_path / "m.parquet", [{"image_url": web.answer("/0.png", picture()), "recaption": "c"}])
+    samples, _ = ingest(tmp_path / "lake", path, url_column="image_url", caption_column="recaption")
+    assert [(row["caption"], row["status"]) for row in samples] == [("c", "success")]
+    with pytest.raises(UserError, match="--url_column is '', expected a column's name"):
+        IngestOptions(url_column="")

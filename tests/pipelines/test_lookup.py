@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,8 +13,10 @@ from pipelines.deduplicate import DeduplicateOptions
 from pipelines.device import DeviceOptions
 from pipelines.embed import EmbedOptions
 from pipelines.execution import Execution
+from pipelines.lookup import brought
 from pipelines.options import Parsed
 from tests.planted import picture, write_images, write_tiny_clip
+from transforms.data.orientation import ORIENTATION
 from transforms.matching import candidates
 from transforms.store.lake import Lake
 from transforms.store.pictures import encode_png
@@ -114,6 +117,15 @@ def test_parquet_without_pictures(lake, tmp_path, capsys):
     pq.write_table(pa.table({"url": ["x"]}), tmp_path / "m.parquet")
     assert cli.main(["lookup", str(tmp_path / "m.parquet"), f"--lake={lake.root}"]) == 2
     assert "expected one called image" in capsys.readouterr().err
+
+
+def test_a_picture_is_turned_where_the_lakes_are(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(picture(1)[:20]).save(tmp_path / "a.png", exif=exif)
+    ((_, stored),) = brought([str(tmp_path / "a.png")])
+    ((_, upright),) = brought([str(tmp_path)], turns=True)
+    assert np.array_equal(stored, picture(1)[:20]) and np.array_equal(upright, np.rot90(stored, -1))
 
 
 def test_through_the_index_the_same_is_found(lake, files, monkeypatch):

@@ -14,64 +14,101 @@ from transforms.store.scan import ask, bind, connect
 if TYPE_CHECKING:
     import duckdb
 
-import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 import sql
 from transforms.errors import UserError
-from transforms.store.files import read_bytes, read_parquet
+from transforms.store.files import is_url, open_parquet, read_bytes
 from transforms.store.identity import prompt_id
 from transforms.store.lake import Lake, Manifest
+from transforms.store.listings import PARQUET, column_named, decode_text, first_of, json_lines, parse_json, separated_rows
 from transforms.store.tombstones import Tombstones, sha256
 
-CAPTION_COLUMNS = ("caption", "prompt", "text", "TEXT")
-"""Where a user's list may keep its prompts, the first that is there wins."""
+CAPTION_COLUMNS = ("caption", "prompt", "text")
+"""Where a user's list may keep its prompts, in whatever letters; the first that a row has wins."""
+
+EXPECTED_PROMPTS = (
+    "expected text with a prompt a line (.txt, or no ending), or .csv, .tsv, .jsonl, .ndjson, .json or .parquet with a column "
+    f"{', '.join(CAPTION_COLUMNS[:-1])} or {CAPTION_COLUMNS[-1]}"
+)
 
 
 def read_prompt_list(path: str) -> list[str]:
     """A user's own prompts, in their order, each once.
 
     Args:
-        path: a text file (one prompt a line), JSONL or Parquet with one of ``CAPTION_COLUMNS``.
+        path: a text file (one prompt a line), or JSON lines, JSON, CSV or Parquet with one of ``CAPTION_COLUMNS``, by its
+            ending in whatever letters.
 
     Raises:
         UserError: if it can't be read, or holds no prompt.
     """
+    if not is_url(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path!r} is a folder, a pipe or a device; {EXPECTED_PROMPTS}")
     try:
-        if path.endswith(".parquet"):
-            prompts = _caption_column(read_parquet(path), path)
-        elif path.endswith((".jsonl", ".json")):
-            lines = [json.loads(line) for line in _lines(path) if line.strip()]
-            prompts = _caption_column(pa.Table.from_pylist(lines), path)
+        prompts = list(dict.fromkeys(prompt.strip() for prompt in _prompts_of(path) if prompt.strip()))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"cannot read prompts from {path!r} ({error}); {EXPECTED_PROMPTS}") from error
+    if not prompts:
+        raise UserError(f"{path!r} holds no prompt; {EXPECTED_PROMPTS}")
+    return prompts
+
+
+def _prompts_of(path: str) -> Iterator[str]:
+    ending = os.path.splitext(path)[1].lower()
+    if ending in ("", ".txt", ".text", ".caption"):
+        # By line feeds alone: what else splitlines() takes for an end may stand in a caption.
+        yield from decode_text(read_bytes(path)).split("\n")
+    elif ending in PARQUET:
+        yield from _of_parquet(path)
+    elif ending in (".csv", ".tsv"):
+        text = decode_text(read_bytes(path))
+        yield from _of_rows(separated_rows(text, path, CAPTION_COLUMNS, EXPECTED_PROMPTS), path)
+    elif ending in (".jsonl", ".ndjson", ".json"):
+        text = decode_text(read_bytes(path))
+        if ending == ".json" and text.lstrip().startswith("["):
+            yield from _of_rows(enumerate(parse_json(text, repr(path), EXPECTED_PROMPTS), start=1), path)
         else:
-            prompts = _lines(path)
-    except (OSError, ValueError, AttributeError, RecursionError, pa.ArrowException) as error:
-        raise UserError(
-            f"cannot read prompts from {path!r} ({error}); expected text with a prompt a line, JSONL, or Parquet"
-        ) from error
-    kept = list(dict.fromkeys(prompt.strip() for prompt in prompts if prompt and prompt.strip()))
-    if not kept:
-        raise UserError(f"{path!r} holds no prompt")
-    return kept
+            yield from _of_rows(json_lines(text, path, EXPECTED_PROMPTS), path)
+    else:
+        raise UserError(f"cannot read prompts from {path!r}, whose ending is {ending!r}; {EXPECTED_PROMPTS}")
 
 
-def _lines(path: str) -> list[str]:
-    """By line feeds alone: what else splitlines() takes for an end may stand in a caption, and in JSON."""
-    return read_bytes(path).decode("utf-8-sig").split("\n")
+def _of_rows(rows: Iterable[tuple[int, Any]], path: str) -> Iterator[str]:
+    """The prompts of rows, each for itself: a row that has none is passed over, where another has one."""
+    seen: dict[str, None] = {}
+    found = False
+    for number, row in rows:
+        if isinstance(row, dict):
+            seen.update(dict.fromkeys(row))
+            prompt = first_of(row, CAPTION_COLUMNS)
+            found = found or column_named(list(row), CAPTION_COLUMNS) is not None
+        else:
+            prompt = row
+            found = True
+        if not isinstance(prompt, str | None):
+            raise UserError(f"{path!r}, line {number}: {str(prompt)[:80]!r} is no text; {EXPECTED_PROMPTS}")
+        if prompt is not None:
+            yield prompt
+    if seen and not found:
+        raise UserError(f"{path!r} has columns {list(seen)}; {EXPECTED_PROMPTS}")
 
 
-def _caption_column(table: pa.Table, path: str) -> list[str]:
-    for name in CAPTION_COLUMNS:
-        if name in table.column_names:
-            prompts = table[name].to_pylist()
-            wrong = [prompt for prompt in prompts if not isinstance(prompt, str | None)]
-            if wrong:
-                raise UserError(f"{path!r} has {wrong[0]!r} among its prompts, expected text; mend its column {name!r}")
-            return prompts
-    raise UserError(f"{path!r} has columns {table.column_names}, expected one of {list(CAPTION_COLUMNS)}")
+def _of_parquet(path: str) -> Iterator[str]:
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        name = column_named(names, CAPTION_COLUMNS)
+        if name is None:
+            raise UserError(f"{path!r} has columns {names}; {EXPECTED_PROMPTS}")
+        for batch in file.iter_batches(columns=[name]):
+            for prompt in batch.column(0).drop_null().to_pylist():
+                if not isinstance(prompt, str):
+                    raise UserError(f"{path!r} has {prompt!r} among its prompts, expected text; mend its column {name!r}")
+                yield prompt
 
 
 class Drawn(NamedTuple):
@@ -80,14 +117,16 @@ class Drawn(NamedTuple):
     Attributes:
         rows: of ``prompts``, without the audit's columns.
         groups_left_out: groups in strata of which none was drawn: there were fewer prompts than strata.
+        groups_without_caption: groups of which no image has a caption, and that nobody can ask for.
     """
 
     rows: list[dict[str, Any]]
-    groups_left_out: int
+    groups_left_out: int = 0
+    groups_without_caption: int = 0
 
 
 def drawn_prompts(lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int) -> Drawn:
-    """Captions of the groups' representatives, by strata of group size."""
+    """Captions of the groups, by strata of group size."""
     with connect() as connection:
         bind(connection, lake, "duplicate_groups", deduplicate.snapshot_id)
         bind(connection, lake, "samples", lineage(lake, deduplicate)["ingest"].snapshot_id, "all_samples")
@@ -95,12 +134,13 @@ def drawn_prompts(lake: Lake, deduplicate: Manifest, *, max_prompts: int, images
         connection.execute("SET VARIABLE forgotten = $forgotten::VARCHAR[]", forgotten)
         connection.execute(f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}")
         drawn = draw(connection, max_prompts, base_seed)
+        without = connection.sql("SELECT count(*) FROM group_captions WHERE text IS NULL").fetchall()[0][0]
     rows = [
         {**row, "prompt_id": prompt_id(row["text"], "duplicates", row["sample_id"]), "origin": "duplicates",
          "images_requested": images_per_prompt}
         for row in drawn.drop_columns("groups_left_out").to_pylist()
     ]  # fmt: skip
-    return Drawn(rows, drawn["groups_left_out"][0].as_py() if rows else 0)
+    return Drawn(rows, drawn["groups_left_out"][0].as_py() if rows else 0, without)
 
 
 NOT_FORGOTTEN = "sample_id NOT IN (SELECT unnest(getvariable('forgotten')))"
@@ -180,7 +220,7 @@ def control_prompts(lake: Lake, embed: Manifest, images: Callable[[str], int]) -
 
 
 def draw(connection: duckdb.DuckDBPyConnection, max_prompts: int, seed: int) -> pa.Table:
-    """The groups whose representative's caption is tried: ``sql/tables/prompts.sql``.
+    """The groups whose caption is tried: ``sql/tables/prompts.sql``. Leaves the table ``group_captions`` behind.
 
     Args:
         connection: of ``connect``, with duplicate_groups (sample_id, group_id, size, representative) and samples (sample_id,
@@ -192,4 +232,5 @@ def draw(connection: duckdb.DuckDBPyConnection, max_prompts: int, seed: int) -> 
         text, sample_id, group_id, n_duplicates, stratum, stratum_order, inclusion_probability; the most duplicated first.
         groups_left_out, the same in each row: how many groups are in strata of which none was drawn.
     """
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE group_captions AS {sql.read('tables', 'group_captions')}")
     return connection.sql(sql.read("tables", "prompts"), params={"max_prompts": max_prompts, "seed": seed}).to_arrow_table()

@@ -22,9 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.data.download import OPTED_OUT, DownloadLimits, as_download_image
-from transforms.data.sources import ROW, Source
+from transforms.data.orientation import Turning
+from transforms.data.sources import Source
+from transforms.data.survey import ROW, Partition
+from transforms.errors import UserError
 from transforms.store.counters import count
-from transforms.store.files import exists, read_parquet, read_rows, write_parquet
+from transforms.store.files import count_rows, exists, read_parquet, read_rows, write_parquet
 from transforms.store.identity import row_digest, sample_id
 from transforms.store.lake import Lake
 from transforms.store.texts import is_redacted
@@ -37,6 +40,9 @@ LOST = "lost inside the downloader"
 
 SPREAD_BYTES = 128 << 20
 """Metadata that are spread over the buckets at once: some 500,000 rows. Less would leave many files of a few rows each."""
+
+MOST_ROWS = 300_000
+"""Rows of one bucket that are held at once. They are spread by what they say: only repeats of one row fill one bucket."""
 
 _downloader_lock = threading.Lock()
 """img2dataset points the process's stdout and stderr at /dev/null while it resizes, and its download function is a module's:
@@ -84,23 +90,23 @@ class SpreadRows(beam.DoFn):
     def __init__(self, lake: Lake, snapshot: str):
         self.lake, self.snapshot = lake, snapshot
 
-    def process(self, element: tuple[Buckets, int, str]) -> Iterator[tuple[int, str]]:
+    def process(self, element: tuple[Buckets, int, Partition]) -> Iterator[tuple[int, str]]:
         population, number, partition = element
         gathered: list[pa.Table] = []
         piece = 0
         for table in population.source.read(partition):
             gathered.append(_with_buckets(table, population))
             if sum(one.nbytes for one in gathered) >= SPREAD_BYTES:
-                yield from self._spread(gathered, population, partition, f"{number:05d}-{piece:05d}")
+                yield from self._spread(gathered, population, partition.name, f"{number:05d}-{piece:05d}")
                 gathered, piece = [], piece + 1
         if gathered:
-            yield from self._spread(gathered, population, partition, f"{number:05d}-{piece:05d}")
+            yield from self._spread(gathered, population, partition.name, f"{number:05d}-{piece:05d}")
 
-    def _spread(self, gathered: list[pa.Table], population: Buckets, partition: str, name: str) -> Iterator[tuple[int, str]]:
+    def _spread(self, gathered: list[pa.Table], population: Buckets, file: str, name: str) -> Iterator[tuple[int, str]]:
         rows = pa.concat_tables(gathered).sort_by("bucket")
         buckets = rows["bucket"].to_numpy()
         rows = rows.drop_columns("bucket")
-        rows = rows.append_column("source_file", pa.repeat(pa.scalar(partition, pa.string()), rows.num_rows))
+        rows = rows.append_column("source_file", pa.repeat(pa.scalar(file, pa.string()), rows.num_rows))
         found, starts = np.unique(buckets, return_index=True)
         ends = [*starts[1:], rows.num_rows]
         for bucket, start, end in zip(found.tolist(), starts.tolist(), ends, strict=True):
@@ -156,6 +162,7 @@ class IngestBucket(beam.DoFn):
         threads: downloads at once.
         retries: further tries of a download.
         lies_over: whether the snapshot has samples of another one, too.
+        most_rows: in one bucket; with more of them the metadata are refused.
     """
 
     lake: Lake
@@ -167,6 +174,7 @@ class IngestBucket(beam.DoFn):
     threads: int
     retries: int
     lies_over: bool = False
+    most_rows: int = MOST_ROWS
 
     def process(self, element: tuple[int, Iterable[str]]) -> Iterator[int]:
         bucket, paths = element
@@ -174,6 +182,11 @@ class IngestBucket(beam.DoFn):
             population = next(one for one in self.populations if 0 <= bucket - one.first_bucket < one.buckets)
             paths = sorted(paths)
             known = {path for path in paths if os.path.basename(path).startswith(KNOWN)}
+            if (together := sum(count_rows(path) for path in paths if path not in known)) > self.most_rows:
+                raise UserError(
+                    f"the metadata have {together:,} rows that nearly all say the same (url and caption, or neither), expected "
+                    f"{self.most_rows:,} at most; take the repeats out of the metadata"
+                )
             rows = [row for path in paths if path not in known for row in read_parquet(path).to_pylist()]
             seen: collections.Counter[str] = collections.Counter()
             for path in known:
@@ -224,15 +237,16 @@ class IngestBucket(beam.DoFn):
             table = pa.table({"url": urls, "place": pa.array(range(len(urls)), pa.int64())})
             with pa.OSFile(shard, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
+            resizer = Resizer(
+                image_size=self.storage.image_size,
+                resize_mode=self.storage.resize_mode,
+                resize_only_if_bigger=not self.storage.upscale,
+                encode_quality=self.storage.encode_quality,
+                encode_format=self.storage.encode_format,
+            )
             download = downloader.Downloader(
                 sample_writer_class=ParquetSampleWriter,
-                resizer=Resizer(
-                    image_size=self.storage.image_size,
-                    resize_mode=self.storage.resize_mode,
-                    resize_only_if_bigger=not self.storage.upscale,
-                    encode_quality=self.storage.encode_quality,
-                    encode_format=self.storage.encode_format,
-                ),
+                resizer=Turning(resizer) if source.turns else resizer,
                 thread_count=self.threads,
                 save_caption=False,
                 extract_exif=False,

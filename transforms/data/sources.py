@@ -8,42 +8,29 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import glob
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from transforms.data.download import DownloadLimits, FetchError, fetch_http
+from transforms.data.download import DownloadLimits, fetch_http
+from transforms.data.folders import NO_FILES, FolderSource, data_folders, ending_of
+from transforms.data.survey import BATCH_ROWS, ROW, Partition, Survey
 from transforms.errors import UserError
-from transforms.store.files import list_files, open_parquet, read_bytes
+from transforms.store.counters import count
+from transforms.store.files import is_url, open_parquet, walk
 from transforms.store.identity import digest
-
-BATCH_ROWS = 10_000
-"""Rows of metadata that are held at once."""
+from transforms.store.listings import PARQUET, column_named
 
 READ_WHOLE = 64 << 20
 """Metadata files of up to as many bytes are recognised by all that they hold, larger ones by their footers."""
-
-ROW = pa.schema(
-    [
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("punsafe", pa.float32()),
-        ("pwatermark", pa.float32()),
-        ("similarity", pa.float32()),
-        ("metadata_hash", pa.string()),
-        ("metadata_width", pa.int32()),
-        ("metadata_height", pa.int32()),
-        ("source_row", pa.int64()),
-    ]
-)
-"""A row of any source. Null where the source doesn't say."""
 
 # Our column → what LAION's releases call it, in lower case; the first that is there is taken.
 _NAMES = {
@@ -57,51 +44,16 @@ _NAMES = {
     "metadata_height": ("height", "original_height"),
 }
 
-
-@dataclasses.dataclass(frozen=True)
-class Partition:
-    """A piece of a source that one worker reads.
-
-    Attributes:
-        name: what ``Source.read`` takes.
-        rows: how many samples it has.
-        fingerprint: names the content, wherever it lies.
-    """
-
-    name: str
-    rows: int
-    fingerprint: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """What a source holds: one partition or more, with at least one row in all."""
-
-    partitions: list[Partition]
-
-    @property
-    def rows(self) -> int:
-        return sum(partition.rows for partition in self.partitions)
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the content, wherever it lies."""
-        return digest("survey", sorted(partition.fingerprint for partition in self.partitions))
-
-    def without(self, fingerprints: Iterable[str]) -> Survey | None:
-        """The partitions beside those, as often as they are there; None unless all of those are."""
-        left = collections.Counter(fingerprints)
-        others = []
-        for partition in self.partitions:
-            if left[partition.fingerprint] > 0:
-                left[partition.fingerprint] -= 1
-            else:
-                others.append(partition)
-        return None if left.total() else Survey(others)
+NEEDED = ("url", "caption")
+"""Columns without which there is nothing to download and nothing to ask. Whatever the others hold stops no row."""
 
 
 class Source(Protocol):
     """Training samples. Instances are small and pickle."""
+
+    @property
+    def turns(self) -> bool:
+        """Whether its pictures are turned as their EXIF orientation says: as whoever trains on them sees them."""
 
     def survey(self) -> Survey:
         """Looks at everything once, and cheaply: a complete stage is to be recognised at once.
@@ -109,8 +61,8 @@ class Source(Protocol):
         UserError, before anything is written, where the source can't be read or holds nothing.
         """
 
-    def read(self, partition: str) -> Iterator[pa.Table]:
-        """The rows of a partition as tables of ``ROW``, in order."""
+    def read(self, partition: Partition) -> Iterator[pa.Table]:
+        """The rows of a partition's pieces as tables of ``ROW``, in order."""
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
         """One picture's bytes. FetchError says why not."""
@@ -121,16 +73,23 @@ class LaionSource:
     """Metadata in Parquet with LAION's columns: URL and TEXT (or caption), and more where present.
 
     Attributes:
-        path: a file, a folder (its ``*.parquet``), or a glob; of any filesystem that Beam knows.
+        path: a file, a folder (the Parquet files in it and below), or a glob; of any filesystem that Beam knows.
+        url_column, caption_column: what the columns are called; None for LAION's names.
     """
 
     path: str
+    url_column: str | None = None
+    caption_column: str | None = None
+
+    # LAION's models were trained on pictures as img2dataset stores them, which leaves them unturned.
+    turns = False
 
     def survey(self) -> Survey:
         try:
-            files = self._files()
+            files, left_out = self._files()
             # Folders are left out: moved metadata are the same metadata.
-            survey = Survey([Partition(file, _checked_rows(file), digest("laion", _recognised_by(file))) for file in files])
+            partitions = [Partition(file, self._rows(file), (digest("laion", _recognised_by(file)),)) for file in files]
+            survey = Survey(partitions, dict(collections.Counter(left_out) + self._no_values(partitions)))
         except (ValueError, OSError) as error:  # a kind of URL that Beam doesn't know, or a file that may not be read
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read {self.path!r} ({reason}); {EXPECTED_METADATA}") from error
@@ -138,22 +97,103 @@ class LaionSource:
             raise UserError(f"no metadata at {self.path!r}; {EXPECTED_METADATA}")
         if survey.rows == 0:
             raise UserError(f"the metadata at {self.path!r} has no rows; expected one row for each sample")
+        if all(self._has_no_url(file) for file in files):
+            raise UserError(
+                f"none of the {survey.rows:,} rows of the metadata at {self.path!r} has a url; name its column by --url_column"
+            )
         return survey
 
-    def _files(self) -> list[str]:
+    def _files(self) -> tuple[list[str], dict[str, int]]:
+        """The metadata files, and what else lies in the folder → how often."""
         if not self.path:
-            return []
-        if any(sign in self.path for sign in "*?["):
-            return sorted(found.path for found in FileSystems.match([self.path])[0].metadata_list)
-        # A folder of an object store does not exist by itself, so what is in it is looked for first.
-        files = list_files(self.path, ".parquet")
-        if not files and FileSystems.exists(self.path) and not os.path.isdir(self.path):
-            files = [self.path]
-        return files
+            return [], {}
+        if is_url(self.path):
+            return self._files_behind_url()
+        # What exists is no pattern, whatever signs are in its name.
+        if os.path.exists(self.path):
+            return _metadata_in(self.path)
+        files: list[str] = []
+        left_out: collections.Counter[str] = collections.Counter()
+        for path in sorted(glob.glob(self.path, recursive=True)):
+            found, others = _metadata_in(path) if os.path.isfile(path) or os.path.isdir(path) else ([], {NO_FILES: 1})
+            files += found
+            left_out.update(others)
+        # A pattern with ** finds a folder and what is in it.
+        return sorted(set(files)), dict(left_out)
 
-    def read(self, partition: str) -> Iterator[pa.Table]:
-        with open_parquet(partition) as parquet:
-            columns = _columns(partition, parquet.schema_arrow.names)
+    def _files_behind_url(self) -> tuple[list[str], dict[str, int]]:
+        if any(sign in self.path for sign in "*?["):
+            return sorted(found.path for found in FileSystems.match([self.path])[0].metadata_list), {}
+        # A folder of an object store does not exist by itself, so what is in it is looked for first.
+        root = self.path.rstrip("/")
+        inside = [
+            file.path for file in walk(root) if all(map(_is_metadata, file.path.removeprefix(root).strip("/").split("/")))
+        ]
+        files = [path for path in inside if path.lower().endswith(PARQUET)]
+        if not files and FileSystems.exists(self.path):
+            return [self.path], {}
+        return files, dict(collections.Counter(ending_of(path) for path in inside if not path.lower().endswith(PARQUET)))
+
+    def _rows(self, file: str) -> int:
+        """The rows of a metadata file, by its footer. UserError unless it is Parquet whose needed columns can be converted."""
+        try:
+            with open_parquet(file) as parquet:
+                schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+        except UserError as error:
+            raise UserError(f"{error}; {EXPECTED_METADATA}") from error
+        for ours, theirs in self._columns(file, schema.names).items():
+            # Whether a type can be converted at all is known before anything is written.
+            if ours in NEEDED:
+                _text(pa.nulls(0, schema.field(schema.get_all_field_indices(theirs)[0]).type), ours, file)
+        return rows
+
+    def _no_values(self, partitions: list[Partition]) -> collections.Counter[str]:
+        """Columns that can't hold what is looked for in them, such as lists → in how many rows."""
+        found: collections.Counter[str] = collections.Counter()
+        for partition in partitions:
+            with open_parquet(partition.name) as parquet:
+                schema = parquet.schema_arrow
+            for ours, theirs in self._columns(partition.name, schema.names).items():
+                kind = schema.field(schema.get_all_field_indices(theirs)[0]).type
+                if ours not in NEEDED and pa.types.is_nested(kind):
+                    found[f"values of {theirs} ({kind})"] += partition.rows
+        return found
+
+    def _has_no_url(self, file: str) -> bool:
+        """Whether the footer says that the url is null in every row: the rows of 100 kB can be more than a memory holds."""
+        with open_parquet(file) as parquet:
+            name = self._columns(file, parquet.schema_arrow.names)["url"]
+            for group in range(parquet.metadata.num_row_groups):
+                row_group = parquet.metadata.row_group(group)
+                for column in map(row_group.column, range(row_group.num_columns)):
+                    if column.path_in_schema == name:
+                        said = column.statistics
+                        if said is None or not said.has_null_count or said.null_count < row_group.num_rows:
+                            return False
+        return True
+
+    def _columns(self, file: str, names: list[str]) -> dict[str, str]:
+        """Our column → the file's. UserError where url or caption is missing, or there twice."""
+        named = {"url": self.url_column, "caption": self.caption_column}
+        found = {}
+        for ours, candidates in _NAMES.items():
+            wanted = named.get(ours)
+            theirs = column_named(names, candidates if wanted is None else (wanted,))
+            if theirs is not None:
+                found[ours] = theirs
+            elif ours in NEEDED:
+                expected = {"url": "URL or url", "caption": "TEXT, text or caption"}[ours] if wanted is None else wanted
+                raise UserError(
+                    f"{file!r} has columns {names}, expected one called {expected}; say with --{ours}_column which it is"
+                )
+            if ours in NEEDED and names.count(found[ours]) > 1:
+                raise UserError(f"{file!r} has columns {names}, among them {found[ours]!r} twice; rename one of them")
+        return found
+
+    def read(self, partition: Partition) -> Iterator[pa.Table]:
+        file = partition.name
+        with open_parquet(file) as parquet:
+            columns = self._columns(file, parquet.schema_arrow.names)
             start = 0
             for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=sorted(set(columns.values()))):
                 arrays = []
@@ -161,7 +201,9 @@ class LaionSource:
                     if field.name == "source_row":
                         arrays.append(pa.array(range(start, start + batch.num_rows), pa.int64()))
                     elif field.name in columns:
-                        arrays.append(_cast(batch[columns[field.name]], field, partition))
+                        # By place: a file may have one name twice.
+                        values = batch.column(batch.schema.get_all_field_indices(columns[field.name])[0])
+                        arrays.append(_converted(values, field, file))
                     else:
                         arrays.append(pa.nulls(batch.num_rows, field.type))
                 yield pa.Table.from_arrays(arrays, schema=ROW)
@@ -171,43 +213,77 @@ class LaionSource:
         return fetch_http(url, limits)
 
 
-EXPECTED_METADATA = "expected Parquet with the columns URL and TEXT: a file, a folder of *.parquet, or a glob"
+EXPECTED_METADATA = "expected Parquet with the columns URL and TEXT: a file, a folder with *.parquet, or a glob"
 
 
-def _checked_rows(file: str) -> int:
-    """The rows of a metadata file, by its footer. UserError unless it is Parquet with columns that can be converted."""
+def _is_metadata(name: str) -> bool:
+    # Spark's and Delta's own files begin with _, and are left alone by whoever reads such folders.
+    return not name.startswith((".", "_"))
+
+
+def _metadata_in(path: str) -> tuple[list[str], dict[str, int]]:
+    """The metadata files that a local path stands for, and what else there is → how often."""
+    if os.path.isfile(path):
+        return [path], {}
+    if not os.path.isdir(path):
+        raise UserError(f"{path!r} is a pipe, a device or a socket, or leads nowhere; {EXPECTED_METADATA}")
+    files = []
+    left_out: collections.Counter[str] = collections.Counter()
+    for folder in data_folders(path):
+        left_out.update(folder.left_out)
+        if all(map(_is_metadata, folder.inside.split(os.sep))):
+            for name in filter(_is_metadata, folder.names):
+                if name.lower().endswith(PARQUET):
+                    files.append(os.path.join(path, folder.inside, name))
+                else:
+                    left_out[ending_of(name)] += 1
+    return sorted(files), dict(left_out)
+
+
+def _converted(values: pa.Array, field: pa.Field, file: str) -> pa.Array:
+    """A column as ours. Of one that isn't needed, what can't be converted is null, and counted."""
+    if field.name in NEEDED:
+        return _text(values, field.name, file)
+    if pa.types.is_nested(values.type):
+        converted = pa.nulls(len(values), field.type)
+    elif pa.types.is_string(field.type):
+        try:
+            converted = _text(values, field.name, file)
+        except UserError:
+            converted = pa.nulls(len(values), field.type)
+    else:
+        converted = _numbers(values, field.type)
+    if lost := converted.null_count - values.null_count:
+        count(f"metadata values of {field.name} that are none", lost)
+    return converted
+
+
+def _numbers(values: pa.Array, type: pa.DataType) -> pa.Array:
+    """Numbers, or texts of numbers; null for what is none, or none that fits."""
     try:
-        with open_parquet(file) as parquet:
-            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-    except UserError as error:
-        raise UserError(f"{error}; {EXPECTED_METADATA}") from error
-    for ours, theirs in _columns(file, schema.names).items():
-        # Whether a type can be converted at all is known before anything is written.
-        _cast(pa.nulls(0, schema.field(schema.get_all_field_indices(theirs)[0]).type), ROW.field(ours), file)
-    return rows
+        found = pc.cast(values, pa.float64(), safe=False)
+    except pa.ArrowException:
+        found = pa.array([_number(value) for value in values.to_pylist()], pa.float64())
+    if pa.types.is_floating(type):
+        return found.cast(type, safe=False)
+    limit = np.iinfo(type.to_pandas_dtype())
+    # Nothing that isn't a number, or is too large, passes a comparison.
+    fits = pc.and_(pc.greater_equal(found, float(limit.min)), pc.less_equal(found, float(limit.max)))
+    return pc.if_else(fits, found, pa.scalar(None, pa.float64())).cast(type, safe=False)
 
 
-def _columns(file: str, names: list[str]) -> dict[str, str]:
-    """Our column → the file's. UserError where url or caption is missing."""
-    lower = {name.lower(): name for name in reversed(names)}
-    found = {}
-    for ours, candidates in _NAMES.items():
-        for candidate in candidates:
-            if candidate in lower:
-                found[ours] = lower[candidate]
-                break
-    for ours, expected in (("url", "URL or url"), ("caption", "TEXT, text or caption")):
-        if ours not in found:
-            raise UserError(f"{file!r} has columns {names}, expected one called {expected}; rename it, or name other metadata")
-    return found
-
-
-def _cast(values: pa.Array, field: pa.Field, file: str) -> pa.Array:
+def _number(value: object) -> float | None:
     try:
-        cast = pc.cast(values, field.type, safe=False)
-        return _readable(cast) if pa.types.is_string(field.type) else cast
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _text(values: pa.Array, name: str, file: str) -> pa.Array:
+    try:
+        return _readable(pc.cast(values, pa.string(), safe=False))
     except pa.ArrowException as error:
-        raise UserError(f"{file!r}: column for {field.name} is {values.type}, expected {field.type} ({error})") from error
+        raise UserError(f"{file!r}: column for {name} is {values.type}, expected string ({error})") from error
 
 
 def _readable(values: pa.Array) -> pa.Array:
@@ -235,98 +311,7 @@ def _recognised_by(file: str) -> list[str | int]:
         return [os.path.basename(file), size, hashlib.sha256(source.read()).hexdigest()]
 
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderSource:
-    """Pictures with captions in a local folder, as trainers keep them.
-
-    A ``metadata.jsonl`` (an object a line, with ``file_name`` and ``text`` or ``caption``) names both; without one, each
-    picture's caption is in a ``.txt`` of the same name beside it. The url of a sample is the path inside the folder.
-
-    Attributes:
-        path: the folder.
-    """
-
-    path: str
-
-    def survey(self) -> Survey:
-        if not os.path.isdir(self.path):
-            raise UserError(f"there is no folder {self.path!r}; expected one with pictures and their captions")
-        samples = self._samples()
-        if not samples:
-            raise UserError(
-                f"the folder {self.path!r} holds no pictures; expected a metadata.jsonl, or files like {', '.join(PICTURES)}"
-            )
-        # Sizes and captions, not content: a folder may hold terabytes, and a picture that changes mostly changes size.
-        sizes = []
-        for name, caption in samples:
-            path = os.path.join(self.path, name)
-            sizes.append((name, caption, os.path.getsize(path) if os.path.isfile(path) else -1))
-        return Survey([Partition(self.path, len(samples), digest("folder", sizes))])
-
-    def read(self, partition: str) -> Iterator[pa.Table]:
-        rows = [
-            {"url": name, "caption": caption, "source_row": number}
-            for number, (name, caption) in enumerate(FolderSource(partition)._samples())
-        ]
-        yield pa.Table.from_pylist(rows, schema=ROW)
-
-    def _samples(self) -> list[tuple[str, str | None]]:
-        listing = os.path.join(self.path, "metadata.jsonl")
-        if os.path.isfile(listing):
-            return list(self._listed(listing))
-        found = []
-        for folder, _, names in os.walk(self.path):
-            for name in names:
-                if name.lower().endswith(PICTURES):
-                    path = os.path.join(folder, name)
-                    found.append((_sayable(os.path.relpath(path, self.path)), _sidecar(path)))
-        return sorted(found)
-
-    def _listed(self, listing: str) -> Iterator[tuple[str, str | None]]:
-        for number, line in enumerate(read_bytes(listing).decode("utf-8-sig", "replace").split("\n"), start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                    name, caption = row["file_name"], row.get("text", row.get("caption"))
-                    if not isinstance(name, str) or not isinstance(caption, str | None):
-                        raise TypeError("file_name and text are not text")
-                    yield _sayable(name), None if caption is None else _sayable(caption)
-                except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-                    raise UserError(
-                        f"{listing!r}, line {number}: {line[:80]!r}; expected a JSON object with file_name and text"
-                    ) from error
-
-    def fetch(self, url: str, limits: DownloadLimits) -> bytes:
-        if "\0" in url:
-            raise FetchError("not a path: it holds a null character")
-        path = os.path.realpath(os.path.join(self.path, url))
-        if not path.startswith(os.path.realpath(self.path) + os.sep):
-            raise FetchError("the path leads out of the folder")
-        try:
-            if os.path.getsize(path) > limits.max_bytes:
-                raise FetchError(f"more than {limits.max_bytes} bytes")
-            with open(path, "rb") as file:
-                return file.read()
-        except (OSError, ValueError) as error:
-            raise FetchError(getattr(error, "strerror", None) or str(error)) from error
-
-
-def _sayable(text: str) -> str:
-    """``text`` without lone surrogates, which JSON and names of files can hold and no table can."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _sidecar(picture: str) -> str | None:
-    path = os.path.splitext(picture)[0] + ".txt"
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read().strip()
-
-
-def source(kind: str, path: str) -> Source:
-    """The source of a kind: laion or folder."""
-    return LaionSource(path) if kind == "laion" else FolderSource(path)
+def source(kind: str, path: str, url_column: str | None = None, caption_column: str | None = None) -> Source:
+    """The source of a kind: laion or folder. The columns are what its metadata call theirs; None for the usual names."""
+    made = LaionSource if kind == "laion" else FolderSource
+    return made(path, url_column, caption_column)

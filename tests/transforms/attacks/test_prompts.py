@@ -1,5 +1,8 @@
 """The user's own prompts: what files they may stand in."""
 
+import json
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,3 +25,78 @@ def test_a_prompt_is_text(tmp_path, prompt, said):
     pq.write_table(pa.table({"caption": [prompt]}), path)
     with pytest.raises(UserError, match=f"{said}, expected text; mend its column 'caption'"):
         read_prompt_list(path)
+
+
+def prompts_in(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_prompt_list(str(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize("name", ["p.txt", "p", "p.csv", "p.jsonl"])
+def test_prompts_as_windows_writes_them(tmp_path, encoding, name):
+    texts = ["un café au lait", "crème brûlée – “déjà vu”"]
+    lines = {"p.csv": ["prompt", *texts], "p.jsonl": [json.dumps({"text": text}, ensure_ascii=False) for text in texts]}
+    assert prompts_in(tmp_path, name, "\r\n".join(lines.get(name, texts)).encode(encoding)) == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", 'id,Prompt,score\n1,one,0.5\n2,"two, ""quoted""\nlines",high\n3,,\n'),
+        ("p.CSV", 'id;caption\n1;one\n2;"two, ""quoted""\nlines"\n'),
+        ("p.tsv", 'prompt\tid\none\t1\n"two, ""quoted""\nlines"\t2\n'),
+        ("p.ndjson", '{"prompt": "one"}\n{"prompt": "two, \\"quoted\\"\\nlines"}\n'),
+        ("p.JSONL", '{"prompt": "one", "score": 1}\n{"text": "two, \\"quoted\\"\\nlines", "score": "high"}\n{"score": [1]}\n'),
+        ("p.jsonl", '"one"\nnull\n{"prompt": null, "text": "two, \\"quoted\\"\\nlines"}\n'),
+        ("p.json", '[\n "one",\n {"caption": "two, \\"quoted\\"\\nlines"}\n]'),
+    ],
+)
+def test_prompts_stand_in_columns(tmp_path, name, content):
+    assert prompts_in(tmp_path, name, content) == ["one", 'two, "quoted"\nlines']
+
+
+def test_prompts_in_parquet_among_columns_of_any_kind(tmp_path):
+    table = pa.table({"TEXT": pa.array(["one", None, "two"]).dictionary_encode(), "other": [[1], [], None]})
+    for name in ("p.parquet", "p.PARQUET", "p.pq"):
+        pq.write_table(table, tmp_path / name)
+        assert read_prompt_list(str(tmp_path / name)) == ["one", "two"]
+    nothing = pa.table({"prompt": pa.nulls(100_000, pa.string())})
+    with pq.ParquetWriter(tmp_path / "null.parquet", nothing.schema) as writer:
+        for _ in range(100):
+            writer.write_table(nothing)
+    with pytest.raises(UserError, match="holds no prompt"):
+        read_prompt_list(str(tmp_path / "null.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.xlsx", b"PK", r"whose ending is '\.xlsx'; expected text with a prompt a line"),
+        ("p.csv.gz", b"\x1f\x8b", r"whose ending is '\.gz'"),
+        ("p.csv", "id,url\n1,x\n", r"has columns \['id', 'url'\]; expected"),
+        ("p.csv", "prompt,id\na cat, sitting,1\n", "line 2: 3 values for 2 columns; put texts that hold ',' between"),
+        ("p.jsonl", '{"id": 1}\n{"url": "x"}\n', r"has columns \['id', 'url'\]; expected"),
+        ("p.jsonl", '{"prompt": "one"}\n{"prompt": 5}\n', "line 2: '5' is no text"),
+        ("p.jsonl", '{"prompt": "one"}\n[1]\n', r"line 2: '\[1\]' is no text"),
+        ("p.jsonl", '{"prompt": "one"}\n{"prompt": "tw\n', r"line 2: '\{\"prompt\": \"tw' is not JSON"),
+        ("p.jsonl", "[" * 100_000, "line 1: .*nested too deeply"),
+        ("p.json", '[{"a":' * 100_000, "nested too deeply"),
+        ("p.txt", " \n", "holds no prompt"),
+        ("p.parquet", b"PAR1", "is not a Parquet file"),
+    ],
+)
+def test_lists_that_cannot_be_read_are_one_line(tmp_path, name, content, said):
+    with pytest.raises(UserError, match=said) as caught:
+        prompts_in(tmp_path, name, content)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", tmp_path, "/dev/zero"):
+        with pytest.raises(UserError, match="is a folder, a pipe or a device"):
+            read_prompt_list(str(path))
+    with pytest.raises(UserError, match="No such file"):
+        read_prompt_list(str(tmp_path / "nowhere.txt"))

@@ -6,6 +6,7 @@ import random
 import sys
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,3 +142,46 @@ def test_captions_are_stripped_as_everywhere_else():
 
 def test_without_groups_there_is_nothing():
     assert draw([], 10) == []
+
+
+def members(*groups):
+    """Groups by the captions of their members, the first of which is the representative: (duplicate_groups, samples)."""
+    rows, samples = [], []
+    for number, captions in enumerate(groups):
+        ids = [f"{number:04d}-{member:03d}" for member in range(len(captions))]
+        for sample, caption in zip(ids, captions, strict=True):
+            rows.append({"sample_id": sample, "group_id": ids[0], "size": len(ids), "representative": ids[0]})
+            samples.append({"sample_id": sample, "caption": caption})
+    return pa.Table.from_pylist(rows), pa.Table.from_pylist(
+        samples, pa.schema([("sample_id", pa.string()), ("caption", pa.string())])
+    )
+
+
+def test_a_group_whose_representative_has_no_caption_is_asked_for_by_its_most_frequent_one():
+    groups, samples = members(
+        ["own", "other", "other"],
+        [None, "rare", "often", " often\n", None],
+        ["", "b", "a"],
+        [None, " "],
+        [None],
+    )
+    with connect() as connection:
+        connection.register("duplicate_groups", groups)
+        connection.register("samples", samples)
+        rows = prompts.draw(connection, 100, 0).to_pylist()
+        without = connection.sql("SELECT group_id FROM group_captions WHERE text IS NULL ORDER BY 1").fetchall()
+    # Its own comes first; of equally frequent ones that of the smaller id.
+    assert {(row["text"], row["sample_id"], row["n_duplicates"]) for row in rows} == {
+        ("own", "0000-000", 3), ("often", "0001-002", 5), ("b", "0002-001", 3)
+    }  # fmt: skip
+    assert {row["inclusion_probability"] for row in rows} == {1.0}
+    assert without == [("0003-000",), ("0004-000",)]
+
+
+def test_a_group_is_asked_for_after_its_representative_was_forgotten():
+    groups, samples = members(["forgotten", "left", "left"], ["other"])
+    gone = pc.not_equal(samples["sample_id"], "0000-000")
+    # Before its row is removed, and after.
+    for rows in (groups, groups.filter(pc.not_equal(groups["sample_id"], "0000-000"))):
+        drawn = draw_prompts(rows, samples.filter(gone), 10, 0).to_pylist()
+        assert [(row["text"], row["sample_id"]) for row in drawn] == [("left", "0000-001"), ("other", "0001-000")]

@@ -3,13 +3,16 @@
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipelines.execution import Execution
 from tests.web import picture, serve
 from transforms.data import ingestion
 from transforms.data.download import DownloadLimits
 from transforms.data.ingestion import LOST, Buckets, Ingest, IngestBucket, SpreadRows, Storage, number_occurrences
-from transforms.data.sources import ROW, FolderSource, LaionSource
+from transforms.data.sources import FolderSource, LaionSource
+from transforms.data.survey import ROW, Partition
+from transforms.errors import UserError
 from transforms.store.files import read_parquet
 from transforms.store.identity import sample_id
 from transforms.store.lake import Lake
@@ -47,7 +50,7 @@ def test_a_buckets_rows_are_those_whose_content_falls_into_it(tmp_path):
     path = str(tmp_path / "m.parquet")
     pq.write_table(pa.table({"URL": [f"u{i}" for i in range(50)], "TEXT": ["t"] * 50}), path)
     population = Buckets("control", LaionSource(path), first_bucket=7, buckets=4)
-    spread = list(SpreadRows(Lake(str(tmp_path / "lake")), "s").process((population, 0, path)))
+    spread = list(SpreadRows(Lake(str(tmp_path / "lake")), "s").process((population, 0, Partition(path, 50, ()))))
     assert [number for number, _ in spread] == [7, 8, 9, 10]
     found = [row for _, part in spread for row in read_parquet(part).to_pylist()]
     assert sorted(row["url"] for row in found) == sorted(f"u{i}" for i in range(50))
@@ -61,7 +64,7 @@ def test_a_bucket_gets_one_file_from_many_batches(tmp_path, monkeypatch):
     population = Buckets("training", LaionSource(path), first_bucket=0, buckets=3)
 
     def spread():
-        parts = list(SpreadRows(Lake(str(tmp_path / "lake")), "s").process((population, 0, path)))
+        parts = list(SpreadRows(Lake(str(tmp_path / "lake")), "s").process((population, 0, Partition(path, 50, ()))))
         assert len({part for _, part in parts}) == len(parts)
         return parts, sorted((bucket, url) for bucket, part in parts for url in read_parquet(part)["url"].to_pylist())
 
@@ -80,7 +83,7 @@ def test_a_bucket_without_rows_is_a_part_too(tmp_path):
     lake = Lake(str(tmp_path / "lake"))
     storage = Storage(image_size=12, resize_mode="keep_ratio", upscale=False, encode_format="png", encode_quality=6)
     work = IngestBucket(lake, "s", populations, storage, LIMITS, punsafe_max=0.1, threads=4, retries=0)
-    partitions = [(one, 0, path) for one in populations]
+    partitions = [(one, 0, Partition(path, 1, ())) for one in populations]
     Execution(lake, []).run(lambda pipeline: pipeline | beam.Create(partitions) | Ingest(lake, "s", work))
     for table, rows in (("samples", 2), ("images", 0)):
         assert len(lake.parts(table, "s")) == 6
@@ -92,7 +95,7 @@ def test_the_graph_is_small_however_many_buckets_there_are():
     storage = Storage(image_size=12, resize_mode="keep_ratio", upscale=False, encode_format="png", encode_quality=6)
     work = IngestBucket(Lake("unused"), "s", populations, storage, LIMITS, punsafe_max=0.1, threads=4, retries=0)
     pipeline = beam.Pipeline(runner="FnApiRunner")
-    _ = pipeline | beam.Create([(populations[0], 0, "m")]) | Ingest(Lake("unused"), "s", work)
+    _ = pipeline | beam.Create([(populations[0], 0, Partition("m", 1, ()))]) | Ingest(Lake("unused"), "s", work)
     steps = pipeline.to_runner_api().components.transforms
     assert {name: len(step.spec.payload) for name, step in steps.items() if len(step.spec.payload) > 8_000} == {}
 
@@ -174,3 +177,16 @@ def test_a_source_that_is_a_folder(tmp_path):
         "the path leads out of the folder",
         "No such file or directory",
     ]
+
+
+def test_a_bucket_of_repeats_that_no_memory_holds_is_refused(tmp_path):
+    path = str(tmp_path / "m.parquet")
+    pq.write_table(pa.table({"URL": pa.array([None] * 50 + ["u"], pa.string()), "TEXT": pa.nulls(51, pa.string())}), path)
+    lake = Lake(str(tmp_path / "lake"))
+    population = Buckets("training", LaionSource(path), 0, 2)
+    storage = Storage(image_size=12, resize_mode="keep_ratio", upscale=False, encode_format="png", encode_quality=6)
+    work = IngestBucket(lake, "s", [population], storage, LIMITS, punsafe_max=0.1, threads=4, retries=0, most_rows=49)
+    spread = list(SpreadRows(lake, "s").process((population, 0, Partition(path, 51, ()))))
+    with pytest.raises(UserError, match=r"rows that nearly all say the same .*expected 49 at most"):
+        for bucket_number, part in spread:
+            list(work.process((bucket_number, [part])))

@@ -1,6 +1,5 @@
 """Metadata in every shape that strangers give it: read as it is, or refused in one line before anything is written."""
 
-import json
 import os
 import shutil
 
@@ -9,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.servers import object_store
-from transforms.data.download import DownloadLimits, FetchError
-from transforms.data.sources import ROW, FolderSource, LaionSource, source
+from transforms.data import sources
+from transforms.data.sources import LaionSource, source
+from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
 from transforms.store.files import write_parquet
 
@@ -21,14 +21,14 @@ def parquet(path, **columns):
 
 
 def rows(found):
-    return [row for part in found.survey().partitions for table in found.read(part.name) for row in table.to_pylist()]
+    return [row for part in found.survey().partitions for table in found.read(part) for row in table.to_pylist()]
 
 
 def test_laions_columns_under_each_of_their_names(tmp_path):
     old = parquet(tmp_path / "old.parquet", URL=["u"], TEXT=["t"], WIDTH=[3.0], HEIGHT=[4], hash=[-5], punsafe=[0.5])
     new = parquet(tmp_path / "new.parquet", url=["u"], caption=["t"], original_width=[3], original_height=[4], md5=["-5"])
     for path in (old, new):
-        table = next(LaionSource(path).read(path))
+        table = next(LaionSource(path).read(Partition(path, 1, ())))
         assert table.schema == ROW
         row = table.to_pylist()[0]
         assert (row["url"], row["caption"], row["source_row"]) == ("u", "t", 0)
@@ -108,85 +108,121 @@ def test_wrong_metadata_is_told_in_one_line(what, tmp_path):
     assert "expected" in str(caught.value)
 
 
-# -- folders -------------------------------------------------------------------------------------------------------
+def test_what_exists_is_no_pattern(tmp_path):
+    for name in ("laion [v2]", "a*b", "what?"):
+        (tmp_path / name).mkdir()
+        file = parquet(tmp_path / name / "part [0].parquet", URL=["u"], TEXT=["t"])
+        for path in (str(tmp_path / name), file):
+            assert [part.name for part in LaionSource(path).survey().partitions] == [file]
+            assert [row["url"] for row in rows(LaionSource(path))] == ["u"]
 
 
-def listing(folder, *lines):
-    text = "\n".join(line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines)
-    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
-    return FolderSource(str(folder))
+def test_a_folder_is_walked_and_what_is_no_metadata_is_counted(tmp_path):
+    """As Spark, Hugging Face and Windows leave them."""
+    wanted = ["0.PARQUET", "1.pq", "data/train-00000.parquet", "split=a/punsafe=1/part-0.snappy.parquet"]
+    others = [
+        "_SUCCESS",
+        "_metadata",
+        "_delta_log/1.checkpoint.parquet",
+        ".hidden.parquet",
+        "__MACOSX/x.parquet",
+        "a.csv",
+        "b.CSV",
+    ]
+    for number, name in enumerate([*wanted, *others]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        parquet(tmp_path / name, URL=[str(number)], TEXT=["t"])
+    os.mkfifo(tmp_path / "pipe.parquet")
+    survey = LaionSource(str(tmp_path)).survey()
+    assert [part.name for part in survey.partitions] == [str(tmp_path / name) for name in wanted]
+    assert survey.left_out == {"pipes, devices and sockets": 1, ".csv": 2}
+    assert [row["url"] for row in rows(LaionSource(str(tmp_path)))] == ["0", "1", "2", "3"]
+    # A pattern may name folders.
+    assert [part.name for part in LaionSource(str(tmp_path / "*.P*")).survey().partitions] == [str(tmp_path / "0.PARQUET")]
+    assert LaionSource(str(tmp_path / "*.p*")).survey().left_out == {"pipes, devices and sockets": 1}
+    assert LaionSource(str(tmp_path / "split=*")).survey().rows == 1
 
 
-def test_a_folder_with_a_listing(tmp_path):
-    # U+2028 and U+0085 end a line for Python, not for JSON.
-    captions = ["one", "two\u2028lines\x85", None]
-    found = listing(
-        tmp_path,
-        {"file_name": "a.png", "text": captions[0]},
-        "",
-        {"file_name": "sub/b.png", "caption": captions[1]},
-        {"file_name": "c.png"},
+@pytest.mark.parametrize("path", ["pipe", "/dev/zero"])
+def test_metadata_that_never_end_are_not_opened(tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pipe, a device or a socket"):
+        LaionSource(str(tmp_path / path)).survey()
+
+
+def test_columns_that_nobody_needs_stop_no_row(tmp_path, monkeypatch):
+    counted = {}
+    monkeypatch.setattr(sources, "count", lambda name, number: counted.update({name: number}))
+    path = parquet(
+        tmp_path / "m.parquet",
+        URL=["a", "b", "c"],
+        TEXT=["t"] * 3,
+        similarity=[[0.5], [0.4], None],
+        WIDTH=["unknown", "640", None],
+        HEIGHT=pa.array([5_000_000_000, 480, -3], pa.int64()),
+        punsafe=["0.5", "nan?", ""],
+        pwatermark=pa.array([b"0.25", b"\xff", None], pa.binary()),
+        md5=[{"a": 1}, None, {"a": 2}],
     )
-    assert [(row["url"], row["caption"]) for row in rows(found)] == list(
-        zip(["a.png", "sub/b.png", "c.png"], captions, strict=True)
-    )
-    assert found.survey().rows == 3
+    found = rows(LaionSource(path))
+    assert counted == {
+        f"metadata values of {name} that are none": number
+        for name, number in {
+            "similarity": 2, "metadata_width": 1, "metadata_height": 1, "punsafe": 2, "pwatermark": 1, "metadata_hash": 2
+        }.items()
+    }  # fmt: skip
+    left_out = LaionSource(path).survey().left_out
+    assert sorted(key.split(" (")[0] for key in left_out) == ["values of md5", "values of similarity"]
+    assert set(left_out.values()) == {3}
+    assert [row["url"] for row in found] == ["a", "b", "c"]
+    assert [row["metadata_width"] for row in found] == [None, 640, None]
+    assert [row["metadata_height"] for row in found] == [None, 480, -3]
+    assert [row["punsafe"] for row in found] == [0.5, None, None]
+    assert [row["pwatermark"] for row in found] == [0.25, None, None]
+    assert {row["similarity"] for row in found} == {row["metadata_hash"] for row in found} == {None}
 
 
-def test_a_listing_may_hold_half_a_character(tmp_path):
-    assert rows(listing(tmp_path, '{"file_name": "a.png", "text": "\\ud800"}'))[0]["caption"] == "?"
+def test_nothing_that_is_no_number_becomes_one(tmp_path):
+    widths = pa.array([3.0, float("nan"), float("inf"), 1e30, None, 640.5], pa.float64())
+    path = parquet(tmp_path / "m.parquet", URL=["u"] * 6, TEXT=["t"] * 6, width=widths, height=[True] * 6)
+    assert [row["metadata_width"] for row in rows(LaionSource(path))] == [3, None, None, None, None, 640]
 
 
-@pytest.mark.parametrize(
-    "line", ["nonsense", "[]", "5", "null", '{"text": "x"}', '{"file_name": 5}', '{"file_name": "a.png", "text": 5}']
-)
-def test_a_wrong_line_is_named(line, tmp_path):
-    with pytest.raises(UserError, match="line 2") as caught:
-        listing(tmp_path, {"file_name": "a.png", "text": "x"}, line).survey()
-    assert "\n" not in str(caught.value)
+def test_columns_under_names_of_their_own(tmp_path):
+    for name in (" URL ", "\ufeffurl", "Url"):
+        path = parquet(tmp_path / "plain.parquet", **{name: ["u"], "Caption ": ["c"]})
+        assert [(row["url"], row["caption"]) for row in rows(LaionSource(path))] == [("u", "c")]
+    path = parquet(tmp_path / "named.parquet", image_url=["u"], url=["page"], TEXT=["alt"], recaption=["c"])
+    assert [(row["url"], row["caption"]) for row in rows(LaionSource(path))] == [("page", "alt")]
+    named = source("laion", path, "image_url", "recaption")
+    assert [(row["url"], row["caption"]) for row in rows(named)] == [("u", "c")]
+    with pytest.raises(
+        UserError, match=r"has columns \['image_url', 'url', 'TEXT', 'recaption'\], expected one called img_url"
+    ):
+        LaionSource(path, "img_url").survey()
+    with pytest.raises(UserError, match=r"has columns \['img_url', 'TEXT'\], .*say with --url_column which it is"):
+        LaionSource(parquet(tmp_path / "other.parquet", img_url=["u"], TEXT=["t"])).survey()
 
 
-def test_a_folder_with_captions_beside_the_pictures(tmp_path):
-    os.mkdir(tmp_path / "sub")
-    (tmp_path / "b.PNG").write_bytes(b"x")
-    (tmp_path / "b.txt").write_text(" a caption\n")
-    (tmp_path / "sub" / "a.webp").write_bytes(b"x")
-    (tmp_path / "readme.md").write_text("not a picture")
-    found = FolderSource(str(tmp_path))
-    assert [(row["url"], row["caption"]) for row in rows(found)] == [("b.PNG", "a caption"), ("sub/a.webp", None)]
-    moved = shutil.copytree(tmp_path, tmp_path.parent / "moved")
-    assert FolderSource(str(moved)).survey().fingerprint == found.survey().fingerprint
-    (moved / "b.txt").write_text("another caption")
-    assert FolderSource(str(moved)).survey().fingerprint != found.survey().fingerprint
+def test_a_column_that_is_there_twice(tmp_path):
+    path = str(tmp_path / "twice.parquet")
+    text = pa.array(["t"])
+    pq.write_table(pa.Table.from_arrays([text, text, pa.array([1]), pa.array([2])], ["url", "TEXT", "width", "width"]), path)
+    assert rows(LaionSource(path))[0]["metadata_width"] == 1
+    pq.write_table(pa.Table.from_arrays([text, text, text], ["url", "url", "TEXT"]), path)
+    with pytest.raises(UserError, match=r"among them 'url' twice; rename one"):
+        LaionSource(path).survey()
 
 
-def test_a_name_that_is_not_utf8(tmp_path):
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
-        file.write(b"x")
-    assert [row["url"] for row in rows(FolderSource(str(tmp_path)))] == ["caf?.png"]
-
-
-def test_a_folder_without_pictures_or_no_folder(tmp_path):
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="expected"):
-            FolderSource(str(path)).survey()
-
-
-def test_no_path_leads_out_of_the_folder(tmp_path):
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    (tmp_path / "inside_too").mkdir()
-    (tmp_path / "inside_too" / "a.png").write_bytes(b"secret")
-    (tmp_path / "secret.png").write_bytes(b"secret")
-    (inside / "link.png").symlink_to(tmp_path / "secret.png")
-    (inside / "a.png").write_bytes(b"ours")
-    found = FolderSource(str(inside))
-    assert found.fetch("a.png", DownloadLimits()) == b"ours"
-    for url in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "../inside_too/a.png", ".", ""):
-        with pytest.raises(FetchError, match="leads out"):
-            found.fetch(url, DownloadLimits())
-    for url in ("b.png", "a\0.png", "a" * 5000):
-        with pytest.raises(FetchError):
-            found.fetch(url, DownloadLimits())
-    with pytest.raises(FetchError, match="more than 3 bytes"):
-        found.fetch("a.png", DownloadLimits(max_bytes=3))
+def test_rows_without_any_url_are_refused_by_the_footer(tmp_path):
+    path = tmp_path / "null.parquet"
+    nothing = pa.nulls(100_000, pa.string())
+    with pq.ParquetWriter(path, pa.schema([("URL", pa.string()), ("TEXT", pa.string())])) as writer:
+        for _ in range(200):
+            writer.write_table(pa.table({"URL": nothing, "TEXT": nothing}))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(UserError, match="none of the 20,000,000 rows"):
+        LaionSource(str(path)).survey()
+    # One that has a url is enough, and the others are rows.
+    path = parquet(tmp_path / "one.parquet", URL=pa.array([None, "u"], pa.string()), TEXT=["t", "t"])
+    assert [row["url"] for row in rows(LaionSource(path))] == [None, "u"]
