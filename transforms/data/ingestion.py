@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.data.download import OPTED_OUT, DownloadLimits, as_download_image
+from transforms.data.resizing import ConfinedResizer, Storage
 from transforms.data.sources import ROW, Source
 from transforms.store.counters import count
 from transforms.store.files import exists, read_parquet, read_rows, write_parquet
@@ -38,27 +39,8 @@ SPREAD_BYTES = 128 << 20
 """Metadata that are spread over the buckets at once: some 500,000 rows. Less would leave many files of a few rows each."""
 
 _downloader_lock = threading.Lock()
-"""img2dataset points the process's stdout and stderr at /dev/null while it resizes, and its download function is a module's:
-one shard at a time in a process. Its threads are inside."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """How pictures are stored: img2dataset's Resizer.
-
-    Attributes:
-        image_size: side in pixels.
-        resize_mode: no, keep_ratio, center_crop, border or keep_ratio_largest.
-        upscale: whether smaller pictures are enlarged.
-        encode_format: jpg, png or webp.
-        encode_quality: 0 to 100; for png the compression, 0 to 9.
-    """
-
-    image_size: int
-    resize_mode: str
-    upscale: bool
-    encode_format: str
-    encode_quality: int
+"""img2dataset's download function is a module's, which is changed for a shard: one at a time in a process. Its threads are
+inside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +198,6 @@ class IngestBucket(beam.DoFn):
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else an import looks for a newer version on the network
         with _downloader_lock, tempfile.TemporaryDirectory() as folder:
             from img2dataset import downloader
-            from img2dataset.resizer import Resizer
             from img2dataset.writer import ParquetSampleWriter
 
             shard = os.path.join(folder, "shard.feather")
@@ -225,13 +206,7 @@ class IngestBucket(beam.DoFn):
                 writer.write_table(table)
             download = downloader.Downloader(
                 sample_writer_class=ParquetSampleWriter,
-                resizer=Resizer(
-                    image_size=self.storage.image_size,
-                    resize_mode=self.storage.resize_mode,
-                    resize_only_if_bigger=not self.storage.upscale,
-                    encode_quality=self.storage.encode_quality,
-                    encode_format=self.storage.encode_format,
-                ),
+                resizer=ConfinedResizer(self.storage, self.limits.max_pixels, self.limits.max_aspect_ratio),
                 thread_count=self.threads,
                 save_caption=False,
                 extract_exif=False,

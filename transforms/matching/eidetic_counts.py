@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from transforms.data.images import PicturesByCode
 from transforms.kernels.bounds import band_sums, within_reach
-from transforms.kernels.distances import resize_shorter_side, square_at, squared_bytes
+from transforms.kernels.distances import resize_shorter_side, square_at, squared_at_offsets, squared_bytes
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.gathering import images_at
 from transforms.matching.tasks import Snapshots
@@ -160,8 +160,11 @@ def is_near(square: np.ndarray, picture: np.ndarray, delta: float) -> bool:
         picture: (H, W, 3) uint8 whose shorter side is S.
         delta: l2.
     """
-    offsets = range(max(picture.shape[:2]) - len(square) + 1)
-    return any(squared_bytes(square, square_at(picture, offset)) <= delta**2 * 255**2 * square.size for offset in offsets)
+    if picture.shape == square.shape:
+        nearest = squared_bytes(square, picture)
+    else:
+        nearest = float(squared_at_offsets(square, picture).min())
+    return nearest <= delta**2 * 255**2 * square.size
 
 
 @dataclasses.dataclass

@@ -13,8 +13,11 @@ from transforms.data.sources import ROW, FolderSource, LaionSource
 from transforms.store.files import read_parquet
 from transforms.store.identity import sample_id
 from transforms.store.lake import Lake
+from transforms.store.pictures import FORMATS
 
 LIMITS = DownloadLimits(seconds=5, allow_private_hosts=True)
+
+NO_FORMAT = f"cannot decode the picture: it has no format that is read here ({', '.join(FORMATS)})"
 
 
 def row(url, caption="t", file="a.parquet", number=0, **columns):
@@ -126,11 +129,11 @@ def test_every_row_has_a_status_and_a_reason(tmp_path):
         web.answer("/huge.png", picture(0, 200, 200))
         expected = {
             "/good.png": ("success", None),
-            "/garbage.png": ("failed_to_resize", "Image decoding error"),
-            "/cut.png": ("failed_to_resize", "Image decoding error"),
+            "/garbage.png": ("failed_to_resize", NO_FORMAT),
+            "/cut.png": ("failed_to_resize", "how much a decoder forgives is its own affair"),
             "/out.png": ("opted_out", "opted out by X-Robots-Tag"),
             "/page.png": ("failed_to_download", "not an image: text/html"),
-            "/huge.png": ("failed_to_download", "200 × 200 pixels, more than 1000 in all"),
+            "/huge.png": ("failed_to_resize", "cannot decode the picture: 200 x 200 pixels are more than 1,000"),
             "/gone.png": ("failed_to_download", "HTTP 404"),
             "/unsafe.png": ("filtered", "punsafe 0.50 is over 0.1"),
         }
