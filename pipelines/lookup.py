@@ -38,7 +38,7 @@ from transforms.results import marts
 from transforms.store.files import open_parquet, read_bytes, write_bytes, write_parquet
 from transforms.store.lake import Lake
 from transforms.store.lineage import lineage
-from transforms.store.pictures import decode
+from transforms.store.pictures import decode_stranger
 from transforms.store.scan import ask
 from transforms.store.tombstones import Tombstones
 
@@ -107,7 +107,7 @@ def _decoded(content: object) -> np.ndarray | str:
     if not isinstance(content, bytes):
         return "no picture"
     try:
-        return np.asarray(decode(content))
+        return decode_stranger(content)
     except ValueError as error:
         return str(error)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from transforms.kernels.distances import MAX_ASPECT_RATIO
 from transforms.kernels.thumbnails import SIDE
 from transforms.store.confined import Confined, Exceeded
 
@@ -166,6 +167,26 @@ def has_too_many_scans(content: bytes) -> bool:
 
 
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd8]")
+
+
+class DamagedPicture(ValueError):
+    """A picture of the lake that can't be decoded or compared: changed since it was stored, or stored without limits."""
+
+
+def stored_array(content: bytes) -> np.ndarray:
+    """A picture of the lake as (H, W, 3) uint8: the one place where those that are compared are read.
+
+    Raises:
+        DamagedPicture: for what can't be decoded, or has sides that differ by more than ``MAX_ASPECT_RATIO``.
+    """
+    try:
+        picture = decode_array(content)
+    except ValueError as error:
+        raise DamagedPicture(str(error)) from error
+    height, width = picture.shape[:2]
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise DamagedPicture(f"{width} x {height} pixels are more than {MAX_ASPECT_RATIO:g} : 1")
+    return picture
 
 
 def decode_array(content: bytes) -> np.ndarray:
