@@ -298,8 +298,8 @@ def _side(square: np.ndarray) -> int:
 def squared_at_offsets(square: np.ndarray, picture: np.ndarray) -> np.ndarray:
     """``squared_bytes`` of a square picture and each square crop along the longer side of another: exact.
 
-    Time grows with the longer side, and memory is 32 MB and some numbers for each pixel of it: the longer side is cut into
-    pieces that overlap, and their lines are added up a few at a time.
+    Time grows with the longer side, and memory is 32 MB, a copy of the picture, and a few numbers for each pixel of that side:
+    it is cut into pieces that overlap, and their lines are added up some at a time.
 
     Args:
         square: (S, S, 3) uint8.
@@ -313,27 +313,34 @@ def squared_at_offsets(square: np.ndarray, picture: np.ndarray) -> np.ndarray:
     side = _side(square)
     if min(picture.shape[:2]) != side:
         raise ValueError(f"a picture of {picture.shape[0]} x {picture.shape[1]} pixels, expected a shorter side of {side}")
-    # Laid so that the longer side is the first axis; less 128, which changes no difference and keeps the sums small.
-    image, model = (
-        (one if picture.shape[0] > side else one.transpose(1, 0, 2)).astype(np.int16) - 128 for one in (picture, square)
-    )
-    length = len(image)
+    image, model = (_lines(one, picture.shape[0] > side) for one in (picture, square))
+    length = image.shape[1]
     piece = fft.next_fast_len(min(length, 4 * side), real=True)
     step = piece - side + 1
     starts = range(0, length - side + 1, step)
     spectra = np.zeros((len(starts), piece // 2 + 1), np.complex128)
-    columns = max(1, SPECTRUM_BYTES // (3 * 16 * piece))
-    for first in range(0, side, columns):
-        lines = model[:, first : first + columns].reshape(side, -1).T.astype(np.float64)
+    energy, own = np.zeros(length + 1), 0.0
+    at_once = max(1, SPECTRUM_BYTES // (16 * piece))
+    for first in range(0, len(model), at_once):
+        # Less 128, which changes no difference and keeps the sums small.
+        lines = model[first : first + at_once].astype(np.float64) - 128
+        own += float(np.einsum("lx,lx->", lines, lines))
         turned = np.conj(fft.rfft(lines, piece))
         for number, start in enumerate(starts):
-            lines = image[start : start + piece, first : first + columns].reshape(-1, len(turned)).T.astype(np.float64)
+            lines = image[first : first + at_once, start : start + piece].astype(np.float64) - 128
             spectra[number] += np.einsum("lf,lf->f", fft.rfft(lines, piece), turned)
+            fresh = lines if number == len(starts) - 1 else lines[:, :step]
+            energy[start + 1 : start + 1 + fresh.shape[1]] += np.einsum("lx,lx->x", fresh, fresh)
     products = fft.irfft(spectra, piece)[:, :step].ravel()[: length - side + 1]
-    energy = np.concatenate([[0], np.cumsum(np.square(image, dtype=np.int32).sum(axis=(1, 2), dtype=np.int64))])
-    own = int(np.square(model, dtype=np.int32).sum(dtype=np.int64))
+    sums = np.cumsum(energy)
     # Sums of whole numbers are whole: what the transform adds by rounding is far below a half.
-    return energy[side:] - energy[:-side] + own - 2 * np.rint(products).astype(np.int64)
+    return np.rint(sums[side:] - sums[:-side] + own - 2 * np.rint(products)).astype(np.int64)
+
+
+def _lines(picture: np.ndarray, along_height: bool) -> np.ndarray:
+    """(H, W, 3) uint8 → (lines, length), the length along the chosen side."""
+    turned = picture.transpose(1, 2, 0) if along_height else picture.transpose(0, 2, 1)
+    return np.ascontiguousarray(turned).reshape(-1, turned.shape[2])
 
 
 SPECTRUM_BYTES = 8 << 20
