@@ -143,9 +143,10 @@ def number_tiff(kind: str, scale: float, form: int, bits: int, **tags: int) -> b
     return tiff(pixels, tags_of(80, 60, bits, form=form, **tags), big_endian=kind.startswith(">"))
 
 
-def two_sizes(side: int) -> bytes:
-    """A TIFF that says two sizes: a large one that libtiff takes, and a small one that Pillow takes."""
-    pixels = zlib.compress(bytes(side * 64), 9)
+def two_sizes(side: int, rows: int = 64) -> bytes:
+    """A TIFF that says two sizes, a large one that libtiff takes and a small one that Pillow takes; with so many rows."""
+    packer = zlib.compressobj(9)
+    pixels = b"".join(packer.compress(b"\x74" * side) for _ in range(rows)) + packer.flush()
     tags = tags_of(side, side, compression=8)
     return tiff(pixels, [*tags[:2], (256, LONG, 64), (257, LONG, 64), *tags[2:]])
 
@@ -278,6 +279,7 @@ PICTURES = [
     Hostile("PNG of more pixels than it claims", lambda: png(8, 8, 8, 0, (b"\0" + b"t" * 8 for _ in range(1_000_000))), None),
     Hostile("PNG of 3000 frames", lambda: frames("PNG", 3000), None, slow=True),
     Hostile("TIFF of two sizes, 28,000 and 64", lambda: two_sizes(28_000), "cannot decode"),
+    Hostile("TIFF of two sizes, with all rows of the large one", lambda: two_sizes(28_000, 28_000), "cannot decode", slow=True),
     Hostile("TIFF of two sizes, 64 and 28,000", lambda: tiff(b"", [*tags_of(64, 64), (256, LONG, 28_000), (257, LONG, 28_000)]), "cannot decode"),
     Hostile("TIFF, RGBA of 16 bits, 7000 x 7000, deflated", lambda: tiff(zlib.compress(b"\x74" * (7000 * 7000 * 8), 9), [*tags_of(7000, 7000, [16] * 4, 2, compression=8), (338, SHORT, 2)]), None, slow=True),
     Hostile("TIFF of 4000 pages", lambda: chained_tiff(4000), None, slow=True),
