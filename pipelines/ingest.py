@@ -34,6 +34,7 @@ from transforms.data.ingestion import MOST_ROWS, Buckets, Ingest, IngestBucket, 
 from transforms.data.sources import Source, source
 from transforms.data.survey import Partition, Survey
 from transforms.errors import UserError
+from transforms.kernels.distances import MAX_ASPECT_RATIO
 from transforms.store.files import count_rows, delete, read_rows
 from transforms.store.lake import Lake, Manifest
 from transforms.store.scan import ask
@@ -68,6 +69,9 @@ class IngestOptions(Options):
     timeout: float = option(10.0, "seconds for one URL in all", over=0, most=MAX_TIMEOUT)
     max_bytes: int = option(32 << 20, "bytes of one file", least=1)
     max_pixels: int = option(50_000_000, "pixels of one picture, before resizing", least=1, most=MOST_PIXELS)
+    max_aspect_ratio: float = option(
+        16.0, "how many times longer than the other a side of a picture may be", least=1, most=MAX_ASPECT_RATIO
+    )
     retries: int = option(0, "further tries where a connection broke or a server was busy, within the same --timeout", least=0)
     threads: int = option(32, "downloads at once, in each worker", least=1)
     user_agent_token: str = option("eidetic", "who asks: part of the User-Agent, and looked for in X-Robots-Tag")
@@ -100,6 +104,7 @@ class IngestOptions(Options):
             seconds=self.timeout,
             max_bytes=self.max_bytes,
             max_pixels=self.max_pixels,
+            max_aspect_ratio=self.max_aspect_ratio,
             allow_private_hosts=self.allow_private_hosts,
             user_agent_token=self.user_agent_token,
             opt_out_directives=DownloadLimits.opt_out_directives if self.honour_opt_outs else (),

@@ -40,7 +40,7 @@ from transforms.store.files import open_parquet, read_bytes, write_bytes, write_
 from transforms.store.lake import Lake
 from transforms.store.lineage import lineage
 from transforms.store.listings import PARQUET
-from transforms.store.pictures import decode
+from transforms.store.pictures import decode_stranger
 from transforms.store.scan import ask
 from transforms.store.tombstones import Tombstones
 
@@ -109,7 +109,7 @@ def _decoded(content: object, turns: bool) -> np.ndarray | str:
     if not isinstance(content, bytes):
         return "no picture"
     try:
-        picture = np.asarray(decode(content))
+        picture = decode_stranger(content)
         return upright(picture, orientation(content)) if turns else picture
     except ValueError as error:
         return str(error)

@@ -1,7 +1,7 @@
 """Compares generations with the training images, calibrates on the controls, and counts the finds' repeats.
 
 reads   prompts, generations, duplicate_groups, embeddings, images; the model, for generations that are made again
-writes  matches, regenerations, decoys, copy_calibration, calibration, eidetic_counts, audits
+writes  matches, regenerations, decoys, copy_calibration, calibration, eidetic_counts, unreadable, audits
 
 Every stored generation is compared with the image whose caption made it and with the nearest ones of the whole training set (by
 CLIP and by thumbnail), those of controls too. Two questions are asked, and never mixed. copied: is a generation that image,
@@ -40,6 +40,7 @@ from transforms.matching.candidates import merge
 from transforms.matching.comparison import Measure
 from transforms.matching.directory import Directory, write_own
 from transforms.matching.tasks import EXACT_UP_TO, THUMBNAIL, Round, Snapshots, Task, decoy_file
+from transforms.matching.unreadable import noted
 from transforms.models.base import Generator
 from transforms.models.clip import ClipModel
 from transforms.store.files import count_rows, delete, list_files, open_parquet, read_parquet, read_rows, write_parquet
@@ -129,6 +130,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, generate: Manif
     again = job.regenerate(execution, device, limits, parsed[ModelOptions].model) if options.regenerate else {}
     job.calibrate()
     recall = job.count(execution, limits)
+    job.tell_unreadable()
     job.register()
     return {"candidates": recall, "regeneration": again}
 
@@ -361,6 +363,13 @@ class Matching:
         table = pa.Table.from_batches(batches, schema=schema) if batches else schema.empty_table()
         codes = self.directory.codes(table["sample_id"].to_pylist())
         return table.append_column("code", pa.array([codes[sample] for sample in table["sample_id"].to_pylist()], pa.int64()))
+
+    def tell_unreadable(self) -> None:
+        """Writes ``unreadable``: the pictures that could not be decoded on the way."""
+        rows = noted(self.lake, self.snapshot)
+        self.lake.write("unreadable", self.snapshot, 0, [{**self.audit, **row} for row in rows])
+        if rows:
+            say(f"match        {len(rows):,} stored pictures can't be decoded, and were compared with nothing: see unreadable")
 
     def register(self) -> None:
         """Writes the audit's row of ``audits``."""

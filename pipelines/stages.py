@@ -25,7 +25,7 @@ STAGES = {
     "embed": "images → embeddings",
     "deduplicate": "embeddings → duplicate_pairs, duplicate_groups",
     "generate": "groups → prompts, generations, cliques",
-    "match": "generations → matches, decoys, regenerations, calibration, copy_calibration, eidetic_counts, audits",
+    "match": "generations → matches, decoys, regenerations, calibration, copy_calibration, eidetic_counts, unreadable, audits",
     "measure": "all tables → marts, audit.duckdb, report",
 }
 """Stage → what ``--help`` says of it, in the order in which an audit runs them. The module has the same name."""

@@ -521,6 +521,7 @@ def _write_matches(
         {**identity, "sample_id": sample, "eidetic_delta": options.eidetic_delta, "k": size[sample]}
         for sample in sorted(found)
     ])  # fmt: skip
+    lake.write("unreadable", snapshot, 0, [])
     lake.write("audits", snapshot, 0, [{
         **identity, "generator": "diffusers", "model": generate.facts["model"], "ingest_snapshot": ingest.snapshot_id,
         "embed_snapshot": embed.snapshot_id, "deduplicate_snapshot": generate.upstream["deduplicate"],

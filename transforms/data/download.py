@@ -2,8 +2,8 @@
 
 img2dataset opens a URL and reads it all, whatever it is, wherever it leads and however long it takes. This takes the place
 of that one function (``img2dataset.downloader.download_image``): only http and https, no address inside a private network
-(looked up and checked at every redirect, and the checked address is the one that is connected to), and limits on bytes,
-pixels and total time.
+(looked up and checked at every redirect, and the checked address is the one that is connected to), and limits on bytes and
+total time. Nothing is decoded here: see ``resizing``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import io
 import ipaddress
 import os
 import queue
-import re
 import socket
 import ssl
 import string
@@ -29,11 +28,17 @@ from urllib.parse import quote, urljoin, urlsplit
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from transforms.store.pictures import LONGEST_MAGIC, begins_like_a_picture
+
 CHUNK = 1 << 16
 REDIRECTS = (301, 302, 303, 307, 308)
+WHOLE = (200, 203)
+"""Statuses that come with all of a file: 203 says that a proxy may have changed it on the way."""
+
 OPTED_OUT = "opted out by X-Robots-Tag"
 PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 NOT_PICTURES = ("text/", "application/json", "application/javascript", "video/", "audio/")
+"""What no picture should be sent as. Servers that know no better send pictures as text all the same: their bytes decide."""
 
 MAX_REASON = 300
 """Characters of a reason that are kept: servers have a say in it, and it stands in every such row."""
@@ -52,9 +57,10 @@ class DownloadLimits:
     """What one URL may cost.
 
     Attributes:
-        seconds: in all, from look-up to last byte, redirects and further tries included.
+        seconds: in all, from look-up to last byte, redirects and further tries included, and to decode it.
         max_bytes: of the file.
-        max_pixels: of the picture, read from its header before it is decoded.
+        max_pixels: of the picture, read from its header before it is decoded (``resizing``).
+        max_aspect_ratio: of the picture's sides, likewise.
         max_redirects: hops.
         allow_private_hosts: whether loopback and private addresses may be connected to.
         user_agent_token: who asks, in the User-Agent and for X-Robots-Tag.
@@ -64,6 +70,7 @@ class DownloadLimits:
     seconds: float = 10.0
     max_bytes: int = 32 << 20
     max_pixels: int = 50_000_000
+    max_aspect_ratio: float = 16.0
     max_redirects: int = 5
     allow_private_hosts: bool = False
     user_agent_token: str = "eidetic"
@@ -192,7 +199,7 @@ def fetch_http(url: str, limits: DownloadLimits) -> bytes:
     for _ in range(limits.max_redirects + 1):
         with _open(url, limits, deadline) as response:
             redirected = response.status in REDIRECTS and bool(response.headers.get("Location"))
-            if response.status != 200 and not redirected:
+            if response.status not in WHOLE and not redirected:
                 fault = PassingFault if response.status in PASSING_STATUSES else FetchError
                 raise fault(f"HTTP {response.status}")
             if limits.opt_out_directives and is_disallowed(
@@ -204,9 +211,6 @@ def fetch_http(url: str, limits: DownloadLimits) -> bytes:
                 location = quote(response.headers["Location"], encoding="latin-1", safe=string.punctuation)
                 url = urljoin(url, location)
                 continue
-            kind = response.headers.get("Content-Type", "").lower()
-            if kind.startswith(NOT_PICTURES):
-                raise FetchError(f"not an image: {kind.split(';')[0]}")
             return _read(response, limits, deadline)
     raise FetchError(f"more than {limits.max_redirects} redirects")
 
@@ -272,6 +276,8 @@ def _read(response: Any, limits: DownloadLimits, deadline: float) -> bytes:
     expected = response.headers.get("Content-Length")
     if expected and expected.isdigit() and int(expected) > limits.max_bytes:
         raise FetchError(f"more than {limits.max_bytes} bytes")
+    kind = response.headers.get("Content-Type", "").lower()
+    doubtful = kind.startswith(NOT_PICTURES)
     while True:
         _left(deadline)
         chunk = response.read1(CHUNK) if hasattr(response, "read1") else response.read(CHUNK)
@@ -280,6 +286,11 @@ def _read(response: Any, limits: DownloadLimits, deadline: float) -> bytes:
         buffer.write(chunk)
         if buffer.tell() > limits.max_bytes:
             raise FetchError(f"more than {limits.max_bytes} bytes")
+        if doubtful and buffer.tell() >= LONGEST_MAGIC:
+            _refuse_unless_picture(buffer.getvalue(), kind)
+            doubtful = False
+    if doubtful:
+        _refuse_unless_picture(buffer.getvalue(), kind)
     _left(deadline)
     packed = response.headers.get("Content-Encoding", "identity") != "identity"  # then the length is not the file's
     if expected and expected.isdigit() and buffer.tell() < int(expected) and not packed:
@@ -287,53 +298,17 @@ def _read(response: Any, limits: DownloadLimits, deadline: float) -> bytes:
     return buffer.getvalue()
 
 
-# How every file begins that the decoder (OpenCV) reads, whether Pillow reads it or not; AVIF has "ftyp" after four bytes.
-_DECODABLE = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF8",
-    b"RIFF",  # WebP
-    b"BM",
-    b"II*\0",  # TIFF, in four ways
-    b"MM\0*",
-    b"II+\0",
-    b"MM\0+",
-    b"\0\0\0\x0cjP  ",  # JPEG 2000, as a file and as a bare stream
-    b"\xff\x4f\xff\x51",
-    b"\0\0\0\x0cJXL ",  # JPEG XL, likewise
-    b"\xff\x0a",
-    *(b"P%d" % kind for kind in range(1, 8)),  # PBM, PGM, PPM, PAM
-    b"PF",  # PFM
-    b"Pf",
-    b"\x59\xa6\x6a\x95",  # Sun raster
-    b"#?",  # Radiance
-    b"\x76\x2f\x31\x01",  # OpenEXR
-)
-_PNG = re.compile(rb"\x89PNG\r\n\x1a\n....IHDR(....)(....)", re.DOTALL)
+def _refuse_unless_picture(begins: bytes, kind: str) -> None:
+    if not begins_like_a_picture(begins):
+        raise FetchError(f"not an image: {kind.split(';')[0]}")
 
 
-def check_pixels(content: bytes, max_pixels: int) -> None:
-    """FetchError for a picture with more pixels than allowed, by its header. What is no picture is left to the decoder.
+class Fetched(io.BytesIO):
+    """A downloaded file, and the seconds that are left to decode it."""
 
-    The decoder forgives faults that Pillow does not. So a picture that Pillow can't open is not passed on: its few bytes
-    could stand for gigabytes. Broken PNG files are common, and say their size in the same place always.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            width, height = picture.size
-    except Image.DecompressionBombError as error:
-        raise FetchError(f"too many pixels: {error}") from error
-    except Exception as error:  # Pillow raises nearly anything here
-        if found := _PNG.match(content):
-            width, height = (int.from_bytes(side, "big") for side in found.groups())
-        elif content.startswith(_DECODABLE) or content[4:8] == b"ftyp":
-            raise FetchError("a picture whose size in pixels can't be known before it is decoded") from error
-        else:
-            return
-    if width * height > max_pixels:
-        raise FetchError(f"{width} × {height} pixels, more than {max_pixels} in all")
+    def __init__(self, content: bytes, seconds: float):
+        super().__init__(content)
+        self.seconds = seconds
 
 
 def as_download_image(fetch: Callable[[str, DownloadLimits], bytes], limits: DownloadLimits) -> Callable[..., tuple]:
@@ -351,21 +326,22 @@ def as_download_image(fetch: Callable[[str, DownloadLimits], bytes], limits: Dow
             return key, None, settled[key]
         left = deadlines.setdefault(key, time.monotonic() + limits.seconds) - time.monotonic()
         try:
+            begun = time.monotonic()
             content = fetch(url, dataclasses.replace(limits, seconds=left))
-            check_pixels(content, limits.max_pixels)
-            return key, io.BytesIO(content), None
+            # What waits to be decoded is not to blame for those before it.
+            return key, Fetched(content, left - (time.monotonic() - begun)), None
         except PassingFault as error:
-            return key, None, _told(error)
+            return key, None, told(error)
         except FetchError as error:
-            settled[key] = _told(error)
+            settled[key] = told(error)
         except Exception as error:  # one row that nobody has thought of must not end a shard of thousands
-            settled[key] = _told(f"unexpected {type(error).__name__}: {error}")
+            settled[key] = told(f"unexpected {type(error).__name__}: {error}")
         return key, None, settled[key]
 
     return download_image
 
 
-def _told(error: object) -> str:
+def told(error: object) -> str:
     """A reason on one line of bounded length that any table can hold."""
     line = " ".join(str(error).encode("utf-8", "replace").decode("utf-8").split())
     return line[:MAX_REASON] or "unknown"

@@ -13,7 +13,7 @@ from transforms.store.arrays import read_npy, write_npy
 from transforms.store.counters import count
 from transforms.store.files import exists, open_parquet
 from transforms.store.lake import Lake
-from transforms.store.pictures import decode, to_array
+from transforms.store.pictures import stored_array
 from transforms.store.remote import readable
 from transforms.store.scan import connect
 from transforms.store.tombstones import Tombstones
@@ -50,10 +50,12 @@ class PicturesByCode:
         self._start()
 
     def get(self, code: int, sample_id: str) -> np.ndarray:
-        """The picture as (H, W, 3) uint8, not to be written to. ValueError: undecodable, forgotten, or another sample's."""
+        """The picture as (H, W, 3) uint8, not to be written to. ValueError: forgotten, or another sample's;
+        DamagedPicture, which is one: undecodable.
+        """
         picture = self._pictures.get(code)
         if picture is None:
-            picture = to_array(decode(self.encoded(code, sample_id)))
+            picture = stored_array(self.encoded(code, sample_id))
             picture.flags.writeable = False
             self._pictures.put(code, picture, picture.nbytes)
         return picture

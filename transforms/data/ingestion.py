@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.data.download import OPTED_OUT, DownloadLimits, as_download_image
-from transforms.data.orientation import Turning
+from transforms.data.resizing import ConfinedResizer, Storage
 from transforms.data.sources import Source
 from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
@@ -45,27 +45,8 @@ MOST_ROWS = 300_000
 """Rows of one bucket that are held at once. They are spread by what they say: only repeats of one row fill one bucket."""
 
 _downloader_lock = threading.Lock()
-"""img2dataset points the process's stdout and stderr at /dev/null while it resizes, and its download function is a module's:
-one shard at a time in a process. Its threads are inside."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """How pictures are stored: img2dataset's Resizer.
-
-    Attributes:
-        image_size: side in pixels.
-        resize_mode: no, keep_ratio, center_crop, border or keep_ratio_largest.
-        upscale: whether smaller pictures are enlarged.
-        encode_format: jpg, png or webp.
-        encode_quality: 0 to 100; for png the compression, 0 to 9.
-    """
-
-    image_size: int
-    resize_mode: str
-    upscale: bool
-    encode_format: str
-    encode_quality: int
+"""img2dataset's download function is a module's, which is changed for a shard: one at a time in a process. Its threads are
+inside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,23 +211,15 @@ class IngestBucket(beam.DoFn):
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else an import looks for a newer version on the network
         with _downloader_lock, tempfile.TemporaryDirectory() as folder:
             from img2dataset import downloader
-            from img2dataset.resizer import Resizer
             from img2dataset.writer import ParquetSampleWriter
 
             shard = os.path.join(folder, "shard.feather")
             table = pa.table({"url": urls, "place": pa.array(range(len(urls)), pa.int64())})
             with pa.OSFile(shard, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
-            resizer = Resizer(
-                image_size=self.storage.image_size,
-                resize_mode=self.storage.resize_mode,
-                resize_only_if_bigger=not self.storage.upscale,
-                encode_quality=self.storage.encode_quality,
-                encode_format=self.storage.encode_format,
-            )
             download = downloader.Downloader(
                 sample_writer_class=ParquetSampleWriter,
-                resizer=Turning(resizer) if source.turns else resizer,
+                resizer=ConfinedResizer(self.storage, self.limits.max_pixels, self.limits.max_aspect_ratio, source.turns),
                 thread_count=self.threads,
                 save_caption=False,
                 extract_exif=False,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -37,30 +35,3 @@ def upright(pixels: np.ndarray, said: int) -> np.ndarray:
     if said in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
-
-
-class Turning:
-    """img2dataset's Resizer with pictures turned before they are resized. The hash is of the bytes as they came.
-
-    Args:
-        resizer: (stream, boxes) → picture, sizes, error.
-    """
-
-    def __init__(self, resizer: Callable[..., tuple]):
-        self.resizer = resizer
-
-    def __call__(self, stream: io.BytesIO, *rest: Any) -> tuple:
-        content = stream.getvalue()
-        said = orientation(content)
-        if said == 1:
-            return self.resizer(stream, *rest)
-        import cv2
-
-        try:
-            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        except cv2.error:
-            pixels = None
-        if pixels is None:
-            return self.resizer(stream, *rest)  # which says why not
-        turned = cv2.imencode(".png", upright(pixels, said), [cv2.IMWRITE_PNG_COMPRESSION, 0])[1]
-        return self.resizer(io.BytesIO(turned.tobytes()), *rest)

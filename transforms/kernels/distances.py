@@ -26,6 +26,10 @@ COARSE = 20
 Of 12 to 64 blocks, 20 told copies from half-learned logos best, and photographs as well as any from 16 on: docs/calibration.md.
 """
 
+MAX_ASPECT_RATIO = 100.0
+"""A picture whose sides differ by more than this is compared with nothing: its longer side, at the size of what it is compared
+with, would take gigabytes. ``ingest --max_aspect_ratio`` keeps narrower ones out."""
+
 
 def scaled(pictures: np.ndarray) -> np.ndarray:
     """Pictures as float32 in [0, 1]; those that are so already, themselves. ValueError unless the last dimension holds three
@@ -237,11 +241,14 @@ def adaptive_l2(distance: float, others: np.ndarray, alpha: float = 0.5) -> floa
 def resize_shorter_side(picture: np.ndarray, side: int) -> np.ndarray:
     """The picture with its shorter side at ``side`` pixels, its shape kept; (H, W, 3) uint8 → uint8.
 
-    Antialiased bilinear (Pillow): the common resize of text-to-image training code.
+    Antialiased bilinear (Pillow): the common resize of text-to-image training code. ValueError for a picture whose sides
+    differ by more than ``MAX_ASPECT_RATIO``.
     """
     from PIL import Image
 
     height, width = picture.shape[:2]
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(f"{width} x {height} pixels, more than {MAX_ASPECT_RATIO:g} : 1")
     if min(height, width) == side:
         return picture
     scale = side / min(height, width)
@@ -265,7 +272,8 @@ def best_crop(generation: np.ndarray, picture: np.ndarray) -> tuple[int, np.ndar
     """Where a square generation lies in a training image that is not square.
 
     The image is resized so that its shorter side is the generation's side; every square crop along the longer side is
-    tried at once: the squared distance is |x̂|² + |crop|² − 2 x̂·crop, whose last term is a correlation.
+    tried at once: the squared distance is |x̂|² + |crop|² − 2 x̂·crop, whose last term is a correlation. Of crops that are as
+    near the first is taken.
 
     Args:
         generation: (S, S, 3) uint8.
@@ -274,30 +282,71 @@ def best_crop(generation: np.ndarray, picture: np.ndarray) -> tuple[int, np.ndar
     Returns:
         (offset in pixels of the nearest crop along the longer side, that crop: (S, S, 3) uint8).
     """
-    side = generation.shape[0]
-    if generation.shape[:2] != (side, side):
-        raise ValueError(f"a generation has shape {generation.shape}, expected a square one")
-    resized = resize_shorter_side(picture, side)
+    resized = resize_shorter_side(picture, _side(generation))
     if resized.shape[0] == resized.shape[1]:
         return 0, resized
-    along_height = resized.shape[0] > resized.shape[1]
-    # Laid so that the longer side is the last axis: (side · 3, length).
-    image = _lines(resized, along_height)
-    model = _lines(generation, along_height)
-    length = image.shape[1]
-    spectrum = np.fft.rfft(image, 2 * length) * np.conj(np.fft.rfft(model, 2 * length))
-    correlation = np.fft.irfft(spectrum.sum(axis=0), 2 * length)[: length - side + 1]
-    energy = np.concatenate([[0.0], np.cumsum((image**2).sum(axis=0))])
-    offset = int(np.argmin(energy[side:] - energy[:-side] - 2 * correlation))
+    offset = int(np.argmin(squared_at_offsets(generation, resized)))
     return offset, square_at(resized, offset)
+
+
+def _side(square: np.ndarray) -> int:
+    if square.shape[0] != square.shape[1]:
+        raise ValueError(f"a generation has shape {square.shape}, expected a square one")
+    return square.shape[0]
+
+
+def squared_at_offsets(square: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """``squared_bytes`` of a square picture and each square crop along the longer side of another: exact.
+
+    Time grows with the longer side, and memory is 32 MB, a copy of the picture, and a few numbers for each pixel of that side:
+    it is cut into pieces that overlap, and their lines are added up some at a time.
+
+    Args:
+        square: (S, S, 3) uint8.
+        picture: (H, W, 3) uint8 whose shorter side is S.
+
+    Returns:
+        (longer side - S + 1,) int64.
+    """
+    from scipy import fft
+
+    side = _side(square)
+    if min(picture.shape[:2]) != side:
+        raise ValueError(f"a picture of {picture.shape[0]} x {picture.shape[1]} pixels, expected a shorter side of {side}")
+    image, model = (_lines(one, picture.shape[0] > side) for one in (picture, square))
+    length = image.shape[1]
+    piece = fft.next_fast_len(min(length, 4 * side), real=True)
+    step = piece - side + 1
+    starts = range(0, length - side + 1, step)
+    spectra = np.zeros((len(starts), piece // 2 + 1), np.complex128)
+    energy, own = np.zeros(length + 1), 0.0
+    at_once = max(1, SPECTRUM_BYTES // (16 * piece))
+    for first in range(0, len(model), at_once):
+        # Less 128, which changes no difference and keeps the sums small.
+        lines = model[first : first + at_once].astype(np.float64) - 128
+        own += float(np.einsum("lx,lx->", lines, lines))
+        turned = np.conj(fft.rfft(lines, piece))
+        for number, start in enumerate(starts):
+            lines = image[first : first + at_once, start : start + piece].astype(np.float64) - 128
+            spectra[number] += np.einsum("lf,lf->f", fft.rfft(lines, piece), turned)
+            fresh = lines if number == len(starts) - 1 else lines[:, :step]
+            energy[start + 1 : start + 1 + fresh.shape[1]] += np.einsum("lx,lx->x", fresh, fresh)
+    products = fft.irfft(spectra, piece)[:, :step].ravel()[: length - side + 1]
+    sums = np.cumsum(energy)
+    # Sums of whole numbers are whole: what the transform adds by rounding is far below a half.
+    return np.rint(sums[side:] - sums[:-side] + own - 2 * np.rint(products)).astype(np.int64)
+
+
+def _lines(picture: np.ndarray, along_height: bool) -> np.ndarray:
+    """(H, W, 3) uint8 → (lines, length), the length along the chosen side."""
+    turned = picture.transpose(1, 2, 0) if along_height else picture.transpose(0, 2, 1)
+    return np.ascontiguousarray(turned).reshape(-1, turned.shape[2])
+
+
+SPECTRUM_BYTES = 8 << 20
+"""Of a piece's lines, while they are multiplied."""
 
 
 def aligned_l2(generation: np.ndarray, picture: np.ndarray) -> float:
     """l2 between a square generation, (S, S, 3) uint8, and where it lies best in a training image, (H, W, 3) uint8."""
     return float(l2(generation, best_crop(generation, picture)[1]))
-
-
-def _lines(picture: np.ndarray, along_height: bool) -> np.ndarray:
-    """(H, W, 3) → (lines, length) float64 in [0, 1], the length along the chosen side."""
-    turned = picture if along_height else picture.transpose(1, 0, 2)
-    return turned.reshape(turned.shape[0], -1).T.astype(np.float64) / 255

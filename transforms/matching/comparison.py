@@ -20,6 +20,7 @@ from transforms.kernels.distances import (
     scaled,
     tiled_l2,
 )
+from transforms.store.pictures import DamagedPicture
 
 NEAREST_GROUPS = 3
 """Foreign groups whose members are compared as well, the nearest by the pixels of their representatives."""
@@ -101,7 +102,7 @@ class ComparedPicture(NamedTuple):
 
 Pictures = Callable[[int, str, int], np.ndarray]
 """(code, sample_id, side) → the picture with its shorter side at ``side`` pixels, (H, W, 3) uint8; the same object each time
-while it is kept."""
+while it is kept. DamagedPicture where it can't be decoded: it is then near to nothing."""
 
 Members = Mapping[str, Sequence[tuple[int, str]]]
 """Group → (code, sample_id) of those of its members that are compared; a group of one needs no entry."""
@@ -169,12 +170,15 @@ class Matcher:
     def _distances(
         self, groups: Sequence[Group], picture: np.ndarray, asked: np.ndarray, coarse: np.ndarray
     ) -> tuple[list[Near], np.ndarray]:
-        """l2 and coarse l2 to representatives, in float32, since most of a generation's time goes here; and their block
-        means.
+        """l2 and coarse l2 to representatives that can be read, in float32, since most of a generation's time goes here; and
+        their block means.
         """
-        if not groups:
+        aligned = [(group, self._aligned(group.code, group.sample_id, picture)) for group in groups]
+        readable = [(group, crop) for group, crop in aligned if crop is not None]
+        if not readable:
             return [], np.empty((0, *coarse.shape), np.float32)
-        crops = scaled(np.stack([self._aligned(group.code, group.sample_id, picture) for group in groups]))
+        groups = [group for group, _ in readable]
+        crops = scaled(np.stack([crop for _, crop in readable]))
         means = block_means(crops, COARSE)
         far = [
             np.sqrt(np.einsum("nd,nd->n", apart, apart) / apart.shape[1]).tolist()
@@ -182,9 +186,18 @@ class Matcher:
         ]
         return [Near(*pair) for pair in zip(groups, *far, strict=True)], means
 
-    def _aligned(self, code: int, sample_id: str, picture: np.ndarray) -> np.ndarray:
-        """The crop of a training image where a picture lies best in it."""
-        whole = self.pictures(code, sample_id, picture.shape[0])
+    def _whole(self, code: int, sample_id: str, side: int) -> np.ndarray | None:
+        """A training image; None where it can't be decoded, which ``pictures`` has noted."""
+        try:
+            return self.pictures(code, sample_id, side)
+        except DamagedPicture:
+            return None
+
+    def _aligned(self, code: int, sample_id: str, picture: np.ndarray) -> np.ndarray | None:
+        """The crop of a training image where a picture lies best in it; None where it can't be decoded."""
+        whole = self._whole(code, sample_id, picture.shape[0])
+        if whole is None:
+            return None
         return whole if whole.shape == picture.shape else best_crop(picture, whole)[1]
 
     def wanted(self, compared: ComparedPicture, own: Group | None) -> list[str]:
@@ -207,7 +220,7 @@ class Matcher:
             (if it has one), the nearest other training groups by l2 and by coarse l2, and of the others near by those within
             delta; for a control also the nearest other control.
         """
-        rows = []
+        rows: list[dict[str, Any] | None] = []
         if own is not None:
             rows.append(self.row(compared, own, "control" if control else "training", "own", members))
         if control:
@@ -219,12 +232,14 @@ class Matcher:
             chosen = rank == 0 or near.group is nearest
             if chosen or rank < NEAREST_GROUPS:
                 row = self.row(compared, near.group, "training", "neighbour", members)
-                if chosen or row["extracted"]:
+                if row is not None and (chosen or row["extracted"]):
                     rows.append(row)
-        return rows
+        return [row for row in rows if row is not None]
 
-    def row(self, compared: ComparedPicture, group: Group, role: str, relation: str, members: Members) -> dict[str, Any]:
+    def row(self, compared: ComparedPicture, group: Group, role: str, relation: str, members: Members) -> dict[str, Any] | None:
         """A row of ``matches`` on the nearest member of a group, scaled by the training images near what is compared.
+
+        None where no member can be decoded.
 
         Controls are measured against the training set as well, so that the scale is the same for both.
         """
@@ -234,11 +249,15 @@ class Matcher:
         for code, sample in (
             members.get(group.group, ()) if role == "training" and group.size > 1 else [(group.code, group.sample_id)]
         ):
-            offset, crop = best_crop(picture, self.pictures(code, sample, picture.shape[0]))
+            whole = self._whole(code, sample, picture.shape[0])
+            if whole is None:
+                continue
+            offset, crop = best_crop(picture, whole)
             candidate = (float(l2(picture, crop)), sample, offset, crop)
             if best is None or candidate[:2] < best[:2]:
                 best = candidate
-        assert best is not None, "a group has members"
+        if best is None:
+            return None
         distance, sample, offset, crop = best
         coarse = float(coarse_l2(compared.coarse, crop))
         foreign = [near for near in compared.training if role == "control" or near.group.group != group.group]
@@ -281,18 +300,25 @@ class Matcher:
             side: pixels.
             means: their block means where they are known: of a picture that isn't square those of another crop.
         """
-        middle = central_square(self.pictures(group.code, group.sample_id, side), side)
-        own_means = block_means(middle, COARSE)
-        places = [place for place, one in enumerate(near) if one.group.group != group.group]
-        if not places:
+        whole = self._whole(group.code, group.sample_id, side)
+        if whole is None:
             return frozenset()
-        others = []
-        for place in places:
-            other = near[place].group
+        middle = central_square(whole, side)
+        own_means = block_means(middle, COARSE)
+        places, others = [], []
+        for place, one in enumerate(near):
+            other = one.group
+            if other.group == group.group:
+                continue
             if means is not None and other.square:
                 others.append(means[place])
+            elif (crop := self._aligned(other.code, other.sample_id, middle)) is not None:
+                others.append(block_means(crop, COARSE))
             else:
-                others.append(block_means(self._aligned(other.code, other.sample_id, middle), COARSE))
+                continue
+            places.append(place)
+        if not places:
+            return frozenset()
         distances = np.sqrt(np.square(np.stack(others) - own_means).reshape(len(places), -1).mean(axis=1)).tolist()
         found = sorted(zip(distances, (near[place].group.group for place in places), strict=True))
         count = twins([distance for distance, _ in found], self.measure.delta, self.measure.copy_ratio)

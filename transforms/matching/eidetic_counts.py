@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from transforms.data.images import PicturesByCode
 from transforms.kernels.bounds import band_sums, within_reach
-from transforms.kernels.distances import resize_shorter_side, square_at, squared_bytes
+from transforms.kernels.distances import MAX_ASPECT_RATIO, resize_shorter_side, square_at, squared_at_offsets, squared_bytes
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.gathering import images_at
 from transforms.matching.tasks import Snapshots
 from transforms.store.counters import count
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
-from transforms.store.pictures import decode_array
+from transforms.store.pictures import DamagedPicture, stored_array
 from transforms.store.sharing import Shared
 from transforms.store.tombstones import Tombstones
 
@@ -73,6 +73,8 @@ def possible(lake: Lake, snapshots: Snapshots, part: int, sought: Sought) -> dic
     forgotten = Tombstones.read(lake).samples
     if forgotten:
         there &= ~np.isin(table["sample_id"].to_numpy(zero_copy_only=False), list(forgotten))
+    # Those are compared with nothing.
+    there &= np.maximum(width, height) <= MAX_ASPECT_RATIO * np.minimum(width, height)
     rows = np.flatnonzero(there)
     pixels = np.frombuffer(b"".join(table["thumbnail"].take(pa.array(rows)).to_pylist()), np.uint8).reshape(-1, LENGTH)
     shape = np.stack([width[rows], height[rows]], axis=1)
@@ -113,7 +115,10 @@ class CountWithin(beam.DoFn):
                 found = []
                 for row, (_, image) in some:
                     if image is not None:
-                        picture, numbers = resize_shorter_side(decode_array(image), side), possibly[row].tolist()
+                        try:
+                            picture, numbers = resize_shorter_side(stored_array(image), side), possibly[row].tolist()
+                        except DamagedPicture:  # it has been noted by whoever measured the candidates' recall, if not before
+                            continue
                         found += [one for one in numbers if is_near(targets.crop(side, one), picture, self.eidetic_delta)]
                 return found
 
@@ -160,8 +165,11 @@ def is_near(square: np.ndarray, picture: np.ndarray, delta: float) -> bool:
         picture: (H, W, 3) uint8 whose shorter side is S.
         delta: l2.
     """
-    offsets = range(max(picture.shape[:2]) - len(square) + 1)
-    return any(squared_bytes(square, square_at(picture, offset)) <= delta**2 * 255**2 * square.size for offset in offsets)
+    if picture.shape == square.shape:
+        nearest = squared_bytes(square, picture)
+    else:
+        nearest = float(squared_at_offsets(square, picture).min())
+    return nearest <= delta**2 * 255**2 * square.size
 
 
 @dataclasses.dataclass

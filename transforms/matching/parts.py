@@ -27,11 +27,12 @@ from transforms.matching.directory import Directory
 from transforms.matching.gathering import Gathered, read_block
 from transforms.matching.queries import JudgedPicture, read_task
 from transforms.matching.tasks import PLACE_BITS, Round, Task
+from transforms.matching.unreadable import note
 from transforms.store.counters import count
 from transforms.store.files import exists, list_files, read_parquet, write_parquet
 from transforms.store.identity import unit_interval
 from transforms.store.lake import Lake
-from transforms.store.pictures import decode_array, thumbnail
+from transforms.store.pictures import DamagedPicture, stored_array, thumbnail
 from transforms.store.sharing import Shared
 
 NO_DECOYS_COLUMNS = ("role", "relation", "found_by", "cosine", "offset", "extracted")
@@ -135,6 +136,7 @@ class MatchTask(beam.DoFn):
         """The columns of ``decoys`` on the training group that lies nearest by coarse l2."""
         nearest = min(near.training, key=lambda one: (one.coarse_l2, one.group.group))
         row = self._matcher.row(near, nearest.group, "training", "neighbour", members)
+        assert row is not None, "it has a distance"
         return {name: value for name, value in row.items() if name not in (*NO_DECOYS_COLUMNS, "sample_id")}
 
 
@@ -201,12 +203,14 @@ class _Worker:
     """What the threads of a worker share.
 
     Attributes:
+        round: what is matched.
         decoded: pictures by code and side.
         others: where a picture is read that wasn't gathered for a block.
         pool: a thread for each core, however many blocks are compared at once.
     """
 
     def __init__(self, round: Round):
+        self.round = round
         self.decoded: ByteLimitedCache[tuple[int, int], np.ndarray] = ByteLimitedCache(CACHED_BYTES)
         self.others = PicturesByCode(round.lake, round.snapshots.ingest)
         self.pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
@@ -227,16 +231,21 @@ class _Pictures:
         self.gathered: dict[int, Gathered] = {}
 
     def _read(self, code: int, side: int) -> np.ndarray:
-        return resize_shorter_side(decode_array(self.gathered[code].image.as_py()), side)
+        return resize_shorter_side(stored_array(self.gathered[code].image.as_py()), side)
 
     def get(self, code: int, sample_id: str, side: int) -> np.ndarray:
         """See ``comparison.Pictures``."""
         picture = self.worker.decoded.get((code, side))
         if picture is None:
-            picture = (
-                self._read(code, side)
-                if code in self.gathered
-                else resize_shorter_side(self.worker.others.get(code, sample_id), side)
-            )
+            try:
+                picture = (
+                    self._read(code, side)
+                    if code in self.gathered
+                    else resize_shorter_side(self.worker.others.get(code, sample_id), side)
+                )
+            except DamagedPicture as error:
+                round = self.worker.round
+                note(round.lake, round.snapshot, "images", error, sample_id=sample_id)
+                raise
             self.worker.decoded.put((code, side), picture, picture.nbytes)
         return picture

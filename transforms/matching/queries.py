@@ -22,10 +22,11 @@ from transforms.kernels.copies import blurred
 from transforms.kernels.distances import central_square
 from transforms.matching.directory import own_file
 from transforms.matching.tasks import Round, Task, decoy_file
+from transforms.matching.unreadable import note
 from transforms.models.clip import ClipModel, OpenClipEncoder
 from transforms.store.counters import count
 from transforms.store.files import exists, read_parquet, read_rows, write_parquet
-from transforms.store.pictures import decode, thumbnail
+from transforms.store.pictures import DamagedPicture, stored_array, thumbnail
 
 PROMPTS_PARTS = 1000
 """Part numbers of ``generations`` that belong to one part of ``prompts``: see attempts.PARTS_PER_PROMPTS_PART."""
@@ -62,7 +63,7 @@ class JudgedPicture:
 
 
 def read_task(round: Round, task: Task) -> Iterator[JudgedPicture]:
-    """The pictures of a task, in their order: that is how their files are read beside them."""
+    """The pictures of a task that can be decoded, in their order: that is how their files are read beside them."""
     if task.kind == "decoys":
         yield from _decoys(round, task)
     else:
@@ -91,14 +92,24 @@ def _generations(round: Round, task: Task) -> Iterator[JudgedPicture]:
             "nearest": row.get("nearest", False),
             "regenerated": again,
         }
-        yield JudgedPicture(identity, prompts[row["prompt_id"]], np.asarray(decode(row["image"])))
+        try:
+            picture = stored_array(row["image"])
+        except DamagedPicture as error:
+            key = {name: row[name] for name in ("prompt_id", "sample_index")}
+            note(lake, round.snapshot, "regenerations" if again else "generations", error, **key)
+            continue
+        yield JudgedPicture(identity, prompts[row["prompt_id"]], picture)
 
 
 def _decoys(round: Round, task: Task) -> Iterator[JudgedPicture]:
     pictures = PicturesByCode(round.lake, round.snapshots.ingest)
     for row in read_parquet(decoy_file(round.lake, round.snapshot)).to_pylist():
         if row["part"] == task.number:
-            picture = central_square(pictures.get(row["code"], row["sample_id"]), round.side)
+            try:
+                picture = central_square(pictures.get(row["code"], row["sample_id"]), round.side)
+            except DamagedPicture as error:
+                note(round.lake, round.snapshot, "images", error, sample_id=row["sample_id"])
+                continue
             yield JudgedPicture(
                 {"kind": row["kind"], "sample_id": row["sample_id"]},
                 None,

@@ -23,9 +23,10 @@ from transforms.matching.eidetic_counts import Sought, possible
 from transforms.matching.gathering import images_at
 from transforms.matching.parts import sampled_rows
 from transforms.matching.tasks import Snapshots
+from transforms.matching.unreadable import note
 from transforms.store.files import write_parquet
 from transforms.store.lake import Lake
-from transforms.store.pictures import decode_array
+from transforms.store.pictures import DamagedPicture, stored_array
 from transforms.store.sharing import Shared
 
 
@@ -57,11 +58,15 @@ class NearestByBruteForce(beam.DoFn):
         for side, (sought, coarse) in self._sampled.get().items():
             possibly = possible(self.lake, self.snapshots, number, sought)
             rows = np.array(sorted(possibly.keys() & groups.keys()), np.int64)
-            for row, (_, image) in images_at(path, rows):
+            for row, (sample, image) in images_at(path, rows):
                 if image is None:
                     continue
                 # Of a picture that isn't square its middle; the candidates' best crop may be nearer.
-                square = central_square(decode_array(image), side)
+                try:
+                    square = central_square(stored_array(image), side)
+                except DamagedPicture as error:
+                    note(self.lake, self.snapshot, "images", error, sample_id=sample)
+                    continue
                 numbers = possibly[row]
                 distances = coarse_l2(coarse[numbers], square)
                 for one, distance in zip(numbers.tolist(), distances.tolist(), strict=True):

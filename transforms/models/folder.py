@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from transforms.errors import UserError
 from transforms.models.base import Attempt, Wanted
-from transforms.store.files import exists, read_bytes
+from transforms.store.files import exists, is_url, read_bytes
 from transforms.store.identity import digest
-from transforms.store.pictures import decode
+from transforms.store.pictures import decode_stranger
 
-# -- finished generations -------------------------------------------------------------------------------------------
+MAX_BYTES = 256 << 20
+"""Of one picture's file."""
 
 
 @dataclasses.dataclass
@@ -49,14 +49,17 @@ class FolderGenerator:
         advice = "expected a JSON object a line, with file_name and prompt"
         if not exists(path):
             raise UserError(f"the folder of generations {self.model!r} has no metadata.jsonl; {advice}")
+        if not is_url(path) and not os.path.isfile(path):
+            raise UserError(f"{path!r} is no file; {advice}")
         files: dict[str, list[str]] = {}
-        for number, line in enumerate(read_bytes(path).decode("utf-8", "replace").splitlines(), start=1):
+        # Only line feeds end a line: JSON may hold what else Python takes for the end of one.
+        for number, line in enumerate(read_bytes(path).decode("utf-8-sig", "replace").split("\n"), start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                prompt = next(row[name] for name in ("prompt", "text", "caption") if row.get(name))
-                name = row["file_name"]
+                prompt = _text(next(row[name] for name in ("prompt", "text", "caption") if row.get(name)))
+                name = _text(row["file_name"])
             except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
                 raise UserError(f"{path!r}, line {number}: {line[:80]!r}; {advice}") from error
             if os.path.isabs(name) or ".." in name.split("/"):
@@ -88,10 +91,33 @@ class FolderGenerator:
     def _attempt(self, name: str) -> Attempt:
         begun = time.perf_counter()
         try:
-            picture = np.asarray(decode(read_bytes(os.path.join(self.model, name))))
-            return Attempt(picture, "success", None, time.perf_counter() - begun)
+            return Attempt(decode_stranger(self._content(name)), "success", None, time.perf_counter() - begun)
         except (OSError, ValueError) as error:
-            return Attempt(None, "failed", f"{name}: {error}", time.perf_counter() - begun)
+            reason = getattr(error, "strerror", None) or error
+            return Attempt(None, "failed", f"{name}: {reason}", time.perf_counter() - begun)
+
+    def _content(self, name: str) -> bytes:
+        """The bytes of a picture. ValueError for what is no picture's file: a pipe, say, would be read for ever."""
+        path = os.path.join(self.model, name)
+        if not is_url(path):
+            if not os.path.realpath(path).startswith(os.path.realpath(self.model) + os.sep):
+                raise ValueError("a link that leads out of the folder")
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError("no file")
+            if found.st_size > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
+        return read_bytes(path)
 
     def describe(self) -> dict[str, Any]:
         return {"steps": None, "guidance_scale": None, "device": None, "dtype": None}
+
+
+def _text(value: Any) -> str:
+    """``value``, if it is text that a table can hold. TypeError, or ValueError for half of a surrogate pair."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__}, expected text")
+    value.encode("utf-8")
+    if "\0" in value:
+        raise ValueError("a null character")
+    return value

@@ -12,6 +12,7 @@ and the pictures are made smaller step by step until they fit into the rest.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import html
@@ -37,7 +38,7 @@ from transforms.store.files import read_parquet, read_rows
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import lineage
-from transforms.store.pictures import decode
+from transforms.store.pictures import DamagedPicture, stored_array
 from transforms.store.texts import redacted
 from transforms.store.tombstones import NO_TEXT, Tombstones, sha256
 
@@ -577,15 +578,20 @@ def pairs(lake: Lake, match: Manifest, extractions: list[dict[str, Any]]) -> lis
         if row["sample_id"] in gone:
             return Pair.of(row["confidence_rank"], _shown(None), _shown(None))
         generated = _shown(made[row["prompt_id"], row["sample_index"]])
-        return Pair.of(row["confidence_rank"], generated, store.get(row["sample_id"]))
+        try:
+            image = store.get(row["sample_id"])
+        except DamagedPicture:
+            image = _shown(None)
+        return Pair.of(row["confidence_rank"], generated, image)
 
     return [pair(row) for row in extractions]
 
 
 def _shown(picture: bytes | None) -> np.ndarray:
-    """A stored picture as (H, W, 3) uint8; a crossed square where it was removed (``eidetic forget``)."""
+    """A stored picture as (H, W, 3) uint8; a crossed square where it was removed (``eidetic forget``), or is damaged."""
     if picture is not None:
-        return np.asarray(decode(picture))
+        with contextlib.suppress(DamagedPicture):
+            return stored_array(picture)
     cross = np.eye(CROSS, dtype=bool) | np.eye(CROSS, dtype=bool)[::-1]
     return np.repeat(np.where(cross, 160, 224).astype(np.uint8)[..., None], 3, axis=2)
 

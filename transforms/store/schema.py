@@ -378,6 +378,23 @@ GENERATION_EMBEDDINGS = Table(
     PICTURES_GO,
 )
 
+UNREADABLE = Table(
+    "unreadable",
+    "match",
+    "one picture of the lake that could not be decoded while it was matched: it is near to nothing, and nothing is said of it",
+    pa.schema(
+        [
+            *_AUDIT,
+            _column("source", TEXT, "the table that holds it: images, generations or regenerations"),
+            _column("sample_id", TEXT, "which image; null of a generation", nullable=True),
+            _column("prompt_id", TEXT, "of which prompt it is a generation; null of an image", nullable=True),
+            _column("sample_index", INT, "which of the prompt's generations; null of an image", nullable=True),
+            _column("status", TEXT, "failed_to_decode"),
+            _column("reason", TEXT, "what the decoder said"),
+        ]
+    ),
+)
+
 DECOYS = Table(
     "decoys",
     "match",
@@ -602,7 +619,7 @@ TABLES = {
     table.name: table
     for table in (
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
-        GENERATIONS, CLIQUES, GENERATION_EMBEDDINGS, MATCHES, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION,
+        GENERATIONS, CLIQUES, GENERATION_EMBEDDINGS, MATCHES, UNREADABLE, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION,
         EIDETIC_COUNTS, AUDITS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip

@@ -1,23 +1,30 @@
 """Rows are numbered by what they say, and every one of them becomes an outcome with a reason."""
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipelines.execution import Execution
+from tests.faults.pictures import flat_png
 from tests.web import picture, serve
 from transforms.data import ingestion
 from transforms.data.download import DownloadLimits
 from transforms.data.ingestion import LOST, Buckets, Ingest, IngestBucket, SpreadRows, Storage, number_occurrences
+from transforms.data.resizing import ConfinedResizer
 from transforms.data.sources import FolderSource, LaionSource
 from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
 from transforms.store.files import read_parquet
 from transforms.store.identity import sample_id
 from transforms.store.lake import Lake
+from transforms.store.pictures import FORMATS, decode
 
 LIMITS = DownloadLimits(seconds=5, allow_private_hosts=True)
+
+NO_FORMAT = f"cannot decode the picture: it has no format that is read here ({', '.join(FORMATS)})"
 
 
 def row(url, caption="t", file="a.parquet", number=0, **columns):
@@ -100,6 +107,33 @@ def test_the_graph_is_small_however_many_buckets_there_are():
     assert {name: len(step.spec.payload) for name, step in steps.items() if len(step.spec.payload) > 8_000} == {}
 
 
+def test_what_has_16_bits_is_stored_as_it_looks(tmp_path):
+    for number, level in enumerate((0, 90, 116, 255)):
+        Image.fromarray(np.full((24, 24), level * 257, np.uint16)).save(tmp_path / f"{number}.png")
+        Image.fromarray(np.full((24, 24), level / 255, np.float32)).save(tmp_path / f"{number + 4}.tiff")
+    names = [f"{number}.{'png' if number < 4 else 'tiff'}" for number in range(8)]
+    outcomes = bucket(Lake("unused"), None).outcomes([row(name) for name in names], FolderSource(str(tmp_path)))
+    assert [decode(one["image"]).getpixel((5, 5)) for one in outcomes] == [(level,) * 3 for level in (0, 90, 116, 255)] * 2
+
+
+def test_a_picture_that_takes_too_long_is_a_row_and_the_next_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr("transforms.data.ingestion.ConfinedResizer", _Hurried)
+    (tmp_path / "slow.png").write_bytes(flat_png(7000, 7000))
+    (tmp_path / "then.png").write_bytes(picture())
+    outcomes = bucket(Lake("unused"), None).outcomes([row("slow.png"), row("then.png")], FolderSource(str(tmp_path)))
+    assert [(one["status"], one["reason"]) for one in outcomes] == [
+        ("failed_to_resize", "took longer than allowed"),
+        ("success", None),
+    ]
+
+
+class _Hurried(ConfinedResizer):
+    def __call__(self, stream, _=None):
+        if len(stream.getvalue()) > 10_000:
+            stream.seconds = 0.2
+        return super().__call__(stream)
+
+
 def test_a_row_that_the_downloader_loses_is_a_row_with_a_reason(tmp_path, monkeypatch, capfd):
     from img2dataset import downloader
 
@@ -127,15 +161,19 @@ def test_every_row_has_a_status_and_a_reason(tmp_path):
         web.answer("/out.png", picture(), headers=[("X-Robots-Tag", "noai")])
         web.answer("/page.png", b"<html>", headers=[("Content-Type", "text/html")])
         web.answer("/huge.png", picture(0, 200, 200))
+        web.answer("/text.png", picture(), status=203, headers=[("Content-Type", "text/plain")])
+        web.answer("/strip.png", picture(0, 100, 2))
         expected = {
             "/good.png": ("success", None),
-            "/garbage.png": ("failed_to_resize", "Image decoding error"),
-            "/cut.png": ("failed_to_resize", "Image decoding error"),
+            "/garbage.png": ("failed_to_resize", NO_FORMAT),
+            "/cut.png": ("failed_to_resize", "how much a decoder forgives is its own affair"),
             "/out.png": ("opted_out", "opted out by X-Robots-Tag"),
             "/page.png": ("failed_to_download", "not an image: text/html"),
-            "/huge.png": ("failed_to_download", "200 × 200 pixels, more than 1000 in all"),
+            "/huge.png": ("failed_to_resize", "cannot decode the picture: 200 x 200 pixels are more than 1,000"),
             "/gone.png": ("failed_to_download", "HTTP 404"),
             "/unsafe.png": ("filtered", "punsafe 0.50 is over 0.1"),
+            "/text.png": ("success", None),
+            "/strip.png": ("failed_to_resize", "100 x 2 pixels are 50 : 1, more than 16 : 1"),
         }
         rows = [row(web.url + path, punsafe=0.5 if "unsafe" in path else 0.1) for path in expected]
         # One row that no client can ask for must not take the others with it.
@@ -145,9 +183,9 @@ def test_every_row_has_a_status_and_a_reason(tmp_path):
         outcomes = bucket(lake, web_source, limits).outcomes(rows, web_source)
         assert web.hits["/unsafe.png"] == 0
     found = [(outcome["status"], outcome["reason"]) for outcome in outcomes]
-    assert found[:2] + found[3:8] == list(expected.values())[:2] + list(expected.values())[3:]
+    assert found[:2] + found[3:10] == list(expected.values())[:2] + list(expected.values())[3:]
     assert found[2][0] in ("success", "failed_to_resize")  # how much a decoder forgives is its own affair
-    assert all(status == "failed_to_download" and reason for status, reason in found[8:])
+    assert all(status == "failed_to_download" and reason for status, reason in found[10:])
     good = outcomes[0]
     assert (good["original_width"], good["original_height"]) == (24, 16)
     assert min(good["width"], good["height"]) == 12 or max(good["width"], good["height"]) == 12

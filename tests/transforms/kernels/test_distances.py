@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -207,6 +209,44 @@ def test_best_crop_finds_what_was_cut_out():
     picture = pictures(16, 50, 3)
     offset, crop = distances.best_crop(picture[:, 21:37], picture)
     assert (offset, float(distances.l2(crop, picture[:, 21:37]))) == (21, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(16, 17), (16, 300), (300, 16), (1, 50), (7, 1000), (64, 257)])
+def test_every_offset_is_exact(shape):
+    picture = pictures(*shape, 3)
+    side = min(shape)
+    square = pictures(side, side, 3)[::-1].copy()
+    squares = [distances.square_at(picture, offset).astype(int) for offset in range(max(shape) - side + 1)]
+    expected = [int(np.square(one - square.astype(int)).sum()) for one in squares]
+    assert distances.squared_at_offsets(square, picture).tolist() == expected
+
+
+def test_of_crops_that_are_as_near_the_first_is_taken():
+    for level in (0, 3, 255):
+        plain = np.full((16, 400, 3), level, np.uint8)
+        assert distances.best_crop(pictures(16, 16, 3), plain)[0] == 0
+
+
+def test_a_banner_takes_as_long_as_its_longer_side_and_no_more_memory():
+    square = pictures(256, 256, 3)
+    taken = {}
+    for ratio in (4, 16):
+        picture = pictures(256, 256 * ratio, 3)
+        tracemalloc.start()
+        begun = time.process_time()
+        distances.best_crop(square, picture)
+        taken[ratio] = time.process_time() - begun, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # Four times as long, with some room for a busy machine.
+    assert taken[16][0] < 12 * taken[4][0]
+    # The longer side as 16-bit numbers twice, and what a piece takes.
+    assert taken[16][1] < 64 << 20
+
+
+def test_what_is_longer_than_any_picture_is_compared_with_nothing():
+    assert distances.resize_shorter_side(np.zeros((1, 100, 3), np.uint8), 2).shape == (2, 200, 3)
+    with pytest.raises(ValueError, match="65500 x 1 pixels, more than 100 : 1"):
+        distances.resize_shorter_side(np.zeros((1, 65_500, 3), np.uint8), 512)
 
 
 def test_a_generation_that_is_not_square():

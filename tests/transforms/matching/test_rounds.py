@@ -31,6 +31,7 @@ from transforms.matching.parts import sampled_rows
 from transforms.matching.queries import SCHEMA
 from transforms.matching.recall import NearestOfAll, recall
 from transforms.matching.tasks import CLIP, PLACE_BITS, THUMBNAIL, Round, Snapshots, Task
+from transforms.matching.unreadable import noted
 from transforms.store.files import delete, read_parquet, write_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake
@@ -314,6 +315,60 @@ def test_the_recall_of_the_candidates_is_measured(world):
     worse = [{**row, "nearest": row["nearest"] + 0.5, "next": row["next"] + 0.5} for row in sampled]
     all_found = {row["key"]: [(row["nearest"], "a"), (row["next"], "b")] for row in sampled}
     assert recall(worse, all_found)["nearest"] == 0.0
+
+
+def damaged(content):
+    """A picture with a bit turned over where no decoder forgives it."""
+    return content[:1] + bytes([content[1] ^ 1]) + content[2:]
+
+
+@pytest.mark.parametrize("place", [1, 3])
+def test_a_damaged_picture_is_near_to_nothing_and_a_row_says_so(world, tmp_path, place):
+    whole = World(tmp_path / "whole", [1, 2, 1, 3, 1, 1, 5, 1, 1, 2, 1, 1])
+    expected = whole.run(whole.round(neighbours=50))
+    groups = sorted(world.first)
+    lost, member = (
+        world.first[groups[place]],
+        next(s for s, g in world.group_of.items() if g == groups[6] and s != world.first[g]),
+    )
+    for path in world.lake.paths("images", world.snapshots.ingest).values():
+        rows = read_parquet(path).to_pylist()
+        for row in rows:
+            if row["sample_id"] in (lost, member):
+                row["image"] = damaged(row["image"])
+        write_parquet(path, pa.Table.from_pylist(rows, schema=read_parquet(path).schema))
+    made = read_parquet(world.lake.part("generations", "audit0", 0)).to_pylist()
+    made[-1]["image"] = damaged(made[-1]["image"])
+    world.lake.write("generations", "audit0", 0, made)
+    found = world.run(world.round(neighbours=50))
+
+    seen = {(one["source"], one["sample_id"], one["prompt_id"]) for one in noted(world.lake, "match0")}
+    last = made[-1]["prompt_id"]
+    assert {("images", lost, None), ("generations", None, last)} <= seen <= {
+        ("images", lost, None), ("images", member, None), ("generations", None, last)
+    }  # fmt: skip
+    assert {one["status"] for one in noted(world.lake, "match0")} == {"failed_to_decode"}
+    assert all(one["reason"].startswith("cannot decode the picture") for one in noted(world.lake, "match0"))
+    assert all(row["sample_id"] not in (lost, member) and row["prompt_id"] != last for row in found)
+    # Of a group of one nothing is left; the others of a larger one are still compared.
+    key = lambda row: (row["prompt_id"], row["role"], row["group_id"])  # noqa: E731
+    assert sum(row["group_id"] == groups[place] for row in found) == 0 or place == 1
+    kept = {key(row): row for row in expected if row["group_id"] not in (groups[place], groups[6]) and row["relation"] == "own"}
+    mine = {key(row): row for row in found}
+    assert all(mine[one]["l2"] == row["l2"] for one, row in kept.items() if row["prompt_id"] != last)
+
+    # And for those that count afterwards.
+    counter = CountWithin(world.lake, world.snapshots, _targets(world, leave_out=lost), 0.1)
+    counter.setup()
+    assert sum(number for part in range(3) for _, number in counter.process(part)) > 0
+
+
+def _targets(world, leave_out):
+    codes = Directory(world.lake, "groups0").codes(world.pictures)
+    rows = [{"sample_id": s, "code": codes[s], "offset": 0, "side": SIDE} for s in world.first.values() if s != leave_out]
+    path = world.lake.work("match", "match0", "targets.parquet")
+    write_parquet(path, pa.Table.from_pylist(rows))
+    return path
 
 
 def test_k_is_that_of_the_plain_count(world):

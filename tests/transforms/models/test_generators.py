@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from huggingface_hub import HfApi, constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.faults.pictures import eps, many_scans
 from tests.models import save_pixel_pipeline, save_random_pipeline
 from transforms.errors import UserError
 from transforms.models.base import Wanted
@@ -554,6 +556,17 @@ def test_finished_generations(finished):
         ("", "is empty"),
         ("{}", "line 1"),
         ('{"prompt": "a", "file_name": "../x"}', "leads out"),
+        ('{"prompt": "a", "file_name": "/etc/passwd"}', "leads out"),
+        ('{"prompt": "a", "file_name": null}', "line 1.*expected a JSON object a line"),
+        ('{"prompt": "a", "file_name": 7}', "line 1.*expected a JSON object a line"),
+        ('{"prompt": "a", "file_name": ["x.png"]}', "line 1.*expected a JSON object a line"),
+        ('{"prompt": "a", "file_name": "\\ud800.png"}', "line 1.*expected a JSON object a line"),
+        ('{"prompt": "a", "file_name": "a\\u0000.png"}', "line 1.*expected a JSON object a line"),
+        ('{"prompt": ["a"], "file_name": "x.png"}', "line 1.*expected a JSON object a line"),
+        ('{"prompt": {"a": 1}, "file_name": "x.png"}', "line 1.*expected a JSON object a line"),
+        ('{"prompt": "\\udfff", "file_name": "x.png"}', "line 1.*expected a JSON object a line"),
+        ('{"prompt": "a", "file_name": "x.png"}\n[1, 2]', "line 2.*expected a JSON object a line"),
+        ('{"prompt": "a", "x": ' + "[" * 100_000, "line 1.*expected a JSON object a line"),
     ],
 )
 def test_finished_generations_that_are_none(tmp_path, content, message):
@@ -561,6 +574,55 @@ def test_finished_generations_that_are_none(tmp_path, content, message):
         (tmp_path / "metadata.jsonl").write_text(content)
     with pytest.raises(UserError, match=message):
         FolderGenerator(str(tmp_path)).revision()
+
+
+def test_lines_of_finished_generations_end_at_line_feeds(tmp_path):
+    prompts = ["a\u2028b", "c\x85d", "e\x0bf", "plain"]
+    lines = [json.dumps({"file_name": "x.png", "prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\n\n")
+    assert list(FolderGenerator(str(tmp_path)).prompts()) == prompts
+
+
+def test_a_list_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    with pytest.raises(UserError, match="is no file"):
+        FolderGenerator(str(tmp_path)).revision()
+
+
+def test_finished_generations_are_pictures_in_the_folder_and_nothing_else(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    Image.new("RGB", (16, 16), (50, 0, 0)).save(tmp_path / "outside.png")
+    Image.new("RGB", (16, 16), (70, 0, 0)).save(folder / "inner" / "whole.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "inside.png").symlink_to(folder / "inner" / "whole.png")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "eps.png").write_bytes(eps())
+    (folder / "scans.jpg").write_bytes(many_scans(20_000, 64))
+    with open(folder / "large.png", "wb") as file:
+        file.truncate(1 << 40)
+    expected = {
+        "inner/whole.png": None,
+        "inside.png": None,
+        "link.png": "a link that leads out of the folder",
+        "gone.png": "No such file or directory",
+        "pipe.png": "no file",
+        "inner": "no file",
+        "eps.png": "no format that is read here",
+        "scans.jpg": "more than 100 scans",
+        "large.png": "more than 256 MiB",
+    }
+    lines = [json.dumps({"file_name": name, "prompt": name}) for name in expected]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    made = FolderGenerator(str(folder))
+    attempts = {
+        name: one[0] for name, one in zip(expected, made.generate([Wanted(n, {0: None}) for n in expected]), strict=True)
+    }
+    for name, reason in expected.items():
+        assert attempts[name].status == ("success" if reason is None else "failed"), name
+        assert reason is None or (reason in attempts[name].reason and attempts[name].reason.startswith(f"{name}: "))
+    assert attempts["inside.png"].image[0, 0].tolist() == [70, 0, 0]
 
 
 def test_generators_travel_without_their_model(folder):
