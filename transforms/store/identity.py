@@ -53,7 +53,8 @@ def unit_interval(*parts: Any) -> float:
 def folder_digest(folder: str) -> str:
     """Digest of every file of a local model by its path inside the folder and its content: a moved model is the same."""
     files = []
-    for parent, folders, names in os.walk(folder):
+    # A part may be a link to a folder that several models share.
+    for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.startswith(".") or name == "README.md":  # a model card changes nothing

@@ -268,6 +268,15 @@ def test_revision_is_the_content_not_the_place(folder, tmp_path):
     assert folder_digest(str(moved)) != folder_digest(str(folder))
 
 
+def test_the_revision_sees_parts_that_are_links(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "unet").rename(tmp_path / "shared")
+    (tmp_path / "model" / "unet").symlink_to(tmp_path / "shared")
+    assert folder_digest(str(tmp_path / "model")) == folder_digest(str(folder))
+    (tmp_path / "shared" / "config.json").write_text("{}")
+    assert folder_digest(str(tmp_path / "model")) != folder_digest(str(folder))
+
+
 def _without(folder, tmp_path, change):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
