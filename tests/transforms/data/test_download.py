@@ -30,7 +30,7 @@ from transforms.data.download import (
 
 LIMITS = DownloadLimits(seconds=5, allow_private_hosts=True)
 HURRIED = DownloadLimits(seconds=0.5, allow_private_hosts=True)
-PATIENCE = 2.0
+PATIENCE = 6.0
 """Seconds after which a fetch that was given 0.5 has plainly not been cut off; the rest is for a busy machine."""
 
 
