@@ -12,14 +12,15 @@ Stages that are complete for these options are skipped, so the same command agai
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
 
 from pipelines import measure
 from pipelines.execution import Execution
-from pipelines.options import CommonOptions, Options, Parsed, option, parse
-from pipelines.stages import Planned, execution_of, options_of, stages
+from pipelines.options import CommonOptions, LockOptions, Options, Parsed, option, parse
+from pipelines.stages import Planned, alone_with, execution_of, options_of, stages
 from transforms.store.lake import Lake, Manifest
 
 
@@ -32,7 +33,7 @@ class AuditOptions(Options):
 
 def options() -> tuple[type, ...]:
     """The option dataclasses of an audit: those of all stages."""
-    return CommonOptions, AuditOptions, *options_of(stages())
+    return CommonOptions, LockOptions, AuditOptions, *options_of(stages())
 
 
 def plan(lake: Lake, parsed: Parsed) -> list[Planned]:
@@ -75,11 +76,13 @@ def run(execution: Execution, parsed: Parsed, done: dict[str, Manifest] | None =
 
 
 def main(argv: Sequence[str]) -> None:
-    run_parsed(parse(argv, "audit", __doc__, options()))
+    parsed = parse(argv, "audit", __doc__, options())
+    with contextlib.nullcontext() if parsed[AuditOptions].plan else alone_with(parsed, "audit"):
+        run_parsed(parsed)
 
 
 def run_parsed(parsed: Parsed) -> None:
-    """The audit of an understood command line."""
+    """The audit of an understood command line; who else may write to the lake meanwhile is the caller's business."""
     execution = execution_of(parsed)
     if parsed[AuditOptions].plan:
         print(describe(execution.lake, plan(execution.lake, parsed)))

@@ -6,12 +6,15 @@ import atexit
 import contextlib
 import importlib
 import os
+import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, TextIO
 
 from pipelines.stages import OTHER_VERBS, STAGES
-from transforms.errors import TemplateWritten, UserError
+from transforms.errors import TemplateWritten, UserError, fault_of_the_machine
 
 
 def verbs() -> dict[str, str]:
@@ -19,10 +22,18 @@ def verbs() -> dict[str, str]:
     return STAGES | OTHER_VERBS
 
 
+INTERRUPTED = "interrupted; what is complete is kept, and the same command goes on from there"
+
+
 def run_verb(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Runs a verb's ``main``. 0: fine; 2: the user can mend it, and the one line on stderr says how; 130: interrupted."""
+    """Runs a verb's ``main``.
+
+    0: fine; 2: the user can mend it, and the one line on stderr says how; 130: interrupted; 141: nobody reads any more what is
+    printed.
+    """
     try:
-        return main(argv) or 0
+        with heeding_interrupts():
+            return main(argv) or 0
     except UserError as error:
         print(f"eidetic: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -30,8 +41,64 @@ def run_verb(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
         print(f"the template is at {written}; nothing was run")
         return 0
     except KeyboardInterrupt:
-        print("eidetic: interrupted; what is complete is kept, and the same command goes on from there", file=sys.stderr)
+        print(f"eidetic: {INTERRUPTED}", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if _is_read(sys.stdout):
+            raise  # it is another pipe
+        # As the shell says of a program that the signal has ended. Python would try once more, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        line = fault_of_the_machine(error)
+        if line is None:
+            raise
+        print(f"eidetic: {' '.join(line.split())}", file=sys.stderr)
+        return 2
+
+
+def _is_read(stream: TextIO) -> bool:
+    """Whether somebody still reads what is printed."""
+    try:
+        stream.flush()
+        pipe = select.poll()
+        pipe.register(stream, select.POLLERR)
+        return not any(event & select.POLLERR for _, event in pipe.poll(0))
+    except BrokenPipeError:
+        return False
+
+
+PATIENCE = 5.0
+"""Seconds that a command gets after Control-C: threads of a runner may not end for long, and what is durable is so already."""
+
+
+@contextlib.contextmanager
+def heeding_interrupts() -> Iterator[None]:
+    """Control-C ends the process with exit code 130: by KeyboardInterrupt, and, where that gets nowhere, all the same."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python tells no other thread of signals
+        return
+    timer = threading.Timer(PATIENCE, _give_up)
+    timer.daemon = True
+
+    def interrupted(*_: object) -> NoReturn:
+        # What is written is whole or not at all, so a second one need not wait.
+        signal.signal(signal.SIGINT, lambda *_: _give_up())
+        timer.start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
+def _give_up() -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, f"eidetic: {INTERRUPTED}\n".encode())
+    os._exit(130)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +122,8 @@ def leave(code: int) -> NoReturn:
     A native thread (Arrow's, gRPC's) that turns to Python while the interpreter ends aborts the process: its work is done, and
     a scheduler that goes by the code hears that it wasn't.
     """
-    atexit._run_exitfuncs()
+    if code != 130:  # what they wait for may never end
+        atexit._run_exitfuncs()
     # Nobody may be reading any more.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -65,7 +133,12 @@ def leave(code: int) -> NoReturn:
 
 def script() -> NoReturn:
     """The command ``eidetic``."""
-    leave(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:  # while a verb's module was imported
+        print(f"eidetic: {INTERRUPTED}", file=sys.stderr)
+        code = 130
+    leave(code)
 
 
 if __name__ == "__main__":

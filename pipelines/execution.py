@@ -22,8 +22,9 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, SetupOptions
 
 from pipelines.stages import Planned
-from transforms.errors import TemplateWritten, UserError
+from transforms.errors import TemplateWritten, UserError, fault_of_the_machine
 from transforms.store.counters import NAMESPACE
+from transforms.store.files import exists
 from transforms.store.lake import Lake, Manifest
 
 PACKAGES = ("apache-beam", "torch", "open-clip-torch", "faiss-cpu", "pyarrow", "duckdb", "img2dataset", "diffusers")
@@ -90,6 +91,8 @@ class Execution:
         if done is not None:
             say(f"{planned.stage:<12} complete ({_rows(done)})")
             return self.lake.ask_for(done)
+        if exists(self.lake.manifest_path(planned.stage, planned.snapshot_id)):  # and it is damaged
+            self.lake.begin_anew(planned.stage, planned.snapshot_id)
         begun = time.monotonic()
         facts = work() or {}
         facts = {**facts, "seconds": round(time.monotonic() - begun, 2), "versions": versions(), "machine": machine()}
@@ -154,8 +157,9 @@ def quiet_beam(verbose: bool) -> None:
 
 
 def _not_a_users_mistake(record: logging.LogRecord) -> bool:
-    """False for what a step raised as UserError: it is said in one line when the pipeline ends."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], UserError)
+    """False for what is said in one line when the pipeline ends: a UserError of a step, or a fault of the machine."""
+    error = None if record.exc_info is None else record.exc_info[1]
+    return not isinstance(error, UserError) and (error is None or fault_of_the_machine(error) is None)
 
 
 # -- what the user sees ---------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ def answer(lake: Lake, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         try:
             with duckdb.connect(path, read_only=True) as connection:
                 if lake.is_local:
+                    database.check(lake)
                     # The lake may be a copy, whose database still names the place of the first one.
                     database.place(connection, lake, stored=False)
                 found = connection.execute(sql)

@@ -1,6 +1,7 @@
 """Tables are whole or absent, snapshots are complete or not there, and faults name what to do."""
 
 import json
+import os
 
 import pyarrow as pa
 import pytest
@@ -110,8 +111,11 @@ def test_a_folder_that_is_no_lake(tmp_path):
 
 
 def test_a_path_that_is_a_pattern(tmp_path):
-    with pytest.raises(UserError, match=r"without \*, \? and \["):
-        Lake(str(tmp_path / "lake[1]"))
+    for name in ("lake[1]", "la?ke", "back\\slash"):
+        with pytest.raises(UserError, match=r"without \*, \?, \[ and "):
+            Lake(str(tmp_path / name))
+    with pytest.raises(UserError, match="expected one in UTF-8"):
+        Lake(os.fsdecode(b"/tmp/lake\xff"))
 
 
 @pytest.mark.parametrize("spelt", ["{}", "{}/", "{}//", "{}/."])
