@@ -68,37 +68,27 @@ def _is_read(stream: TextIO) -> bool:
         return False
 
 
-PATIENCE = 5.0
-"""Seconds that a command gets after Control-C: threads of a runner may not end for long, and what is durable is so already."""
-
-
 @contextlib.contextmanager
 def heeding_interrupts() -> Iterator[None]:
-    """Control-C ends the process with exit code 130: by KeyboardInterrupt, and, where that gets nowhere, all the same."""
+    """Control-C ends the process at once, with exit code 130.
+
+    What is written is whole or not at all, and the next run goes on from it, as after any other kill. An exception instead
+    would come up in whatever the main thread is at, and get lost in callbacks and in runners that wait for their threads.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python tells no other thread of signals
         return
-    timer = threading.Timer(PATIENCE, _give_up)
-    timer.daemon = True
 
     def interrupted(*_: object) -> NoReturn:
-        # What is written is whole or not at all, so a second one need not wait.
-        signal.signal(signal.SIGINT, lambda *_: _give_up())
-        timer.start()
-        raise KeyboardInterrupt
+        with contextlib.suppress(OSError):
+            os.write(2, f"{chr(10) if os.isatty(2) else ''}eidetic: {INTERRUPTED}\n".encode())
+        os._exit(130)
 
     before = signal.signal(signal.SIGINT, interrupted)
     try:
         yield
     finally:
-        timer.cancel()
         signal.signal(signal.SIGINT, before)
-
-
-def _give_up() -> NoReturn:
-    with contextlib.suppress(OSError):
-        os.write(2, f"eidetic: {INTERRUPTED}\n".encode())
-    os._exit(130)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in verbs():
         print(f"eidetic: unknown verb {words[0]!r}; expected one of {', '.join(verbs())}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"pipelines.{words[0]}")
-    return run_verb(module.main, words[1:])
+    # Its module is found in there: what goes wrong meanwhile (no more files can be opened) is told in the same way.
+    return run_verb(lambda argv: importlib.import_module(f"pipelines.{words[0]}").main(argv), words[1:])
 
 
 def leave(code: int) -> NoReturn:
@@ -122,8 +112,7 @@ def leave(code: int) -> NoReturn:
     A native thread (Arrow's, gRPC's) that turns to Python while the interpreter ends aborts the process: its work is done, and
     a scheduler that goes by the code hears that it wasn't.
     """
-    if code != 130:  # what they wait for may never end
-        atexit._run_exitfuncs()
+    atexit._run_exitfuncs()
     # Nobody may be reading any more.
     with contextlib.suppress(OSError):
         sys.stdout.flush()

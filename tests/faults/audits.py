@@ -43,7 +43,9 @@ class World:
                     noise = np.random.default_rng(index).integers(-2, 3, made.shape)
                     name = f"{kind}-{number}-{index}.png"
                     (folder / "generations").mkdir(exist_ok=True)
-                    (folder / "generations" / name).write_bytes(encode_png((made.astype(int) + noise).clip(0, 255).astype(np.uint8)))
+                    (folder / "generations" / name).write_bytes(
+                        encode_png((made.astype(int) + noise).clip(0, 255).astype(np.uint8))
+                    )
                     lines.append(json.dumps({"file_name": name, "prompt": caption}))
         (folder / "generations" / "metadata.jsonl").write_text("\n".join(lines))
         return cls(folder)

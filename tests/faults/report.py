@@ -1,6 +1,6 @@
 """What the faults came to: ``make faults`` makes ``docs/reliability.md`` of it.
 
-    python -m tests.faults.report
+python -m tests.faults.report
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 
 HEAD = """# Reliability
 
-What was done to small lakes, and what came of it. Made by `make faults`, which runs all of `tests/faults`; do not edit. `make test`
-runs a sample of each kind. How it is held: [architecture.md](architecture.md), "What stays, and what is believed".
+What was done to small lakes, and what came of it. Made by `make faults`, which runs all of `tests/faults`; do not edit.
+`make test` runs a sample of each kind. How it is held: [architecture.md](architecture.md), "What stays, and what is believed".
 
 | what was done | times | what came of it | times |
 |---|---|---|---|

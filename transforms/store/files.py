@@ -284,6 +284,8 @@ def write_parquet(path: str, table: pa.Table, rows: int | None = None) -> None:
 def parquet_bytes(table: pa.Table, rows: int | None = None) -> bytes:
     """What ``write_parquet`` writes: pages with checksums, and a footer that names the digest of what stands before it."""
     sink = io.BytesIO()
+    # What was read from another file has that one's digest.
+    table = table.replace_schema_metadata({k: v for k, v in (table.schema.metadata or {}).items() if k != BODY} or None)
     bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
     most = PICTURES_ROW_GROUP_BYTES if "image" in table.column_names else MAX_ROW_GROUP_BYTES
     rows = rows or max(1, min(1 << 20, most // bytes_per_row))

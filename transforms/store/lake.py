@@ -318,6 +318,8 @@ class Lake:
         DuckDB will read, which doesn't look at checksums. What Arrow reads is held against those then (``CheckedFile``). Of a
         lake behind a URL only footers are read: its store has checksums of its own, and all bytes would come over the network.
         """
+        # As it is now: since the caller read it, some may have been forgotten.
+        manifest = self.manifest(manifest.stage, manifest.snapshot_id) or manifest
         for damage in self.damages(manifest, DIGESTED if whole and self.is_local else 0):
             raise damage
 
@@ -389,11 +391,11 @@ class Lake:
 
     def announced(self, path: str) -> list[Part | None]:
         """What was announced of a part: one thing or nothing."""
+        if not exists(_announcement(path)):
+            return []
         try:
             said = json.loads(read_bytes(_announcement(path)))
             return [None if said is None else Part(*said)]
-        except FileNotFoundError:
-            return []
         except (ValueError, TypeError) as error:
             raise Damaged(_announcement(path), f"it can't be read ({error})") from error
 
