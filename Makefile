@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 AIRFLOW := build/airflow_venv
 
-.PHONY: audit test lint install bench airflow clean
+.PHONY: audit test faults lint install bench airflow clean
 
 # The main job on the embedded default: rates, a report and a database to query.
 audit: install
@@ -12,6 +12,12 @@ audit: install
 # A file of tests for each core, and in it one thread: those of several processes would wait for one another.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
+
+# All that is done to lakes, of which make test does a sample, and the page made of what came of it.
+faults: install
+	rm -rf build/faults
+	OMP_NUM_THREADS=1 EIDETIC_FAULTS=all $(BIN)/python -m pytest -q --numprocesses auto tests/faults
+	$(BIN)/python -m tests.faults.report
 
 lint: install
 	$(BIN)/ruff check .

@@ -92,18 +92,19 @@ def heeding_interrupts() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run_verb(_main, list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print("usage: eidetic <verb> [options] [Beam options]\n\nverbs:")
         for verb, text in verbs().items():
             print(f"  {verb:<12} {text}")
-        print("\n'eidetic <verb> --help' says what a verb reads and writes, with a command that can be pasted.")
+        print("\n'eidetic <verb> --help' says what a verb reads and writes, with a command that can be pasted.", flush=True)
         return 0
     if words[0] not in verbs():
-        print(f"eidetic: unknown verb {words[0]!r}; expected one of {', '.join(verbs())}", file=sys.stderr)
-        return 2
-    # Its module is found in there: what goes wrong meanwhile (no more files can be opened) is told in the same way.
-    return run_verb(lambda argv: importlib.import_module(f"pipelines.{words[0]}").main(argv), words[1:])
+        raise UserError(f"unknown verb {words[0]!r}; expected one of {', '.join(verbs())}")
+    return importlib.import_module(f"pipelines.{words[0]}").main(words[1:]) or 0
 
 
 def leave(code: int) -> NoReturn:
@@ -122,12 +123,7 @@ def leave(code: int) -> NoReturn:
 
 def script() -> NoReturn:
     """The command ``eidetic``."""
-    try:
-        code = main()
-    except KeyboardInterrupt:  # while a verb's module was imported
-        print(f"eidetic: {INTERRUPTED}", file=sys.stderr)
-        code = 130
-    leave(code)
+    leave(main())
 
 
 if __name__ == "__main__":
