@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 
 class UserError(Exception):
@@ -13,6 +14,20 @@ class UserError(Exception):
 
     The command line prints it on one line and ends with exit code 2; nothing is left half-written.
     """
+
+
+class Damaged(UserError):
+    """A file isn't what was written. ``path``: which."""
+
+    def __init__(self, path: str, what: str):
+        super().__init__(
+            f"{path!r} is damaged: {what}; restore it from a backup, or run 'eidetic verify --mend' on its lake, which removes "
+            "what is damaged and what was made of it, and then the same command again"
+        )
+        self.path, self.what = path, what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Damaged, (self.path, self.what)
 
 
 class TemplateWritten(Exception):

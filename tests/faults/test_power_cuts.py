@@ -8,6 +8,7 @@ from tests.faults.conftest import ALL
 from tests.faults.power import EMPTY, LOST, Disk
 from tests.faults.report import tried
 from tests.lakes import differences
+from transforms.store.files import delete, write_bytes
 from transforms.store.lake import Lake
 
 CUTS = 20 if ALL else 2
@@ -44,9 +45,9 @@ def test_the_harness_tells_what_was_not_synced(tmp_path):
     root = tmp_path / "lake"
     disk = Disk(root)
     with disk.recording():
-        from transforms.store.files import write_bytes
-
         write_bytes(f"{root}/folder/kept", b"whole")
+        write_bytes(f"{root}/folder/removed", b"whole")
+        delete(f"{root}/folder/removed")
         (root / "folder" / "unsynced").write_bytes(b"gone")
     for how, left in ((LOST, {"kept": b"whole"}), (EMPTY, {"kept": b"whole", "unsynced": b""})):
         disk.after_a_cut(tmp_path / how, how)

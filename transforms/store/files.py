@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.errors import UserError
+from transforms.errors import Damaged, UserError
 
 MAX_ROW_GROUP_BYTES = 64 << 20
 """Row groups are kept near this size, so that a reader needs little memory."""
@@ -260,20 +260,6 @@ class Part(NamedTuple):
     rows: int
     size: int
     digest: str
-
-
-class Damaged(UserError):
-    """A file isn't what was written. ``path``: which."""
-
-    def __init__(self, path: str, what: str):
-        super().__init__(
-            f"{path!r} is damaged: {what}; restore it from a backup, or run 'eidetic verify --mend' on its lake, which removes "
-            "what is damaged and what was made of it, and then the same command again"
-        )
-        self.path, self.what = path, what
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Damaged, (self.path, self.what)
 
 
 def write_parquet(path: str, table: pa.Table, rows: int | None = None) -> None:

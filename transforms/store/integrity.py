@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from transforms.errors import UserError
-from transforms.store.files import Damaged, check_body, delete, delete_all, exists, walk
+from transforms.errors import Damaged, UserError
+from transforms.store.files import check_body, delete, delete_all, exists, walk
 from transforms.store.lake import Lake, Manifest, part_number, read_manifest, snapshot_of, table_of
 from transforms.store.schema import TABLES
 

@@ -19,6 +19,7 @@ announced first, in a file beside it, and is right as it was and as it is to be;
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import datetime
 import functools
@@ -30,9 +31,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from transforms.errors import UserError
+from transforms.errors import Damaged, UserError
 from transforms.store.files import (
-    Damaged,
     Part,
     check_body,
     check_columns,
@@ -105,6 +105,9 @@ class Manifest:
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat()
 
+
+REQUESTS = 32
+"""So many parts behind a URL are looked at at once."""
 
 DIGESTED = 1 << 30
 """Bytes of a table with pictures or vectors up to which it is read whole before a stage reads it: a second or two."""
@@ -353,12 +356,22 @@ class Lake:
         if not borrowed.items() <= self._lain_over(table, manifest.snapshot_id).items():
             raise Damaged(self._base(table, manifest.snapshot_id), "it doesn't name the parts that the manifest says")
         said = self.said(manifest, table)
-        for number in sorted(said.keys() | paths.keys()):
+
+        def look(number: int) -> Damaged | None:
             try:
                 path = paths.get(number) or self.part(table, manifest.snapshot_id, number)
                 self._check_part(path, said.get(number), number in said)
             except Damaged as damage:
-                yield damage
+                return damage
+            return None
+
+        numbers = sorted(said.keys() | paths.keys())
+        if self.is_local:
+            found = map(look, numbers)
+        else:  # each look is some requests, that take their time
+            with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
+                found = iter(list(pool.map(look, numbers)))
+        yield from (damage for damage in found if damage is not None)
 
     def _check_part(self, path: str, known: Part | None, named: bool) -> None:
         announced = self.announced(path)
@@ -368,7 +381,7 @@ class Lake:
             return
         if known is None and named:
             return  # written by an older version
-        found = describe(path)
+        found = _described_once(path, *stat(path)[1:]) if self.is_local else describe(path)
         right = [one for one in (known, *announced) if one is not None]
         if not right:
             raise Damaged(path, "the manifest of its snapshot doesn't name it")
@@ -559,6 +572,12 @@ def _tell(text: str) -> None:
 def _manifest_once(path: str, size: int, modified: float) -> Manifest:
     """A manifest for those who ask for each of its parts: read once while the file is the same."""
     return read_manifest(path)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _described_once(path: str, size: int, modified: float) -> Part:
+    """What a part is known by: read once in a process while the file is the same."""
+    return describe(path)
 
 
 @functools.lru_cache(maxsize=1 << 16)
