@@ -25,7 +25,7 @@ class Disk:
     def __init__(self, root: Path):
         self.root, self.syncs = root, 0
         self._contents: dict[int, bytes] = {}
-        self._names: dict[str, dict[str, tuple[int, bool]]] = {}
+        self._names: dict[str, dict[str, bytes | None]] = {}
         self._fsync = os.fsync
 
     @contextlib.contextmanager
@@ -50,9 +50,17 @@ class Disk:
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
             with os.scandir(place) as entries:
-                self._names[place] = {one.name: (one.inode(), one.is_dir(follow_symlinks=False)) for one in entries}
+                self._names[place] = {one.name: None if one.is_dir() else self._durable(Path(one.path)) for one in entries}
         else:
             self._contents[found.st_ino] = Path(place).read_bytes()
+
+    def _durable(self, path: Path) -> bytes:
+        """What a file holds for good: nothing where it isn't what was synced, or has the inode of one that is gone."""
+        try:
+            known, now = self._contents.get(path.stat().st_ino, b""), path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        return known if known == now else b""
 
     def after_a_cut(self, target: Path, how: str) -> None:
         """Builds the folder in ``target`` as it would be after a cut now."""
@@ -67,12 +75,12 @@ class Disk:
                     inside.mkdir(parents=True, exist_ok=True)
                 else:
                     inside.parent.mkdir(parents=True, exist_ok=True)
-                    inside.write_bytes(self._contents.get(path.stat().st_ino, b""))
+                    inside.write_bytes(self._durable(path))
 
     def _restore(self, folder: Path, target: Path) -> None:
         target.mkdir()
-        for name, (inode, is_folder) in self._names.get(str(folder), {}).items():
-            if is_folder:
+        for name, content in self._names.get(str(folder), {}).items():
+            if content is None:
                 self._restore(folder / name, target / name)
             else:
-                (target / name).write_bytes(self._contents.get(inode, b""))
+                (target / name).write_bytes(content)

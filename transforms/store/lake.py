@@ -366,11 +366,9 @@ class Lake:
             return None
 
         numbers = sorted(said.keys() | paths.keys())
-        if self.is_local:
-            found = map(look, numbers)
-        else:  # each look is some requests, that take their time
-            with concurrent.futures.ThreadPoolExecutor(REQUESTS) as pool:
-                found = iter(list(pool.map(look, numbers)))
+        # Behind a URL each look is some requests, that take their time.
+        with concurrent.futures.ThreadPoolExecutor(1 if self.is_local else REQUESTS) as pool:
+            found = list(pool.map(look, numbers))
         yield from (damage for damage in found if damage is not None)
 
     def _check_part(self, path: str, known: Part | None, named: bool) -> None:
