@@ -22,6 +22,7 @@ from pipelines.execution import Execution
 from pipelines.options import CommonOptions, LockOptions, Options, Parsed, option, parse
 from pipelines.stages import Planned, alone_with, execution_of, options_of, stages
 from transforms.store.lake import Lake, Manifest
+from transforms.store.lineage import check_lineage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,9 @@ def plan(lake: Lake, parsed: Parsed) -> list[Planned]:
     planned: dict[str, Planned] = {}
     for stage in stages():
         upstream = None if stage.upstream is None else planned[stage.upstream].snapshot_id
+        done = None if stage.upstream is None or upstream is None else lake.manifest(stage.upstream, upstream)
+        if done is not None:
+            check_lineage(lake, [done], whole=False)
         planned[stage.name] = stage.plan(lake, parsed, upstream)
     return list(planned.values())
 

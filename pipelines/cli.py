@@ -80,8 +80,11 @@ def heeding_interrupts() -> Iterator[None]:
         return
 
     def interrupted(*_: object) -> NoReturn:
+        # Where the other lines go, if any went there; not by print, in the middle of which this may be.
+        execution = sys.modules.get("pipelines.execution")
+        terminal = 2 if execution is None or execution._terminal is None else execution._terminal.fileno()
         with contextlib.suppress(OSError):
-            os.write(2, f"{chr(10) if os.isatty(2) else ''}eidetic: {INTERRUPTED}\n".encode())
+            os.write(terminal, f"{chr(10) if os.isatty(terminal) else ''}eidetic: {INTERRUPTED}\n".encode())
         os._exit(130)
 
     before = signal.signal(signal.SIGINT, interrupted)

@@ -112,9 +112,14 @@ class Stage:
 
     def run(self, execution: Execution, parsed: Parsed, upstream: Manifest | None = None) -> Manifest:
         """Runs the stage on ``upstream``, or on what was asked for last; does nothing again that is complete."""
+        from transforms.store.lineage import check_lineage
+
         lake = execution.lake
         if upstream is None and self.upstream is not None:
             upstream = lake.latest(self.upstream)
+        if upstream is not None:
+            # Planning may look into them.
+            check_lineage(lake, [upstream], whole=False)
         planned = self.plan(lake, parsed, None if upstream is None else upstream.snapshot_id)
         self._check_parts(lake, planned, upstream)
         if (done := lake.manifest(self.name, planned.snapshot_id)) is not None:

@@ -30,12 +30,15 @@ def lineage(lake: Lake, manifest: Manifest) -> dict[str, Manifest]:
     return found
 
 
-def check_lineage(lake: Lake, manifests: Iterable[Manifest]) -> None:
-    """Damaged unless all parts of these snapshots, and of what they are made of as far as it is there, are what was written."""
+def check_lineage(lake: Lake, manifests: Iterable[Manifest], *, whole: bool = True) -> None:
+    """Damaged unless all parts of these snapshots, and of what they are made of as far as it is there, are what was written.
+
+    ``whole``: as ``Lake.check_snapshot`` has it.
+    """
     found, walk = set(), list(manifests)
     while walk:
         one = walk.pop()
         found.add(one.snapshot_id)
-        lake.check_snapshot(one)
+        lake.check_snapshot(one, whole=whole)
         upstream = (lake.manifest(*place) for place in one.upstream.items() if place[1] not in found)
         walk += [other for other in upstream if other is not None]
