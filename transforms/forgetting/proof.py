@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.errors import UserError
+from transforms.errors import Damaged, UserError
 from transforms.forgetting.rows import BATCH_ROWS
 from transforms.forgetting.workers import Workers
 from transforms.kernels.fingerprints import Fingerprint, Needles
@@ -184,9 +184,13 @@ class Searcher:
     def file(self, path: str) -> Iterator[Place]:
         inside, self.read = self.lake.inside(path), 0
         if path.endswith(".parquet"):
-            with contextlib.suppress(UserError):  # what isn't Parquet, whatever it is called, is read as bytes
+            try:
                 yield from self._parquet(path, inside)
                 return
+            except Damaged:  # what it holds isn't known, so nothing is proved
+                raise
+            except UserError:  # what isn't Parquet, whatever it is called, is read as bytes
+                pass
         if path.endswith((".html", ".json")):
             content = read_bytes(path)
             self.read += len(content)

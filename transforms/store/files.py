@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.errors import Damaged, UserError
+from transforms.errors import Damaged, UserError, fault_of_the_machine
 
 MAX_ROW_GROUP_BYTES = 64 << 20
 """Row groups are kept near this size, so that a reader needs little memory."""
@@ -376,8 +376,7 @@ class CheckedFile(pq.ParquetFile):
         try:
             yield
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            # What the machine refuses (no more files, no disk) has a number; what doesn't decode has none.
-            if isinstance(error, OSError) and error.errno is not None:
+            if fault_of_the_machine(error) is not None:
                 raise
             raise Damaged(self._path, f"it can't be read ({' '.join(str(error).split())[:80]})") from error
 
@@ -395,9 +394,13 @@ def open_parquet(path: str) -> CheckedFile:
     source = open_file(path) if is_url(path) else path
     try:
         return CheckedFile(source, path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if "/snapshot_id=" in path:  # a part of a table: whoever asks for it was told that it is there
+            raise Damaged(path, "it is missing") from error
         raise
     except (pa.ArrowInvalid, OSError) as error:
+        if fault_of_the_machine(error) is not None:
+            raise
         raise UserError(f"{path!r} is not a Parquet file ({error}); mend or remove it") from error
 
 
