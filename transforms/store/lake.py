@@ -374,7 +374,7 @@ class Lake:
     def _check_part(self, path: str, known: Part | None, named: bool) -> None:
         announced = self.announced(path)
         if not exists(path):
-            if not (announced and announced[0] is None):
+            if None not in announced:
                 raise Damaged(path, "it is missing")
             return
         if known is None and named:
@@ -398,15 +398,16 @@ class Lake:
 
     def announce(self, path: str, part: Part | None) -> None:
         """Says what a part of a complete snapshot is about to be; None: it is about to go. Until ``settle`` both are right."""
-        write_bytes(_announcement(path), json.dumps(part).encode())
+        # What it was changed to by a run that was killed is in no manifest yet.
+        now = [one for one in self.announced(path) if one is not None and exists(path) and one == describe(path)]
+        write_bytes(_announcement(path), json.dumps([*now, part]).encode())
 
     def announced(self, path: str) -> list[Part | None]:
-        """What was announced of a part: one thing or nothing."""
+        """What was announced of a part: each is right."""
         if not exists(_announcement(path)):
             return []
         try:
-            said = json.loads(read_bytes(_announcement(path)))
-            return [None if said is None else Part(*said)]
+            return [None if one is None else Part(*one) for one in json.loads(read_bytes(_announcement(path)))]
         except (ValueError, TypeError) as error:
             raise Damaged(_announcement(path), f"it can't be read ({error})") from error
 
@@ -443,12 +444,14 @@ class Lake:
         for table in manifest.tables:
             for note in list_files(self.folder(table, manifest.snapshot_id), _ANNOUNCED):
                 path = note.removesuffix(_ANNOUNCED)
-                (part,) = self.announced(path)
                 notes.append(note)
-                if part is None and not exists(path):
+                now = describe(path) if exists(path) else None
+                if now not in self.announced(path):
+                    continue
+                if now is None:
                     parts.get(table, {}).pop(str(part_number(path)), None)
-                elif part is not None and exists(path) and describe(path) == part and manifest.parts is not None:
-                    parts.setdefault(table, {})[str(part_number(path))] = list(part)
+                else:
+                    parts.setdefault(table, {})[str(part_number(path))] = list(now)
         settled = dataclasses.replace(manifest, parts=None if manifest.parts is None else parts)
         rows = {table: self._rows(settled, table) for table in manifest.rows}
         settled = dataclasses.replace(settled, rows=rows)

@@ -176,6 +176,9 @@ def test_a_part_that_changes_is_right_before_and_after(lake, complete):
     files.write_bytes(path, before)
     lake.check_snapshot(complete)
     files.write_bytes(path, after)
+    # And again, between announcing what it becomes next and writing that.
+    lake.announce(path, files.Part(0, 1, "what it becomes next"))
+    lake.check_snapshot(complete)
     lake.remove(lake.part("duplicate_pairs", "s1", 1))
     lake.check_snapshot(complete)
     lake.settle(complete)
