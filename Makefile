@@ -9,7 +9,7 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Further words for pytest.
 PYTEST ?=
 
-.PHONY: audit test lint install bench airflow clean
+.PHONY: audit test faults lint install bench airflow clean
 
 # The main job on the embedded default: rates, a report and a database to query.
 audit: install
@@ -18,6 +18,12 @@ audit: install
 # A file of tests for each core, and in it one thread: those of several processes would wait for one another.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile $(PYTEST)
+
+# All that is done to lakes, of which make test does a sample, and the page made of what came of it.
+faults: install
+	rm -rf build/faults
+	OMP_NUM_THREADS=1 EIDETIC_FAULTS=all $(BIN)/python -m pytest -q --numprocesses auto tests/faults
+	$(BIN)/python -m tests.faults.report
 
 lint: install
 	$(BIN)/ruff check .

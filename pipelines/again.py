@@ -24,6 +24,7 @@ from transforms.errors import UserError
 from transforms.models.base import Wanted
 from transforms.store.files import open_parquet
 from transforms.store.lake import Lake, Manifest
+from transforms.store.lineage import check_lineage
 from transforms.store.texts import printable
 from transforms.store.tombstones import FORGOTTEN, NO_TEXT, Tombstones, sha256
 
@@ -55,6 +56,7 @@ def run(lake: Lake, options: AgainOptions, device: str) -> str:
     if not os.path.isdir(folder):
         raise UserError(f"--out is {options.out!r}, and there is no folder {folder!r}; make it, or name another place")
     audit = _audit(lake, options.audit)
+    check_lineage(lake, [audit])
     text, row = _generation(lake, audit, options.prompt_id, options.sample_index)
     generator = generator_again(audit, options.model, device, batch_size=1)
     generator.load()

@@ -12,15 +12,17 @@ Stages that are complete for these options are skipped, so the same command agai
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
 
 from pipelines import measure
 from pipelines.execution import Execution
-from pipelines.options import CommonOptions, Options, Parsed, option, parse
-from pipelines.stages import Planned, execution_of, options_of, stages
+from pipelines.options import CommonOptions, LockOptions, Options, Parsed, option, parse
+from pipelines.stages import Planned, alone_with, execution_of, options_of, stages
 from transforms.store.lake import Lake, Manifest
+from transforms.store.lineage import check_lineage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class AuditOptions(Options):
 
 def options() -> tuple[type, ...]:
     """The option dataclasses of an audit: those of all stages."""
-    return CommonOptions, AuditOptions, *options_of(stages())
+    return CommonOptions, LockOptions, AuditOptions, *options_of(stages())
 
 
 def plan(lake: Lake, parsed: Parsed) -> list[Planned]:
@@ -46,7 +48,11 @@ def _planned(lake: Lake, parsed: Parsed, done: dict[str, Manifest]) -> dict[str,
     planned: dict[str, Planned] = {}
     for stage in stages():
         if stage.name not in ids:
-            planned[stage.name] = stage.plan(lake, parsed, None if stage.upstream is None else ids[stage.upstream])
+            upstream = None if stage.upstream is None else ids[stage.upstream]
+            complete = None if stage.upstream is None or upstream is None else lake.manifest(stage.upstream, upstream)
+            if complete is not None:
+                check_lineage(lake, [complete], whole=False)
+            planned[stage.name] = stage.plan(lake, parsed, upstream)
             ids[stage.name] = planned[stage.name].snapshot_id
     return planned
 
@@ -93,11 +99,13 @@ def run(execution: Execution, parsed: Parsed, done: dict[str, Manifest] | None =
 
 
 def main(argv: Sequence[str]) -> None:
-    run_parsed(parse(argv, "audit", __doc__, options()))
+    parsed = parse(argv, "audit", __doc__, options())
+    with contextlib.nullcontext() if parsed[AuditOptions].plan else alone_with(parsed, "audit"):
+        run_parsed(parsed)
 
 
 def run_parsed(parsed: Parsed) -> None:
-    """The audit of an understood command line."""
+    """The audit of an understood command line; who else may write to the lake meanwhile is the caller's business."""
     execution = execution_of(parsed)
     if parsed[AuditOptions].plan:
         print(describe(execution.lake, plan(execution.lake, parsed)))

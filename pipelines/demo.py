@@ -21,6 +21,7 @@ from pathlib import Path
 from pipelines import audit
 from pipelines.execution import say
 from pipelines.options import Options, option, parse
+from pipelines.stages import alone_with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +51,14 @@ def main(argv: Sequence[str]) -> None:
         options = parsed[DemoOptions]
         root = Path(options.site)
         say(f"corpus       {root}, served at http://127.0.0.1:{options.port}")
-        corpus.build(root, f"http://127.0.0.1:{options.port}", options.scale)
         if parsed[audit.AuditOptions].plan:
+            corpus.build(root, f"http://127.0.0.1:{options.port}", options.scale)
             audit.run_parsed(parsed)
             return
-        with serving(root, options.port):
-            audit.run_parsed(parsed)
+        with alone_with(parsed, "demo"):
+            corpus.build(root, f"http://127.0.0.1:{options.port}", options.scale)
+            with serving(root, options.port):
+                audit.run_parsed(parsed)
 
 
 def _site(argv: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -22,8 +23,9 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, SetupOptions, StandardOptions
 
 from pipelines.stages import Planned
-from transforms.errors import TemplateWritten, UserError
+from transforms.errors import TemplateWritten, UserError, fault_of_the_machine
 from transforms.store.counters import NAMESPACE
+from transforms.store.files import exists
 from transforms.store.lake import Lake, Manifest
 from transforms.store.texts import shown
 
@@ -116,6 +118,8 @@ class Execution:
         if done is not None:
             say(f"{planned.stage:<12} complete ({_rows(done)})")
             return self.lake.ask_for(done)
+        if exists(self.lake.manifest_path(planned.stage, planned.snapshot_id)):  # and it is damaged
+            self.lake.begin_anew(planned.stage, planned.snapshot_id)
         begun = time.monotonic()
         facts = work() or {}
         facts = {**facts, "seconds": round(time.monotonic() - begun, 2), "versions": versions(), "machine": machine()}
@@ -138,13 +142,18 @@ def raise_user_error(error: BaseException) -> None:
     step = " [while running "
     if isinstance(error, UserError):
         raise UserError(str(error).split(step)[0]) from error
-    marker = f"{UserError.__module__}.{UserError.__name__}: "
     text = str(error)
-    if marker in text:
-        raise UserError(text.rsplit(marker, 1)[1].split(step)[0].strip().splitlines()[0]) from error
+    if (said := _user_error_in(text)) is not None:
+        raise UserError(said.split(step)[0].strip().splitlines()[0]) from error
     # Control-C reaches the step that is running, and Beam makes an error of it.
     if text.startswith(f"{KeyboardInterrupt.__name__}{step}"):
         raise KeyboardInterrupt from error
+
+
+def _user_error_in(text: str) -> str | None:
+    """What the last UserError says in a text that quotes one."""
+    found = re.split(r"transforms\.errors\.(?:UserError|Damaged): ", text)
+    return found[-1] if found[1:] else None
 
 
 def counted(result: Any) -> list[tuple[str, int]]:
@@ -180,8 +189,11 @@ def quiet_beam(verbose: bool) -> None:
 
 
 def _not_a_users_mistake(record: logging.LogRecord) -> bool:
-    """False for what a step raised as UserError: it is said in one line when the pipeline ends."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], UserError)
+    """False for what is said in one line when the pipeline ends: a UserError of a step, or a fault of the machine."""
+    error = None if record.exc_info is None else record.exc_info[1]
+    if error is None:
+        return True
+    return not isinstance(error, UserError) and _user_error_in(str(error)) is None and fault_of_the_machine(error) is None
 
 
 # -- what the user sees ---------------------------------------------------------------------------------------------

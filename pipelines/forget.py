@@ -8,7 +8,7 @@ Named are samples: by id, by url, or in a file of either (text, one a line; CSV,
 With them goes whatever has the same url or the same bytes. Rows stay, without pictures, vectors, urls and captions: what
 becomes of each table and of the rates is in docs/forgetting.md. Later ingests leave what has a tombstone alone. At the end
 every file of the lake is searched; exit code 1 says that something was found. The same command again goes on where a killed one
-stopped. Nothing else may run on the lake meanwhile: a night is kept off it, other verbs are not. Each look at the lake is a
+stopped. Nothing else may write to the lake meanwhile: all verbs that do are kept off it. Each look at the lake is a
 Beam pipeline over its files, the proof as well; what workers and command tell one another, digests and numbers, lies in
 work/forget until it was read.
 
@@ -29,11 +29,11 @@ from pipelines import measure
 from pipelines.execution import Execution
 from pipelines.lock import alone
 from pipelines.measure import MeasureOptions
-from pipelines.options import CommonOptions, Options, Parsed, option, parse
+from pipelines.options import CommonOptions, LockOptions, Options, Parsed, option, parse
+from pipelines.stages import execution_of
 from transforms.errors import UserError
 from transforms.forgetting import burial, proof, removal, selection
 from transforms.forgetting.workers import Workers
-from transforms.store.lake import Lake
 from transforms.store.texts import printable
 
 SHOWN = 20
@@ -57,7 +57,6 @@ class ForgetOptions(Options):
         None, "remove the pictures of generations that were made so many days ago", least=0, most=MOST_DAYS
     )
     verify_only: bool = option(False, "search the lake for what was forgotten before, and change nothing")
-    wait: float = option(0.0, "seconds to wait where a night is at work on this lake", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,24 +76,24 @@ class ForgetOptions(Options):
         return named if self.file is None else named | selection.read_list(self.file)
 
 
-def run(execution: Execution, options: ForgetOptions, report: MeasureOptions) -> proof.Searched:
-    """Forgets, and searches the lake for what was forgotten; says on the way what is done."""
+def run(execution: Execution, options: ForgetOptions, report: MeasureOptions, wait: float = 0.0) -> proof.Searched:
+    """Forgets, and searches the lake for what was forgotten; says on the way what is done. ``wait``: as ``alone`` has it."""
     lake = execution.lake
     lake.check()
-    with Workers(lake, execution.run) as workers:
-        if options.verify_only:
+    named = options.named
+    if options.verify_only:
+        with Workers(lake, execution.run) as workers:
             return proof.search(workers)
-        named = options.named
-        with alone(lake, "forget", options.wait):
-            workers.tidy()
-            if named.sample_ids or named.urls:
-                forget(workers, options, named)
-            if options.generations_older_than is not None:
-                days = options.generations_older_than
-                removed = removal.retire(workers, days, datetime.datetime.now(datetime.UTC))
-                print(f"removed {removed:,} pictures of generations that are older than {days} days")
-            make_again(execution, report)
-            return proof.search(workers)
+    with alone(lake, "forget", wait), Workers(lake, execution.run) as workers:
+        workers.tidy()
+        if named.sample_ids or named.urls:
+            forget(workers, options, named)
+        if options.generations_older_than is not None:
+            days = options.generations_older_than
+            removed = removal.retire(workers, days, datetime.datetime.now(datetime.UTC))
+            print(f"removed {removed:,} pictures of generations that are older than {days} days")
+        make_again(execution, report)
+        return proof.search(workers)
 
 
 def forget(workers: Workers, options: ForgetOptions, named: selection.Named) -> None:
@@ -140,9 +139,9 @@ def summary(searched: proof.Searched) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parsed = parse(argv, "forget", __doc__, (CommonOptions, ForgetOptions, MeasureOptions))
-    common = parsed[CommonOptions]
-    searched = run(Execution(Lake(common.lake), parsed.beam, common.verbose), parsed[ForgetOptions], parsed[MeasureOptions])
+    parsed = parse(argv, "forget", __doc__, (CommonOptions, LockOptions, ForgetOptions, MeasureOptions))
+    wait = parsed[LockOptions].wait
+    searched = run(execution_of(parsed), parsed[ForgetOptions], parsed[MeasureOptions], wait)
     print(summary(searched))
     return 1 if searched.found else 0
 

@@ -37,6 +37,7 @@ from transforms.errors import UserError
 from transforms.kernels.distances import MAX_ASPECT_RATIO
 from transforms.store.files import count_rows, delete, read_rows
 from transforms.store.lake import Lake, Manifest
+from transforms.store.lineage import check_lineage
 from transforms.store.scan import ask
 
 QUALITY = {"jpg": 95, "webp": 95, "png": 6}
@@ -371,6 +372,7 @@ def retry(execution: Execution, options: IngestOptions, base: Manifest, since: d
         a snapshot that lies over ``base`` with the parts that changed; ``base`` where none did.
     """
     lake = execution.lake
+    check_lineage(lake, [base])
     failed: dict[str, dict[int, int]] = {}
     for number, path in lake.paths("samples", base.snapshot_id).items():
         for row in read_rows(path, ["role", "status", "ingested_at", "url"]):

@@ -27,7 +27,8 @@ import pyarrow as pa
 
 from pipelines.device import DeviceOptions
 from pipelines.embed import encoder
-from pipelines.options import CommonOptions, Options, option, parse
+from pipelines.lock import alone
+from pipelines.options import CommonOptions, LockOptions, Options, option, parse
 from pipelines.query import as_table
 from pipelines.stages import execution_of
 from transforms.data.folders import PICTURES, pictures_below
@@ -36,9 +37,9 @@ from transforms.errors import UserError
 from transforms.matching.directory import Directory
 from transforms.matching.tasks import Round, Snapshots
 from transforms.results import marts
-from transforms.store.files import open_parquet, read_bytes, write_bytes, write_parquet
+from transforms.store.files import exists, open_parquet, read_bytes, write_bytes, write_parquet
 from transforms.store.lake import Lake
-from transforms.store.lineage import lineage
+from transforms.store.lineage import check_lineage, lineage
 from transforms.store.listings import PARQUET
 from transforms.store.pictures import decode_stranger
 from transforms.store.scan import ask
@@ -115,7 +116,7 @@ def _decoded(content: object, turns: bool) -> np.ndarray | str:
         return str(error)
 
 
-def run(lake: Lake, options: LookupOptions, device: DeviceOptions, index: Any) -> list[dict[str, Any]]:
+def run(lake: Lake, options: LookupOptions, device: DeviceOptions, index: Any, wait: float = 0.0) -> list[dict[str, Any]]:
     """Rows of ``SCHEMA``, by picture.
 
     Args:
@@ -123,6 +124,7 @@ def run(lake: Lake, options: LookupOptions, device: DeviceOptions, index: Any) -
         options: pictures and how many images of each.
         device: where CLIP runs.
         index: runs a pipeline that makes the index, where a large lake has none yet.
+        wait: as ``alone`` has it, where something is to be made.
     """
     from transforms.matching.candidates import IndexGroups
     from transforms.matching.lookup import is_indexed, look_up
@@ -135,9 +137,13 @@ def run(lake: Lake, options: LookupOptions, device: DeviceOptions, index: Any) -
     round = Round(lake, snapshots, "", "lookup", (), 0, options.most, 1)
     pictures = list(brought(options.pictures, bool(made_of["ingest"].parameters.get("turns"))))
     readable = [(number, one) for number, (_, one) in enumerate(pictures) if isinstance(one, np.ndarray)]
-    Directory(lake, groups.snapshot_id).write(snapshots.ingest, snapshots.embed)
-    if not is_indexed(round):
-        index(lambda pipeline: pipeline | IndexGroups(round))
+    check_lineage(lake, [groups, *marts.current(lake)])
+    directory = Directory(lake, groups.snapshot_id)
+    if not exists(directory.total_file) or not is_indexed(round):
+        with alone(lake, "lookup", wait):
+            directory.write(snapshots.ingest, snapshots.embed)
+            if not is_indexed(round):
+                index(lambda pipeline: pipeline | IndexGroups(round))
     near = look_up(round, [one for _, one in readable], encoder(made_of["embed"], device).load(), options.most)
     forgotten = Tombstones.read(lake).samples
     near = [one for one in near if one.sample_id not in forgotten]
@@ -207,9 +213,11 @@ def told(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parsed = parse(argv, "lookup", __doc__, (CommonOptions, LookupOptions, DeviceOptions), positional=("pictures",))
+    parsed = parse(
+        argv, "lookup", __doc__, (CommonOptions, LockOptions, LookupOptions, DeviceOptions), positional=("pictures",)
+    )
     execution, options = execution_of(parsed), parsed[LookupOptions]
-    rows = run(execution.lake, options, parsed[DeviceOptions], execution.run)
+    rows = run(execution.lake, options, parsed[DeviceOptions], execution.run, parsed[LockOptions].wait)
     if options.out is not None:
         if options.out.endswith(".json"):
             write_bytes(options.out, json.dumps(rows, indent=2, ensure_ascii=False).encode())

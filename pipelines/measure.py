@@ -21,7 +21,7 @@ from typing import Any
 from pipelines.execution import Execution
 from pipelines.options import Options, Parsed, option, parameters
 from pipelines.query import as_table
-from pipelines.stages import Planned, Stage
+from pipelines.stages import Planned, Stage, alone_with
 from transforms.results import database, marts, nights, report
 from transforms.store.files import exists, stat, write_bytes
 from transforms.store.lake import Lake, Manifest
@@ -177,10 +177,11 @@ STAGE = Stage(
 
 def main(argv: Sequence[str]) -> None:
     execution, parsed = STAGE.parse(argv)
-    if parsed[RelocateOptions].relocate:
-        print(f"database  {database.relocate(execution.lake)}")
-        return
-    print(summary(execution.lake, STAGE.run(execution, parsed)))
+    with alone_with(parsed, "measure"):
+        if parsed[RelocateOptions].relocate:
+            print(f"database  {database.relocate(execution.lake)}")
+        else:
+            print(summary(execution.lake, STAGE.run(execution, parsed)))
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ from pipelines import audit, deduplicate, embed, generate, ingest, match, measur
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, say
 from pipelines.lock import Busy, alone
-from pipelines.options import CommonOptions, Options, Parsed, option, parameters, parse
+from pipelines.options import CommonOptions, LockOptions, Options, Parsed, option, parameters, parse
 from pipelines.stages import Planned, execution_of, stages
-from transforms.errors import UserError
+from transforms.errors import UserError, fault_of_the_machine
 from transforms.results import database, marts, nights
 from transforms.store.files import exists, read_bytes, write_bytes
 from transforms.store.identity import digest
@@ -66,7 +66,6 @@ class NightlyOptions(Options):
     significance: float = option(0.05, "chance of a false alarm, per night and comparison", over=0, under=1)
     baseline: str | None = option(None, "date of another night to compare with")
     retry_nights: int = option(7, "nights for which failed downloads are tried again; 0: never", least=0, most=MOST_NIGHTS)
-    wait: float = option(0.0, "seconds to wait where another night is at work on this lake", least=0)
     webhook: str | None = option(None, "URL that alert.json is posted to")
 
     def __post_init__(self) -> None:
@@ -554,7 +553,7 @@ def main(argv: Sequence[str]) -> int:
     lake, date = Lake(common.lake), options.night
     try:
         lake.create()
-        with alone(lake, "nightly", options.wait):
+        with alone(lake, "nightly", parsed[LockOptions].wait):
             row = run(execution_of(parsed), parsed)
             told = Alert.written(lake, row["date"], alert(lake, row))
         # Whoever waits for the lake need not wait for the webhook as well.
@@ -568,6 +567,9 @@ def main(argv: Sequence[str]) -> int:
         could_not_run(lake, options, str(error))
         raise
     except Exception as error:
+        if (line := fault_of_the_machine(error)) is not None:
+            could_not_run(lake, options, line)
+            raise
         traceback.print_exc()
         could_not_run(lake, options, f"{type(error).__name__}: {error}")
         print(f"eidetic: the night could not run: {error}".splitlines()[0], file=sys.stderr)

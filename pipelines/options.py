@@ -123,6 +123,13 @@ class CommonOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class LockOptions(Options):
+    """Beside others on the lake."""
+
+    wait: float = option(0.0, "seconds to wait where another command is at work on this lake", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Parsed:
     """A command line, understood: one instance per options class, and Beam's share as it was given."""
 

@@ -83,6 +83,8 @@ def asked(lake: Lake, sql: str, memory: int = QueryOptions.memory) -> Iterator[t
             "python_enable_replacements": False,
         }
         try:
+            if lake.is_local:
+                database.check(lake)
             # Attached, and not opened: a process has one DuckDB for a file, with one configuration.
             connection = duckdb.connect(config=limits)
             connection.execute(f"ATTACH '{path.replace(chr(39), 2 * chr(39))}' AS audit (READ_ONLY)")

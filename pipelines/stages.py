@@ -7,13 +7,14 @@ and by ``TABLES``. Another stage is one module and one line here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.options import CommonOptions, Parsed, parse
+from pipelines.options import CommonOptions, LockOptions, Parsed, parse
 
 if TYPE_CHECKING:
     # Both import Beam, which a verb that only asks need not wait for.
@@ -37,6 +38,7 @@ OTHER_VERBS = {
     "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
     "lookup": "tells whether pictures are in the training set, and whether the model gives them back",
     "again": "makes one generation of an audit again, as a PNG",
+    "verify": "looks for what is damaged in the lake",
     "forget": "takes pictures out of the lake, keeps them out, and proves it",
     "demo": "serves the embedded corpus on loopback and audits the embedded model",
 }
@@ -113,26 +115,54 @@ class Stage:
 
     def run(self, execution: Execution, parsed: Parsed, upstream: Manifest | None = None) -> Manifest:
         """Runs the stage on ``upstream``, or on what was asked for last; does nothing again that is complete."""
+        from transforms.store.lineage import check_lineage
+
         lake = execution.lake
         if upstream is None and self.upstream is not None:
             upstream = lake.latest(self.upstream)
         self.begin(execution, parsed)
+        if upstream is not None:
+            # Planning may look into them.
+            check_lineage(lake, [upstream], whole=False)
         planned = self.plan(lake, parsed, None if upstream is None else upstream.snapshot_id)
+        self._check_parts(lake, planned, upstream)
         if (done := lake.manifest(self.name, planned.snapshot_id)) is not None:
             self.found(execution, parsed, done)
         manifest = execution.stage(planned, lambda: self.work(execution, parsed, planned, upstream))
         self.finish(execution, parsed, manifest)
         return manifest
 
+    def _check_parts(self, lake: Lake, planned: Planned, upstream: Manifest | None) -> None:
+        """Damaged where a part isn't what was written: of what is there already, or of all that it would be made of."""
+        from transforms.store.lineage import check_lineage
+
+        done = lake.manifest(self.name, planned.snapshot_id)
+        if done is not None:
+            lake.check_snapshot(done, whole=False)
+            return
+        # What it lies over, or builds on, is of its own stage.
+        mine = planned.upstream.get(self.name)
+        before = None if mine is None else lake.manifest(self.name, mine)
+        check_lineage(lake, [one for one in (upstream, before) if one is not None])
+
     def main(self, argv: Sequence[str]) -> None:
         """The verb: this stage alone."""
         execution, parsed = self.parse(argv)
-        self.run(execution, parsed)
+        with alone_with(parsed, self.name):
+            self.run(execution, parsed)
 
     def parse(self, argv: Sequence[str]) -> tuple[Execution, Parsed]:
         """The verb's command line."""
-        parsed = parse(argv, self.name, self.description, (CommonOptions, *self.options, *self.alone))
+        parsed = parse(argv, self.name, self.description, (CommonOptions, LockOptions, *self.options, *self.alone))
         return execution_of(parsed), parsed
+
+
+def alone_with(parsed: Parsed, verb: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps others that write off the lake of a command line meanwhile."""
+    from pipelines.lock import alone
+    from transforms.store.lake import Lake
+
+    return alone(Lake(parsed[CommonOptions].lake), verb, parsed[LockOptions].wait)
 
 
 def execution_of(parsed: Parsed) -> Execution:

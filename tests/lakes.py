@@ -16,8 +16,9 @@ from transforms.store.lake import Lake
 from transforms.store.schema import TABLES
 
 TIMES_AND_DEVICES = frozenset(
-    {"ingested_at", "seconds", "device", "finished_at", "machine", "device_seconds", "device_seconds_per_extraction"}
-)
+    {"ingested_at", "seconds", "device", "finished_at", "machine", "device_seconds", "device_seconds_per_extraction",
+     "device_seconds_per_copied_image"}
+)  # fmt: skip
 """Columns that tell of a run and not of its result."""
 
 GREY_LEVELS = 1

@@ -1,11 +1,33 @@
 """How a command may end before it is done."""
 
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake that the user can mend. Its text says what was got, what was expected and what to do.
 
     The command line prints it on one line and ends with exit code 2; nothing is left half-written.
     """
+
+
+class Damaged(UserError):
+    """A file isn't what was written. ``path``: which."""
+
+    def __init__(self, path: str, what: str):
+        super().__init__(
+            f"{path!r} is damaged: {what}; restore it from a backup, or run 'eidetic verify --mend' on its lake, which removes "
+            "what is damaged and what was made of it, and then the same command again"
+        )
+        self.path, self.what = path, what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Damaged, (self.path, self.what)
 
 
 class TemplateWritten(Exception):
@@ -16,3 +38,52 @@ def first_line(error: BaseException) -> str:
     """What a library's error says, in one line: its first line of text, or its kind where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+FAULTS_OF_THE_MACHINE = {
+    errno.ENOSPC: "the disk is full; make room (--lake, and TMPDIR for what is temporary)",
+    errno.EDQUOT: "the disk quota is used up; make room (--lake, and TMPDIR for what is temporary)",
+    errno.EFBIG: "a file may not become so large here; raise the limit (ulimit -f)",
+    errno.EROFS: "what should be written to can only be read; mount it for writing, or name another --lake",
+    errno.EACCES: "this user may not do that; give it the permission, or run as the owner of the lake",
+    errno.EPERM: "this user may not do that; give it the permission, or run as the owner of the lake",
+    errno.EMFILE: "this process may not open more files; raise the limit (ulimit -n)",
+    errno.ENFILE: "this machine can't open more files; end other programs, or raise fs.file-max",
+    errno.EIO: "the disk can't be read or written; look at the machine's own log",
+    errno.ESTALE: "the network file system lost the file; mount it anew",
+    errno.ENOTCONN: "the network file system is away; mount it anew",
+}
+"""Number of an error → what it means for the user, and what to do."""
+
+_BY_TEXT = {os.strerror(number): number for number in FAULTS_OF_THE_MACHINE}
+
+
+def fault_of_the_machine(error: BaseException) -> str | None:
+    """One line for an error that the machine's state explains, with what to do; None for any other.
+
+    Runners, Arrow and DuckDB make errors of their own of the system's, and keep its words.
+    """
+    for one in _causes(error):
+        number = one.errno if isinstance(one, OSError) else None
+        if number not in FAULTS_OF_THE_MACHINE:
+            text = str(one)
+            number = next((number for words, number in _BY_TEXT.items() if words in text), None)
+        if number is not None:
+            return f"{os.strerror(number)}{_place(one)}: {FAULTS_OF_THE_MACHINE[number]}; then the same command again"
+    return None
+
+
+def _place(error: BaseException) -> str:
+    """Which file, in brackets, where the error says so."""
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return f" ({error.filename!r})"
+    found = re.search(r"""(?:file|Errno \d+\] [A-Za-z ]+:) ?['"]([^'"]+)['"]""", str(error))
+    return f" ({found[1]!r})" if found else ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import cli
+from pipelines.lock import LOCK
 from tests.models import save_random_pipeline
 from tests.planted import clusters, embedding_rows, write_embeddings
 from tests.servers import ROOT
@@ -106,7 +107,9 @@ def lake(tmp_path):
 
 
 def files(folder):
-    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+    """Path → time of its last change, but of the lock, which says who came last."""
+    found = {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+    return {path: time for path, time in found.items() if path.name != LOCK}
 
 
 @pytest.mark.parametrize("fault", ["unnamed", "missing", "no index", "no folder"])

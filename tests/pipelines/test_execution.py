@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.execution import Execution, Progress, raise_user_error
 from pipelines.stages import Planned
-from transforms.errors import UserError
+from transforms.errors import Damaged, UserError, fault_of_the_machine
 from transforms.store.counters import count
 from transforms.store.lake import Lake
 
@@ -65,6 +65,22 @@ def test_a_users_mistake_comes_out_of_the_runner_as_one_line(tmp_path, caplog, v
     assert str(caught.value) == "got 7, expected less; mend it"
     # Its traceback is Beam's log, which --verbose shows.
     assert any("mend it" in record.getMessage() for record in caplog.records) == verbose
+
+
+class Find(beam.DoFn):
+    def process(self, element):
+        raise Damaged("/lake/part", "it is missing") if element else OSError(28, "No space left on device", "/lake/part")
+
+
+@pytest.mark.parametrize(("element", "kind"), [(1, UserError), (0, Exception)])
+def test_what_is_damaged_and_what_the_machine_refuses_comes_out_as_one_line(element, kind, tmp_path, caplog):
+    with pytest.raises(kind) as caught:
+        execution(tmp_path).run(lambda pipeline: pipeline | beam.Create([element]) | "Find" >> beam.ParDo(Find()))
+    if element:
+        assert str(caught.value).startswith("'/lake/part' is damaged: it is missing; restore it")
+    else:
+        assert fault_of_the_machine(caught.value).startswith("No space left on device ('/lake/part'): the disk is full")
+    assert caplog.records == []
 
 
 def test_a_fault_of_ours_keeps_its_traceback(tmp_path, caplog):

@@ -377,15 +377,15 @@ def test_a_killed_run_goes_on(step, lake, site, monkeypatch):
         monkeypatch.setattr(removal, step, kill)
     else:
         written = []
-        write = removal.write_parquet
+        rewrite = Lake.rewrite
 
-        def some(path, table):
+        def some(lake, path, rows):
             if len(written) == step:
                 kill()
             written.append(path)
-            write(path, table)
+            rewrite(lake, path, rows)
 
-        monkeypatch.setattr(removal, "write_parquet", some)
+        monkeypatch.setattr(Lake, "rewrite", some)
     words = [f"--urls={site.web.url}/portrait.png"]
     assert run(lake, *words) == 130
     # From the tombstones on nobody sees the picture, whether it is still there or not.
@@ -500,7 +500,7 @@ def test_a_list_of_requests(lake, site, tmp_path):
 
 def files(lake):
     found = {path: path.stat().st_mtime_ns for path in Path(lake.root).rglob("*") if path.is_file()}
-    return {path: time for path, time in found.items() if path.name != "nightly.lock"}
+    return {path: time for path, time in found.items() if path.name != "writer.lock"}
 
 
 @pytest.mark.parametrize(
@@ -536,9 +536,9 @@ def test_ids_and_urls_that_the_lake_never_had(lake, site, capsys):
 def test_a_night_at_the_same_time_keeps_it_off(lake, capsys):
     """The proof alone reads, and need not wait."""
     before = files(lake)
-    with filelock.FileLock(lake.path("nightly.lock"), is_singleton=False):
+    with filelock.FileLock(lake.path("writer.lock"), is_singleton=False):
         assert run(lake, "--urls=u") == 2
-        assert "another night is at work on the lake" in capsys.readouterr().err
+        assert f"is at work on the lake {lake.root!r}; wait until it is done" in capsys.readouterr().err
         assert run(lake, "--verify_only") == 0
     assert files(lake) == before
 
@@ -546,7 +546,8 @@ def test_a_night_at_the_same_time_keeps_it_off(lake, capsys):
 def test_a_night_is_kept_off_meanwhile(lake, monkeypatch, capsys):
     def at_once(*_):
         assert run_verb(nightly.main, [f"--lake={lake.root}", "--metadata=m", "--model=m"]) == 2
-        assert "'eidetic forget'; wait until it is done" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "'eidetic forget' (process " in said and "wait until it is done, or give it time with --wait SECONDS" in said
         kill()
 
     monkeypatch.setattr(burial, "bury", at_once)

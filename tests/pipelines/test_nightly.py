@@ -302,7 +302,7 @@ def test_alerts_of_done_and_of_newer_nights_stay(box):
     newest = box.alert()
     box.night("2026-01-02")
     assert box.alert() == newest and box.alert()["date"] == "2026-01-03"
-    with filelock.FileLock(box.lake.path("nightly.lock")):
+    with filelock.FileLock(box.lake.path("writer.lock")):
         assert box.night("2026-01-03")[0] == 2
     assert box.alert() == newest == json.loads((box.folder / "lake" / "nights" / "2026-01-03" / "alert.json").read_text())
 
@@ -404,9 +404,9 @@ def test_the_webhook_gets_the_alert_when_the_lake_is_free_again(box):
 
 def test_a_second_night_at_once_waits_or_says_so(box, capsys):
     box.lake.create()
-    with filelock.FileLock(box.lake.path("nightly.lock")):
+    with filelock.FileLock(box.lake.path("writer.lock")):
         assert box.night("2026-01-01") == (2, None)
-        assert "another night is at work on the lake" in capsys.readouterr().err
+        assert "is at work on the lake" in capsys.readouterr().err
         words = [sys.executable, "-m", "pipelines.nightly", *box.words("2026-01-01", wait=120, model="nowhere")]
         waiting = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         assert "waiting for up to 120 s" in next(line for line in waiting.stderr if line.startswith("nightly"))

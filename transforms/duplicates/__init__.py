@@ -28,7 +28,7 @@ import numpy as np
 from transforms.duplicates.check import CheckBlock, Prepare
 from transforms.duplicates.compare import CarryOver, ComparePieces
 from transforms.duplicates.groups import GatherBlock, MeasureRecall, MergeGroups, WriteBatch
-from transforms.duplicates.job import Block, Search, blocks_of, keys_of, trained
+from transforms.duplicates.job import PREPARED, Block, Search, blocks_of, keys_of, trained
 from transforms.duplicates.search import CARRY, COMPARE, SPILL, Choose, PlanShards, QueryBlock, SpillBlock
 from transforms.store.arrays import read_json, read_npz
 from transforms.store.files import count_rows, delete, exists, list_files, read_parquet
@@ -126,7 +126,8 @@ def contained(lake: Lake, deduplicate_snapshot: str, keys: np.ndarray) -> bool:
     That their vectors are the same is checked by ``Prepare``.
     """
     stored = list_files(lake.work("deduplicate", deduplicate_snapshot, "keys"), ".npz")
-    return bool(stored) and all(np.isin(read_npz(path)["key"], keys).all() for path in stored)
+    whole = exists(lake.work("deduplicate", deduplicate_snapshot, PREPARED))
+    return whole and bool(stored) and all(np.isin(read_npz(path)["key"], keys).all() for path in stored)
 
 
 def training_keys(lake: Lake, embed_snapshot: str) -> np.ndarray:

@@ -18,6 +18,9 @@ from transforms.store.lake import Lake
 SWEEP_DEPTH = 0.1
 """How far under the threshold the sampled pairs go that the sweep of thresholds is made from."""
 
+PREPARED = "prepared.json"
+"""The work file that says that a search has looked at all of its vectors; forgetting removes it before the others."""
+
 SWEEP_STEP = 0.01
 """Between two thresholds of the sweep."""
 
@@ -214,11 +217,11 @@ class Preparation(NamedTuple):
             "query_ids": self.query_ids,
         }
         write_npz(job.work("prepared.npz"), **{name: getattr(self, name) for name in self._fields[7:]})
-        write_json(job.work("prepared.json"), plain)
+        write_json(job.work(PREPARED), plain)
 
     @classmethod
     def read(cls, job: Search) -> Preparation:
-        plain = read_json(job.work("prepared.json"))
+        plain = read_json(job.work(PREPARED))
         return cls(
             chain=tuple(plain["chain"]),
             why_anew=plain["why_anew"],
@@ -232,4 +235,4 @@ class Preparation(NamedTuple):
 
     @staticmethod
     def exists(job: Search) -> bool:
-        return exists(job.work("prepared.json"))
+        return exists(job.work(PREPARED))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pyarrow as pa
 
 import sql
-from transforms.store.files import delete
 from transforms.store.lake import Lake, part_number
 
 RULES = ("highest_resolution", "lowest_pwatermark", "most_central", "first")
@@ -28,5 +27,5 @@ def write_keep_list(lake: Lake, ingest_snapshot: str, deduplicate_snapshot: str,
     # A list that is made again, after some were forgotten, may be shorter.
     for path in lake.parts("keep_list", deduplicate_snapshot):
         if part_number(path) >= parts:
-            delete(path)
+            lake.remove(path)
     return rows

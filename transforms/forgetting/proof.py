@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.errors import UserError
+from transforms.errors import Damaged, UserError
 from transforms.forgetting.rows import BATCH_ROWS
 from transforms.forgetting.workers import Workers
 from transforms.kernels.fingerprints import Fingerprint, Needles
@@ -87,8 +87,15 @@ class Searched(NamedTuple):
 
 
 def search(workers: Workers) -> Searched:
-    """Reads every file of the lake and looks for everything that has a tombstone. UserError where it can't be listed."""
+    """Reads every file of the lake and looks for everything that has a tombstone.
+
+    Raises:
+        UserError: where it can't be listed, or something lies there that is no file.
+        OSError: where a folder can't be read.
+    """
     lake = workers.lake
+    if lake.is_local:
+        _all_can_be_looked_at(lake.root)
     paths = lake.files()
     if "lake.json" not in map(lake.inside, paths):
         raise UserError(f"the files of the lake {lake.root!r} can't be listed, so nothing was searched; spell --lake otherwise")
@@ -102,6 +109,23 @@ def search(workers: Workers) -> Searched:
     things = _of_nobody_else(workers, things)
     found = workers.each(holding, Tell(searcher, things)) if things else []
     return Searched(len(paths), read, len(searcher.kinds), [Found(*one) for one in found])
+
+
+def _all_can_be_looked_at(root: str) -> None:
+    """UserError for what a walk over files passes by, or would hang at: what isn't looked at is not proved to be without."""
+
+    def refused(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(root, onerror=refused):
+        for folder in folders:
+            if os.path.islink(path := os.path.join(parent, folder)):
+                raise UserError(
+                    f"{path!r} is a link to a folder, so nothing is proved; put the folder there, or remove the link"
+                )
+        for name in names:
+            if os.path.exists(path := os.path.join(parent, name)) and not os.path.isfile(path):
+                raise UserError(f"{path!r} is no file, so nothing is proved; remove it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +184,13 @@ class Searcher:
     def file(self, path: str) -> Iterator[Place]:
         inside, self.read = self.lake.inside(path), 0
         if path.endswith(".parquet"):
-            with contextlib.suppress(UserError):  # what isn't Parquet, whatever it is called, is read as bytes
+            try:
                 yield from self._parquet(path, inside)
                 return
+            except Damaged:  # what it holds isn't known, so nothing is proved
+                raise
+            except UserError:  # what isn't Parquet, whatever it is called, is read as bytes
+                pass
         if path.endswith((".html", ".json")):
             content = read_bytes(path)
             self.read += len(content)

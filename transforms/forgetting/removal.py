@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.duplicates.job import keys_of
+from transforms.duplicates.job import PREPARED, keys_of
 from transforms.duplicates.keep_list import write_keep_list
 from transforms.forgetting.burial import Touching, touching
 from transforms.forgetting.rows import among, any_among
@@ -28,7 +28,7 @@ from transforms.results import nights
 from transforms.results.database import DATABASE
 from transforms.store.arrays import read_npz
 from transforms.store.counters import count
-from transforms.store.files import count_rows, delete, delete_all, is_temporary, list_files, read_parquet, walk, write_parquet
+from transforms.store.files import count_rows, delete, delete_all, exists, is_temporary, list_files, read_parquet, walk
 from transforms.store.lake import Lake, Manifest, as_table, snapshot_of, table_of
 from transforms.store.quotations import SaidByOthers, bytes_of, forgotten_texts, held
 from transforms.store.schema import TABLES
@@ -51,27 +51,15 @@ def remove(workers: Workers) -> dict[str, int]:
         tables = [table.name for table in reversed(TABLES.values()) if table.forgets.rule == rule]
         rows = change(removal, tables)
         changed |= {table: rows[table] for table in tables if rows.get(table)}
-    _recount(workers)
+    _settle(lake, *sorted({table.stage for table in TABLES.values() if table.forgets.rule != "stays"}))
     return changed
 
 
-def _recount(workers: Workers) -> None:
-    """Has the manifests say how many rows are left in the tables that lose some, in this run or in one that was killed."""
-    lake = workers.lake
-    losing = [table for table in TABLES.values() if table.forgets.rule in ("rows", "keep_list")]
-    parts = [
-        (one, {table.name: lake.parts(table.name, one.snapshot_id) for table in losing if table.stage == stage})
-        for stage in {table.stage for table in losing}
-        for one in lake.manifests(stage)
-    ]
-    rows = dict(workers.each({path for _, tables in parts for paths in tables.values() for path in paths}, rows_left))
-    for manifest, tables in parts:
-        lake.recount(manifest, {table: sum(rows[path] for path in paths) for table, paths in tables.items()})
-
-
-def rows_left(path: str) -> Iterator[tuple[str, int]]:
-    """A part → (path, its rows)."""
-    yield path, count_rows(path)
+def _settle(lake: Lake, *stages: str) -> None:
+    """Has the manifests say what the parts are known by, and how many rows are left, in this run or in one that was killed."""
+    # What lies over another snapshot counts that one's rows, and was made after it.
+    for manifest in (one for stage in stages for one in lake.manifests(stage)):
+        lake.settle(manifest)
 
 
 class Removal:
@@ -91,7 +79,7 @@ class Removal:
     def _rewrite(self, changes: dict[str, Change], sample_ids: set[str] | None = None) -> dict[str, int]:
         """Has the parts of these tables rewritten; returns path → rows that differ or are gone. Arguments: of ``Rewrite``."""
         paths = [path for table in changes for path in self.lake.every_part(table)]
-        return dict(self.workers.each(paths, Rewrite(changes, sample_ids)))
+        return dict(self.workers.each(paths, Rewrite(self.lake, changes, sample_ids)))
 
     def prompts(self, tables: list[str]) -> dict[str, int]:
         """Takes forgotten captions out, marks what is touched, and parts prompts from groups that lost their image."""
@@ -143,10 +131,12 @@ class Rewrite:
     """A part of a table → (path, number of rows that differ or are gone), if any; it is written again then.
 
     Attributes:
+        lake: whose.
         changes: table → what becomes of a part of it.
         sample_ids: parts that name none of them are left alone without a look at the rest; None for a look at all.
     """
 
+    lake: Lake
     changes: dict[str, Change]
     sample_ids: set[str] | None = None
 
@@ -157,7 +147,7 @@ class Rewrite:
             after = self.changes[table](before)
             if not after.equals(before):
                 changed = _differing(before, after)
-                write_parquet(path, as_table(table, after))
+                self.lake.rewrite(path, after)
                 count("rows changed", changed)
                 yield path, changed
 
@@ -341,13 +331,13 @@ def _lone_texts(workers: Workers, tombstones: Tombstones, evidence: Evidence) ->
 
 def remove_what_is_made(lake: Lake) -> None:
     """Removes marts, database and reports, with the manifests that say they are there: they are to be made again."""
+    # First of all: what they name is about to go.
+    _delete(lake, lambda parts: parts[:2] == ["manifests", "measure"])
 
     def made(parts: list[str]) -> bool:
         mart = len(parts) > 2 and parts[1].startswith("snapshot_id=") and parts[0] not in TABLES
         # What a killed client wrote to the database lies in a file beside it.
-        return (
-            mart or parts[0] in ("reports", "report.html", DATABASE, f"{DATABASE}.wal") or parts[:2] == ["manifests", "measure"]
-        )
+        return mart or parts[0] in ("reports", "report.html", DATABASE, f"{DATABASE}.wal")
 
     _delete(lake, made)
 
@@ -373,7 +363,8 @@ def retire(workers: Workers, days: int, now: datetime.datetime) -> int:
     for matched in lake.manifests("match"):
         if matched.upstream["generate"] in old:
             paths += lake.parts("regenerations", matched.snapshot_id)
-    removed = sum(workers.each(paths, RetirePictures(f"{RETIRED} {days} days")))
+    removed = sum(workers.each(paths, RetirePictures(lake, f"{RETIRED} {days} days")))
+    _settle(lake, "generate", "match")
     left = [file.path for file in walk(lake.path("work", "generate")) if file.modified < oldest.timestamp()]
     removed += sum(workers.each([path for path in left if path.endswith(".parquet")], remove_file_of_pictures))
     _remove_unfinished(lake, "generate")
@@ -384,11 +375,12 @@ def retire(workers: Workers, days: int, now: datetime.datetime) -> int:
 class RetirePictures:
     """A part of ``generations`` or ``regenerations`` → how many pictures it had; they and all thumbnails go, and say why."""
 
+    lake: Lake
     reason: str
 
     def __call__(self, path: str) -> Iterator[int]:
         yield _count_pictures(path)
-        yield from (0 for _ in Rewrite({table_of(path): self._without_pictures})(path))
+        yield from (0 for _ in Rewrite(self.lake, {table_of(path): self._without_pictures})(path))
 
     def _without_pictures(self, part: pa.Table) -> pa.Table:
         part = _with(part, pc.is_valid(part["image"]), image=None, reason=self.reason)
@@ -419,8 +411,8 @@ def _keep_others(lake: Lake, lost: set[str]) -> int:
         whole = sum(map(count_rows, parts)) == manifest.rows["keep_list"]
         if embed is None or (whole and manifest.snapshot_id not in lost):
             continue
-        if parts[1:]:  # rows move from part to part
-            delete_all(parts[1:])
+        for path in parts[1:]:  # rows move from part to part
+            lake.remove(path)
         write_keep_list(lake, embed.upstream["ingest"], manifest.snapshot_id, manifest.parameters["keep_one"])
         made += 1
     return made
@@ -451,13 +443,27 @@ def _remove_leftovers(lake: Lake) -> None:
 
 
 def _remove_searches(workers: Workers, gone: set[str]) -> None:
-    """Searches for duplicates that aren't complete, and the work files of those that know a forgotten vector."""
+    """Searches for duplicates that aren't complete, and the work files of those that know a forgotten vector.
+
+    A vector is found by its key alone. So keys go last, when what they tell of is gone; and a search of which some part is gone
+    (a run was killed), or that has no keys, may know anything.
+    """
     lake = workers.lake
-    innocent = {manifest.snapshot_id for manifest in lake.manifests("deduplicate")}
-    stored = [path for snapshot in innocent for path in list_files(lake.work("deduplicate", snapshot, "keys"), ".npz")]
-    for path in workers.each(stored, KnowsKeys(keys_of(gone))):
+    stored = {
+        manifest.snapshot_id: list_files(lake.work("deduplicate", manifest.snapshot_id, "keys"), ".npz")
+        for manifest in lake.manifests("deduplicate")
+    }
+    innocent = {one for one, keys in stored.items() if keys and exists(lake.work("deduplicate", one, PREPARED))}
+    for path in workers.each([path for one in sorted(innocent) for path in stored[one]], KnowsKeys(keys_of(gone))):
         innocent.discard(lake.inside(path).split("/")[2])
-    _delete(lake, lambda parts: parts[:2] == ["work", "deduplicate"] and parts[2] not in innocent)
+
+    def guilty(parts: list[str]) -> bool:
+        return parts[:2] == ["work", "deduplicate"] and parts[2] not in innocent
+
+    # The mark that a search is whole goes first.
+    _delete(lake, lambda parts: guilty(parts) and parts[3:] == [PREPARED])
+    _delete(lake, lambda parts: guilty(parts) and parts[3:4] != ["keys"])
+    _delete(lake, guilty)
     _remove_unfinished(lake, "deduplicate")
 
 

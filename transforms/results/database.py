@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from transforms.errors import UserError
 from transforms.results.marts import MARTS, current
-from transforms.store.files import exists, write_bytes
+from transforms.store.files import delete, exists, put_in_place, temporary_name, write_bytes
 from transforms.store.lake import Lake, snapshot_of
-from transforms.store.lineage import lineage
+from transforms.store.lineage import check_lineage, lineage
 from transforms.store.remote import BeamFiles, readable
 from transforms.store.scan import NO_EXTENSIONS, columns_of, empty
 from transforms.store.schema import TABLES
@@ -37,8 +37,10 @@ def build_database(lake: Lake) -> str:
     """
     import duckdb
 
-    with tempfile.TemporaryDirectory(dir=os.path.abspath(lake.root) if lake.is_local else None) as folder:
-        path = os.path.join(folder, DATABASE)
+    target = lake.path(DATABASE)
+    with tempfile.TemporaryDirectory() as folder:
+        # Beside its place, from where it can be renamed; a name of its kind, so that what a killed run left is known.
+        path = temporary_name(target) if lake.is_local else os.path.join(folder, DATABASE)
         with duckdb.connect(path, config=NO_EXTENSIONS) as connection:
             connection.register_filesystem(BeamFiles())
             place(connection, lake)
@@ -53,13 +55,21 @@ def build_database(lake: Lake) -> str:
                     connection.register("none", none.append_column("snapshot_id", pa.array([], pa.string())))
                     connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM none')
                     connection.unregister("none")
-        target = lake.path(DATABASE)
         if lake.is_local:
-            os.replace(path, target)
+            # What a client that was killed had still to write into the old one would be taken for the new one's.
+            delete(f"{target}.wal")
+            put_in_place(path, target)
         else:
             with open(path, "rb") as file:
                 write_bytes(target, file.read())
     return target
+
+
+def check(lake: Lake) -> None:
+    """Damaged unless the parts that ``audit.duckdb`` shows are what was written. DuckDB itself doesn't look."""
+    check_lineage(lake, current(lake))
+    for night in lake.manifests("nightly"):
+        lake.check_snapshot(night)
 
 
 def _snapshots(lake: Lake) -> dict[str, set[str]]:

@@ -9,7 +9,7 @@ from transforms.errors import UserError
 from transforms.kernels.comparisons import fisher, fisher_power, holm, mcnemar, mcnemar_power, smallest_change
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
-from transforms.store.lineage import lineage
+from transforms.store.lineage import check_lineage, lineage
 from transforms.store.scan import ask
 from transforms.store.tombstones import FORGOTTEN
 
@@ -75,7 +75,10 @@ class Night(NamedTuple):
 
 def history(lake: Lake) -> list[dict[str, Any]]:
     """Rows of ``history`` of all complete nights, by date."""
-    rows = [row for night in lake.manifests("nightly") for row in lake.read("history", night.snapshot_id).to_pylist()]
+    nights = lake.manifests("nightly")
+    for night in nights:
+        lake.check_snapshot(night)
+    rows = [row for night in nights for row in lake.read("history", night.snapshot_id).to_pylist()]
     return sorted(rows, key=lambda row: row["date"])
 
 
@@ -111,14 +114,16 @@ def _with_texts(lake: Lake, row: dict[str, Any], changed: list[dict[str, Any]]) 
 
 def read_night(lake: Lake, row: dict[str, Any]) -> Night:
     """A night by its row of ``history``, with its verdicts as they are now. UserError where these are gone."""
-    measured = {manifest.upstream["match"]: manifest.snapshot_id for manifest in lake.manifests("measure")}
+    measured = {manifest.upstream["match"]: manifest for manifest in lake.manifests("measure")}
     halves = []
     for match in (row["panel_match"], row["rotating_match"]):
         if match not in measured:
             raise UserError(f"the night {row['date']} has no marts of its matches {match} any more; restore them")
+        check_lineage(lake, [measured[match]])
         columns = ["prompt_id", "group_id", "stratum", "own_distance", "own_l2", "own_coarse_l2", "own_coarse_ratio",
                    CALIBRATED, COPIED]  # fmt: skip
-        verdicts = [one for path in lake.parts("verdicts", measured[match]) for one in read_parquet(path, columns).to_pylist()]
+        parts = lake.parts("verdicts", measured[match].snapshot_id)
+        verdicts = [one for path in parts for one in read_parquet(path, columns).to_pylist()]
         (chosen,) = [one for one in lake.read("calibration", match).to_pylist() if one["chosen"]]
         (copy,) = lake.read("copy_calibration", match).to_pylist()
         limits = NightLimits(chosen["threshold"], copy["coarse_l2_limit"], copy["coarse_ratio_limit"], copy["l2_limit"])

@@ -1,12 +1,19 @@
-"""Files by path or URL: written whole or not at all.
+"""Files by path or URL: written whole or not at all, and once they are written they stay.
 
 A local path is read and written as such; a URL goes through Beam's FileSystems, whichever it knows (gs, s3, hdfs, …). Beam is
 imported where a URL is named, so that a command that only asks a local lake starts without it.
+
+A file of this machine is written under another name, synced, renamed, and then its folder is synced; what is removed is gone
+once its folder is synced. So a power cut leaves the old file or the new one, and everything that was written before it. Work
+files are synced like all others: a step that finds one takes it for whole, and telling a damaged one would need a digest for
+each. Only its owner may read what is made here (files 0600, folders 0700, whatever the umask says): these are other people's
+pictures.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -18,7 +25,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.errors import UserError
+from transforms.errors import Damaged, UserError, fault_of_the_machine
 
 MAX_ROW_GROUP_BYTES = 64 << 20
 """Row groups are kept near this size, so that a reader needs little memory."""
@@ -66,17 +73,26 @@ class File(NamedTuple):
 
 
 def walk(folder: str) -> list[File]:
-    """All files below ``folder``, whatever they are called, sorted; [] where there is no such folder."""
+    """All files below ``folder``, whatever they are called, sorted; [] where there is no such folder.
+
+    Raises:
+        OSError: if a folder can't be read: what lies there would pass for not there.
+    """
     if is_url(folder):
         matched = _beam().match([f"{folder}/**"])[0].metadata_list
         return sorted(File(one.path, one.size_in_bytes, one.last_updated_in_seconds) for one in matched)
     found = []
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder, onerror=_unless_gone):
         for name in names:
             path = os.path.join(parent, name)
             with contextlib.suppress(FileNotFoundError):  # a writer gave it another name meanwhile
                 found.append(stat(path))
     return sorted(found)
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def stat(path: str) -> File:
@@ -110,16 +126,61 @@ def write_bytes(path: str, content: bytes) -> None:
         file.write(content)
 
 
+def make_folder(folder: str) -> None:
+    """Makes a folder of this machine, and those above it, where they aren't there; they outlast a power cut."""
+    folder = os.path.abspath(folder)
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for one in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another worker may have made it meanwhile
+            os.mkdir(one, 0o700)
+        sync_folder(os.path.dirname(one))
+
+
+def sync_folder(folder: str) -> None:
+    """Has the names in a folder of this machine outlast a power cut."""
+    descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(temporary: str, path: str) -> None:
+    """Gives a file of this machine, whole and closed, the name ``path``: it outlasts a power cut, or what had the name."""
+    descriptor = os.open(temporary, os.O_RDWR)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)
+    sync_folder(os.path.dirname(path))
+
+
+def temporary_name(path: str) -> str:
+    """A name beside ``path`` for what is to take its place: ``is_temporary`` knows it."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.{uuid.uuid4().hex}" if folder else f".{name}.{uuid.uuid4().hex}"
+
+
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[IO[bytes]]:
     """A file to write to, that takes the name ``path`` once it is whole: it's written under another name, then renamed."""
-    folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}" if folder else f".{name}.{uuid.uuid4().hex}"
+    folder, temporary = path.rpartition("/")[0], temporary_name(path)
     if not is_url(path):
-        os.makedirs(folder or ".", exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
+        make_folder(folder or ".")
+        try:
+            with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                yield file
+            put_in_place(temporary, path)
+        except Exception:
+            # A killed writer leaves it; one that fails (the disk is full) takes it away.
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+            raise
         return
     from apache_beam.io.filesystem import CompressionTypes
 
@@ -136,7 +197,7 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
 
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is one of ``replacing`` that never was whole: its writer was killed."""
-    return re.fullmatch(r"\..+\.[0-9a-f]{32}", name) is not None
+    return re.fullmatch(r"\..+\.[0-9a-f]{32}(\.wal)?", name) is not None
 
 
 def delete(path: str) -> None:
@@ -149,27 +210,175 @@ def delete(path: str) -> None:
 
 
 def delete_all(paths: Iterable[str]) -> None:
-    """Removes files and folders that are there."""
+    """Removes files and folders that are there, in this order; they stay away after a power cut."""
     urls = []
+    folders: dict[str, None] = {}
     for path in paths:
         if is_url(path):
             urls.append(path)
-        elif os.path.isdir(path) and not os.path.islink(path):
+            continue
+        folder = os.path.dirname(path)
+        if folder not in folders:
+            # What is to go before this is gone for good: whoever orders by folders can rely on it.
+            _sync_all(folders)
+            folders = {folder: None}
+        if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
         else:
             os.remove(path)
+    _sync_all(folders)
     if urls:
         _beam().delete(urls)
 
 
+def _sync_all(folders: Iterable[str]) -> None:
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            sync_folder(folder)
+
+
+BODY = b"eidetic.body"
+"""Key of a Parquet file's metadata: SHA-256 of all that stands before the footer."""
+
+_MAGIC = b"PAR1"
+"""A Parquet file begins and ends with it."""
+
+_TAIL = 8
+"""Bytes at the end of a Parquet file: the footer's length, and PAR1."""
+
+
+class Part(NamedTuple):
+    """What a Parquet file is known by.
+
+    Attributes:
+        rows: how many it has.
+        size: bytes.
+        digest: SHA-256 of its footer. The footer names that of the rest (``BODY``), so whoever has looked at the footers alone
+            knows what every byte must be.
+    """
+
+    rows: int
+    size: int
+    digest: str
+
+
 def write_parquet(path: str, table: pa.Table, rows: int | None = None) -> None:
     """Writes ``table`` as one Parquet file, whole or not at all; ``rows`` in a row group, by default what is a good size."""
+    write_bytes(path, parquet_bytes(table, rows))
+
+
+def parquet_bytes(table: pa.Table, rows: int | None = None) -> bytes:
+    """What ``write_parquet`` writes: pages with checksums, and a footer that names the digest of what stands before it."""
     sink = io.BytesIO()
+    # What was read from another file has that one's digest.
+    table = table.replace_schema_metadata({k: v for k, v in (table.schema.metadata or {}).items() if k != BODY} or None)
     bytes_per_row = max(1, table.nbytes // max(1, table.num_rows))
     most = PICTURES_ROW_GROUP_BYTES if "image" in table.column_names else MAX_ROW_GROUP_BYTES
     rows = rows or max(1, min(1 << 20, most // bytes_per_row))
-    pq.write_table(table, sink, compression="zstd", row_group_size=rows)
-    write_bytes(path, sink.getvalue())
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as file:
+        file.write_table(table, row_group_size=rows)
+        # A row group is in the file once it was written: what is left is the footer.
+        file.add_key_value_metadata({BODY: hashlib.sha256(sink.getbuffer()).hexdigest()})
+    return sink.getvalue()
+
+
+def describe(source: str | bytes) -> Part:
+    """What a Parquet file is known by, from its footer alone: of a path, or of the bytes that are about to be written.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        Damaged: if it has no footer.
+    """
+    if isinstance(source, bytes):
+        return _described("", io.BytesIO(source), len(source))
+    with open_file(source) as file:
+        return _described(source, file, file.seek(0, os.SEEK_END))
+
+
+def _described(path: str, file: IO[bytes], size: int) -> Part:
+    footer = _footer(path, file, size)
+    try:
+        rows = pq.read_metadata(pa.BufferReader(_MAGIC + footer)).num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise Damaged(path, f"its footer can't be read ({' '.join(str(error).split())[:80]})") from error
+    return Part(rows, size, hashlib.sha256(footer).hexdigest())
+
+
+def _footer(path: str, file: IO[bytes], size: int) -> bytes:
+    """The footer with the tail behind it."""
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL)
+    length = int.from_bytes(tail[:4], "little") + _TAIL
+    if tail[4:] != _MAGIC or length > size - len(_MAGIC):
+        raise Damaged(path, "it is no Parquet file")
+    file.seek(size - length)
+    return file.read(length)
+
+
+def check_body(path: str) -> bool:
+    """Reads a Parquet file whole. Returns whether its footer names a digest, as those of older versions don't.
+
+    Raises:
+        Damaged: if the bytes before the footer aren't those that were written.
+    """
+    with open_file(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        footer = _footer(path, file, size)
+        try:
+            said = (pq.read_metadata(pa.BufferReader(_MAGIC + footer)).metadata or {}).get(BODY)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise Damaged(path, f"its footer can't be read ({' '.join(str(error).split())[:80]})") from error
+        if said is None:
+            return False
+        file.seek(0)
+        found, left = hashlib.sha256(), size - len(footer)
+        while left and (piece := file.read(min(left, 1 << 20))):
+            found.update(piece)
+            left -= len(piece)
+    if found.hexdigest().encode() != said:
+        raise Damaged(path, "its bytes are not those that were written")
+    return True
+
+
+def check_columns(path: str, without: Iterable[str]) -> None:
+    """Damaged unless the pages of all columns but those ``without`` have their checksums."""
+    with open_parquet(path) as file:
+        columns = [name for name in file.schema_arrow.names if name not in set(without)]
+        for _ in file.iter_batches(columns=columns):
+            pass
+
+
+class CheckedFile(pq.ParquetFile):
+    """A Parquet file whose pages are held against their checksums when they're read: ``Damaged`` where one isn't as written."""
+
+    def __init__(self, source: Any, path: str):
+        super().__init__(source, page_checksum_verification=True)
+        self._path = path
+
+    def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
+        with self._told():
+            yield from super().iter_batches(*args, **kwargs)
+
+    def read(self, *args: Any, **kwargs: Any) -> pa.Table:
+        with self._told():
+            return super().read(*args, **kwargs)
+
+    def read_row_group(self, *args: Any, **kwargs: Any) -> pa.Table:
+        with self._told():
+            return super().read_row_group(*args, **kwargs)
+
+    def read_row_groups(self, *args: Any, **kwargs: Any) -> pa.Table:
+        with self._told():
+            return super().read_row_groups(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            if fault_of_the_machine(error) is not None:
+                raise
+            raise Damaged(self._path, f"it can't be read ({' '.join(str(error).split())[:80]})") from error
 
 
 def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
@@ -178,16 +387,20 @@ def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
         return file.read(columns=columns)
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
+def open_parquet(path: str) -> CheckedFile:
     """A Parquet file, to be read by row group. A file that is not Parquet is a UserError."""
     # Arrow itself reads what it can reach: its threads that read by way of Python may still hold some of it when the
     # interpreter ends, which aborts the process, and its exit code is lost.
     source = open_file(path) if is_url(path) else path
     try:
-        return pq.ParquetFile(source)
-    except FileNotFoundError:
+        return CheckedFile(source, path)
+    except FileNotFoundError as error:
+        if "/snapshot_id=" in path:  # a part of a table: whoever asks for it was told that it is there
+            raise Damaged(path, "it is missing") from error
         raise
     except (pa.ArrowInvalid, OSError) as error:
+        if fault_of_the_machine(error) is not None:
+            raise
         raise UserError(f"{path!r} is not a Parquet file ({error}); mend or remove it") from error
 
 

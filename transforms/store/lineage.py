@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from transforms.errors import UserError
 from transforms.store.lake import Lake, Manifest
 
@@ -26,3 +28,17 @@ def lineage(lake: Lake, manifest: Manifest) -> dict[str, Manifest]:
             found[stage] = upstream
             walk.append(upstream)
     return found
+
+
+def check_lineage(lake: Lake, manifests: Iterable[Manifest], *, whole: bool = True) -> None:
+    """Damaged unless all parts of these snapshots, and of what they are made of as far as it is there, are what was written.
+
+    ``whole``: as ``Lake.check_snapshot`` has it.
+    """
+    found, walk = set(), list(manifests)
+    while walk:
+        one = walk.pop()
+        found.add(one.snapshot_id)
+        lake.check_snapshot(one, whole=whole)
+        upstream = (lake.manifest(*place) for place in one.upstream.items() if place[1] not in found)
+        walk += [other for other in upstream if other is not None]

@@ -437,7 +437,7 @@ def test_a_keep_list_of_many_parts_is_whole_after_a_kill(parts, place, tmp_path,
     tell_apart(fake)
     monkeypatch.setattr(keep_list, "ROWS_PER_PART", 2)
     keep_list.write_keep_list(lake, fake.ingest.snapshot_id, snapshot, "first")
-    lake.recount(fake.deduplicate, {"keep_list": lake.count("keep_list", snapshot)})
+    lake.settle(fake.deduplicate)
     assert len(lake.parts("keep_list", snapshot)) == 4
     gone = lake.read("keep_list", snapshot)["sample_id"].to_pylist()[2 * place]
     write = Lake.write

@@ -1,13 +1,15 @@
 """Tables are whole or absent, snapshots are complete or not there, and faults name what to do."""
 
+import datetime
 import json
+import os
 
 import pyarrow as pa
 import pytest
 
-from transforms.errors import UserError
+from transforms.errors import Damaged, UserError
 from transforms.store import files
-from transforms.store.lake import Lake, snapshot_id
+from transforms.store.lake import Lake, as_table, snapshot_id
 from transforms.store.schema import SCHEMA_VERSION, TABLES
 
 PAIR = {"sample_id_a": "a", "sample_id_b": "b", "cosine": 0.5, "pixel_distance": None, "pixels_agree": True}
@@ -110,8 +112,11 @@ def test_a_folder_that_is_no_lake(tmp_path):
 
 
 def test_a_path_that_is_a_pattern(tmp_path):
-    with pytest.raises(UserError, match=r"without \*, \? and \["):
-        Lake(str(tmp_path / "lake[1]"))
+    for name in ("lake[1]", "la?ke", "back\\slash"):
+        with pytest.raises(UserError, match=r"without \*, \?, \[ and "):
+            Lake(str(tmp_path / name))
+    with pytest.raises(UserError, match="expected one in UTF-8"):
+        Lake(os.fsdecode(b"/tmp/lake\xff"))
 
 
 @pytest.mark.parametrize("spelt", ["{}", "{}/", "{}//", "{}/."])
@@ -142,3 +147,79 @@ def test_rows_come_in_order_over_row_groups(tmp_path, monkeypatch):
     with files.open_parquet(path) as file:
         assert file.num_row_groups > 10
     assert [row["number"] for row in files.read_rows(path)] == list(range(500))
+
+
+OTHER = PAIR | {"sample_id_b": "c"}
+
+
+@pytest.fixture
+def complete(lake):
+    """A snapshot with two parts of duplicate_pairs; its manifest."""
+    lake.write("duplicate_pairs", "s1", 0, [PAIR, OTHER])
+    lake.write("duplicate_pairs", "s1", 1, [PAIR])
+    return lake.complete("deduplicate", "s1", {}, {})
+
+
+def test_a_manifest_names_its_parts(lake, complete):
+    assert complete.parts["duplicate_pairs"]["0"] == list(files.describe(lake.part("duplicate_pairs", "s1", 0)))
+    assert complete.parts["duplicate_pairs"]["0"][0] == 2 and complete.rows["duplicate_pairs"] == 3
+    lake.check_snapshot(complete)
+
+
+def test_a_part_that_changes_is_right_before_and_after(lake, complete):
+    path = lake.part("duplicate_pairs", "s1", 0)
+    before = files.read_bytes(path)
+    lake.rewrite(path, files.read_parquet(path).slice(0, 1))
+    lake.check_snapshot(complete)
+    after = files.read_bytes(path)
+    # Killed between announcing and writing.
+    files.write_bytes(path, before)
+    lake.check_snapshot(complete)
+    files.write_bytes(path, after)
+    # And again, between announcing what it becomes next and writing that.
+    lake.announce(path, files.Part(0, 1, "what it becomes next"))
+    lake.check_snapshot(complete)
+    lake.remove(lake.part("duplicate_pairs", "s1", 1))
+    lake.check_snapshot(complete)
+    lake.settle(complete)
+    settled = lake.manifest("deduplicate", "s1")
+    assert settled.rows["duplicate_pairs"] == 1 and list(settled.parts["duplicate_pairs"]) == ["0"]
+    assert files.list_files(lake.folder("duplicate_pairs", "s1"), ".json") == []
+    lake.check_snapshot(settled)
+    files.write_bytes(path, before)
+    with pytest.raises(Damaged, match="it has 2 rows, and the manifest says 1"):
+        lake.check_snapshot(settled)
+
+
+def test_a_part_that_was_damaged_stays_so_when_it_changes(lake, complete):
+    path = lake.part("duplicate_pairs", "s1", 0)
+    files.write_parquet(path, files.read_parquet(path).slice(1))
+    lake.rewrite(path, files.read_parquet(path).slice(0, 0))
+    lake.settle(complete)
+    with pytest.raises(Damaged, match="it has 0 rows, and the manifest says 2"):
+        lake.check_snapshot(lake.manifest("deduplicate", "s1"))
+
+
+def test_parts_of_another_snapshot_are_described_there(lake):
+    for number in (0, 1):
+        lake.write("samples", "old", number, a_sample(number))
+    lake.complete("ingest", "old", {}, {})
+    lake.lay_over("samples", "new", "old")
+    lake.write("samples", "new", 1, a_sample(7))
+    new = lake.complete("ingest", "new", {}, {"ingest": "old"})
+    assert new.borrowed["samples"] == {"0": "old"} and list(new.parts["samples"]) == ["1"] and new.rows["samples"] == 2
+    lake.check_snapshot(new)
+    files.write_parquet(lake.part("samples", "old", 0), as_table("samples", a_sample(3)))
+    with pytest.raises(Damaged, match=r"snapshot_id=old/part-00000\.parquet' is damaged"):
+        lake.check_snapshot(new)
+    files.delete(f"{lake.folder('samples', 'new')}/base.json")
+    with pytest.raises(Damaged, match="doesn't name the parts that the manifest says"):
+        lake.check_snapshot(new)
+
+
+def a_sample(number):
+    """One row of ``samples``, told apart by its number."""
+    row = dict.fromkeys(TABLES["samples"].schema.names)
+    moment = datetime.datetime.now(datetime.UTC)
+    given = {"sample_id": f"s{number}", "role": "training", "occurrence": 0, "source_file": "f", "source_row": number}
+    return [row | given | {"status": "filtered", "ingested_at": moment}]
