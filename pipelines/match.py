@@ -32,7 +32,7 @@ from pipelines.generate import generator_again
 from pipelines.options import Options, Parsed, option, parameters
 from pipelines.stages import Planned, Stage
 from transforms.errors import UserError
-from transforms.kernels.copies import CopyLimits
+from transforms.kernels.copies import SELDOM, CopyLimits
 from transforms.kernels.distances import COARSE
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.calibration import DISTANCES, Asked, calibration_rows, copy_calibration_row, nearest_to_own
@@ -114,9 +114,12 @@ def plan(lake: Lake, parsed: Parsed, generate: str | None) -> Planned:
         done = lake.manifest("generate", generate)
         return None if done is None else done.rows["generations"]
 
-    # Memory changes no row.
-    shaping = parameters(parsed[MatchOptions], leave_out=("match_memory",))
-    return Planned("match", shaping, {"generate": generate}, "generations", generations)
+    return Planned("match", shaping(parsed[MatchOptions]), {"generate": generate}, "generations", generations)
+
+
+def shaping(options: MatchOptions) -> dict[str, Any]:
+    """What shapes the rows: not the memory, but what is seldom, which is no option and moves the limits."""
+    return {**parameters(options, leave_out=("match_memory",)), "seldom": SELDOM}
 
 
 def work(execution: Execution, parsed: Parsed, planned: Planned, generate: Manifest | None) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def series(parsed: Parsed) -> str:
         parsed[embed.EmbedOptions].model("cpu").identity(),
         {name: getattr(duplicates, name) for name in deduplicate.WHO_IS_A_DUPLICATE},
         parameters(parsed[generate.GenerateOptions], leave_out=(*generate.NO_PARAMETERS, "max_prompts")),
-        parameters(parsed[match.MatchOptions]),
+        match.shaping(parsed[match.MatchOptions]),
     )
 
 

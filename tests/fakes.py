@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.match import MatchOptions
+from pipelines.match import MatchOptions, shaping
 from tests.planted import picture
 from transforms.attacks import prompts as prompt_rows
 from transforms.attacks.attempts import Filter
@@ -474,8 +474,7 @@ def _write_matches(
     ingest: Manifest,
     embed: Manifest,
 ) -> Manifest:
-    parameters = dataclasses.asdict(options)
-    del parameters["match_memory"]
+    parameters = shaping(options)
     upstream = {"generate": generate.snapshot_id}
     snapshot = snapshot_id("match", parameters, upstream)
     identity = {

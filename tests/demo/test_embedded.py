@@ -9,7 +9,7 @@ from demo import photographs
 from demo.embedded import build, examples
 from demo.serve import serving
 from pipelines import cli
-from tests.web import free_port
+from tests.servers import free_port
 from transforms.store.lake import Lake
 from transforms.store.pictures import decode
 
