@@ -120,7 +120,7 @@ def test_a_model_without_an_autoencoder(fault, lake, tmp_path, capfd):
         index = json.loads((folder / "model_index.json").read_text())
         del index["vae"]
         (folder / "model_index.json").write_text(json.dumps(index))
-        message = "names no autoencoder (vae)"
+        message = "names no vae in model_index.json"
     elif fault == "missing":
         (folder / "vae").rename(tmp_path / "vae")
         message = "lacks its part(s) vae"
@@ -146,11 +146,11 @@ def test_what_is_nested_too_deeply_is_one_line(lake, tmp_path, capfd):
     for words, message in (
         (["ingest", there, "--source=folder", f"--metadata={tmp_path}/deep"], "metadata.jsonl', line 1"),
         (["generate", there, f"--generations={tmp_path}/deep"], "metadata.jsonl', line 1"),
-        (["generate", there, f"--model={tmp_path}/deep", "--device=cpu"], "model_index.json' is not JSON"),
+        (["generate", there, f"--model={tmp_path}/deep", "--device=cpu"], "model_index.json' is nested too deep"),
         (["measure", f"--lake={tmp_path}/deep"], "lake.json' is damaged"),
     ):
         assert message in complaint(capfd, *words)
-    with pytest.raises(UserError, match="cannot read prompts"):
+    with pytest.raises(UserError, match="line 1.*nested too deep"):
         read_prompt_list(f"{tmp_path}/deep/prompts.jsonl")
 
 

@@ -32,6 +32,8 @@ from transforms.data.sources import FolderSource
 from transforms.errors import UserError
 from transforms.store.lake import Lake
 
+CLIP = Path(__file__).resolve().parents[2] / "demo" / "models" / "clip"
+
 PROVENANCE = {"source_file", "source_row", "ingested_at"}
 
 
@@ -611,11 +613,11 @@ def test_what_failed_is_tried_again_before_new_metadata_come(web, tmp_path):
 def test_an_audit_ends_where_nothing_was_had(web, tmp_path, capfd):
     path = write(tmp_path / "m.parquet", metadata_of(web, range(3)))
     save_random_pipeline(str(tmp_path / "model"))
-    words = [f"--lake={tmp_path}/lake", f"--metadata={path}", f"--model={tmp_path}/model", "--clip_model=demo/models/clip"]
+    words = [f"--lake={tmp_path}/lake", f"--metadata={path}", f"--model={tmp_path}/model", f"--clip_model={CLIP}"]
     assert run_verb(audit.main, [*words, "--allow_private_hosts"]) == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith("eidetic: 0 of 3 training rows became pictures")
     assert Lake(f"{tmp_path}/lake").manifests("embed") == []
-    assert run_verb(embed.main, [f"--lake={tmp_path}/lake", "--clip_model=demo/models/clip"]) == 2
+    assert run_verb(embed.main, [f"--lake={tmp_path}/lake", f"--clip_model={CLIP}"]) == 2
     assert "no picture was embedded (there was none)" in capfd.readouterr().err
 
 

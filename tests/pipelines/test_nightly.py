@@ -622,7 +622,7 @@ def test_a_model_that_changes_during_the_night_is_no_night_of_the_model_before(b
     assert "changed while the night was at work" in capsys.readouterr().err
     asked = []
     monkeypatch.setattr(
-        generate, "generator", lambda options, device, revision=None: asked.append(options.revision) or box.model
+        generate, "generator", lambda options, device, revision=None: asked.append(revision or options.revision) or box.model
     )
     code, row = box.night("2026-01-01")
     assert (code, row["model_revision"]) == (0, box.model.revision())

@@ -179,14 +179,14 @@ def test_links_are_followed_and_never_in_a_circle(tmp_path):
     assert [found.fetch(row["url"], DownloadLimits()) for row in rows(found)] == [b"one", b"two", b"three"]
 
 
-def test_nothing_waits_for_a_pipe_a_device_or_a_socket(tmp_path):
+def test_nothing_waits_for_a_pipe_a_device_or_a_socket(tmp_path, monkeypatch):
     folder = fill(tmp_path / "pictures", **{"a.png": b"x"})
     for name in ("b.png", "a.txt", "metadata.jsonl", "meta_cap.json"):
         os.mkfifo(folder / name)
     (folder / "zero.png").symlink_to("/dev/zero")
     (folder / "a.caption").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(folder)  # a socket's path is short
+        monkeypatch.chdir(folder)  # a socket's path is short
         listening.bind("c.png")
     found = FolderSource(str(folder))
     assert [(row["url"], row["caption"]) for row in rows(found)] == [("a.png", None)]
