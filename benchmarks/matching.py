@@ -183,8 +183,7 @@ def matched(root: str) -> dict[str, Any]:
     generations = read_parquet(lake.part("generations", "audit0", 0), ["thumbnail"])
     vectors = np.load(f"{root}/vectors.npy")
     count = len(vectors)
-    columns = {"vector": vectors.tolist(), "thumbnail": generations["thumbnail"], "side": [SIDE] * count,
-               "control": [False] * count}  # fmt: skip
+    columns = {"vector": vectors.tolist(), "thumbnail": generations["thumbnail"], "control": [False] * count}
     write_parquet(round.file("queries", 0, "parquet"), pa.table(columns, schema=SCHEMA))
     now = step("own", begun)
     execution.run(lambda pipeline: build_search(pipeline, round, (2048 << 20) // 4 // (8 * DIMENSIONS)))
@@ -261,7 +260,7 @@ def counted(root: str) -> dict[str, Any]:
 
     lake = Lake(root)
     directory = Directory(lake, "groups0")
-    targets = [{"sample_id": row["sample_id"], "code": row["code"], "offset": 0, "side": SIDE}
+    targets = [{"sample_id": row["sample_id"], "code": row["code"], "offset": 0, "height": SIDE, "width": SIDE}
                for row in directory.drawn("k", "training", TARGETS)]  # fmt: skip
     path = lake.work("match", "match0", "targets.parquet")
     write_parquet(path, pa.Table.from_pylist(targets))

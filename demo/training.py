@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from demo.corpus import MODEL_SIZE, Example
-from transforms.kernels.distances import resize_shorter_side
+from transforms.kernels.distances import Frame, central_crop
 from transforms.store.lake import Lake
 from transforms.store.pictures import decode
 
@@ -54,6 +54,4 @@ def distinct(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _square(picture: np.ndarray) -> np.ndarray:
-    resized = resize_shorter_side(picture, MODEL_SIZE)
-    top, left = (resized.shape[0] - MODEL_SIZE) // 2, (resized.shape[1] - MODEL_SIZE) // 2
-    return resized[top : top + MODEL_SIZE, left : left + MODEL_SIZE]
+    return central_crop(picture, Frame(MODEL_SIZE, MODEL_SIZE))

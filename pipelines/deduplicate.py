@@ -176,6 +176,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, vectors: Manife
 
 def index(execution: Execution, vectors: Manifest, snapshot: str) -> None:
     """Makes the index of the groups that ``match`` and ``lookup`` search, where they are too many to be compared directly."""
+    from transforms.kernels.distances import Frame
     from transforms.matching.candidates import IndexGroups
     from transforms.matching.directory import Directory
     from transforms.matching.lookup import is_indexed
@@ -185,7 +186,7 @@ def index(execution: Execution, vectors: Manifest, snapshot: str) -> None:
     if lake.manifest("ingest", ingest) is None:
         return
     Directory(lake, snapshot).write(ingest, vectors.snapshot_id)
-    groups = Round(lake, Snapshots(ingest, vectors.snapshot_id, snapshot, ""), "", "index", (), 0, 1, 1)
+    groups = Round(lake, Snapshots(ingest, vectors.snapshot_id, snapshot, ""), "", "index", (), Frame(0, 0), 1, 1)
     if not is_indexed(groups):
         execution.run(lambda pipeline: pipeline | "IndexGroups" >> IndexGroups(groups))
 

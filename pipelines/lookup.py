@@ -34,6 +34,7 @@ from pipelines.stages import execution_of
 from transforms.data.folders import PICTURES, pictures_below
 from transforms.data.orientation import orientation, upright
 from transforms.errors import UserError
+from transforms.kernels.distances import Frame
 from transforms.matching.directory import Directory
 from transforms.matching.tasks import Round, Snapshots
 from transforms.results import marts
@@ -134,7 +135,7 @@ def run(lake: Lake, options: LookupOptions, device: DeviceOptions, index: Any, w
     groups = lake.latest("deduplicate")
     made_of = lineage(lake, groups)
     snapshots = Snapshots(made_of["ingest"].snapshot_id, made_of["embed"].snapshot_id, groups.snapshot_id, "")
-    round = Round(lake, snapshots, "", "lookup", (), 0, options.most, 1)
+    round = Round(lake, snapshots, "", "lookup", (), Frame(0, 0), options.most, 1)
     pictures = list(brought(options.pictures, bool(made_of["ingest"].parameters.get("turns"))))
     readable = [(number, one) for number, (_, one) in enumerate(pictures) if isinstance(one, np.ndarray)]
     check_lineage(lake, [groups, *marts.current(lake)])

@@ -33,7 +33,7 @@ from pipelines.options import Options, Parsed, option, parameters
 from pipelines.stages import Planned, Stage
 from transforms.errors import UserError
 from transforms.kernels.copies import SELDOM, CopyLimits
-from transforms.kernels.distances import COARSE
+from transforms.kernels.distances import COARSE, Frame
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.calibration import DISTANCES, Asked, calibration_rows, copy_calibration_row, nearest_to_own
 from transforms.matching.candidates import merge
@@ -191,7 +191,7 @@ class Matching:
             snapshot=self.snapshot,
             name=name,
             tasks=tuple(tasks),
-            side=self.side,
+            frame=self.frame,
             neighbours=neighbours,
             block=min(MOST_IN_A_BLOCK, max(1, self.memory // 4 // of_one)),
         )
@@ -202,11 +202,14 @@ class Matching:
         return self.options.match_memory << 20
 
     @functools.cached_property
-    def side(self) -> int:
-        """Pixels of the decoys: where the model makes pictures of several sizes, the most frequent one's."""
-        query = "SELECT width FROM generations WHERE width IS NOT NULL GROUP BY width ORDER BY count(*) DESC, width LIMIT 1"
+    def frame(self) -> Frame:
+        """Size of the decoys: where the generations have several sizes, the most frequent one's."""
+        query = """
+            SELECT height, width FROM generations WHERE width IS NOT NULL
+            GROUP BY height, width ORDER BY count(*) DESC, width, height LIMIT 1
+        """
         found = ask(self.lake, {"generations": self.snapshots.generate}, query)
-        return found[0]["width"] if found else COARSE
+        return Frame(**found[0]) if found else Frame(COARSE, COARSE)
 
     def rows_at_once(self) -> int:
         """Groups that are searched at once: their vectors and thumbnails take up to a quarter of the memory."""
@@ -325,7 +328,8 @@ class Matching:
         targets = self._targets(limits)
         if not targets.num_rows:
             self.lake.write("eidetic_counts", self.snapshot, 0, [])
-        at_once = targets_at_once(max(targets["side"].to_pylist(), default=COARSE), self.memory // 4)
+        frames = [Frame(row["height"], row["width"]) for row in targets.select(["height", "width"]).to_pylist()]
+        at_once = targets_at_once(frames, self.memory // 4)
         paths: list[str] = []
         for start in range(0, targets.num_rows, at_once):
             paths.append(self.lake.work("match", self.snapshot, "targets", f"{len(paths):05d}.parquet"))
@@ -344,7 +348,7 @@ class Matching:
         return sorted({row["part"] for row in self.directory.totals() if row["role"] == "training"})
 
     def _targets(self, limits: CopyLimits) -> pa.Table:
-        """sample_id, code, offset, side: the training images to count for, and the crop of each one's nearest match."""
+        """sample_id, code, offset, height, width: the training images to count for, and the nearest matched crop of each."""
         limited = {
             "l2_limit": limits.l2,
             "coarse_l2_limit": limits.coarse_l2,
@@ -357,12 +361,13 @@ class Matching:
                 QUALIFY row_number() OVER (PARTITION BY sample_id ORDER BY l2, prompt_id, sample_index) = 1
             )
 
-            SELECT called.sample_id, called."offset", generations.width AS side
+            SELECT called.sample_id, called."offset", generations.height, generations.width
             FROM called INNER JOIN generations USING (prompt_id, sample_index) ORDER BY sample_id
         """
         tables = {"matches": self.snapshot, "generations": self.snapshots.generate}
         batches = list(scan(self.lake, tables, query, limits=limited))
-        schema = pa.schema([("sample_id", pa.string()), ("offset", pa.int32()), ("side", pa.int32())])
+        sizes = [(name, pa.int32()) for name in ("offset", "height", "width")]
+        schema = pa.schema([("sample_id", pa.string()), *sizes])
         table = pa.Table.from_batches(batches, schema=schema) if batches else schema.empty_table()
         codes = self.directory.codes(table["sample_id"].to_pylist())
         return table.append_column("code", pa.array([codes[sample] for sample in table["sample_id"].to_pylist()], pa.int64()))

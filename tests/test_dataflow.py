@@ -262,7 +262,7 @@ def test_making_again_asks_for_a_gpu_where_the_model_is(lake, build, job):
 
 def test_counting_needs_no_gpu(build, job, matched, tmp_path):
     targets = tmp_path / "targets.parquet"
-    pq.write_table(pa.table({"sample_id": ["a"], "code": [0], "offset": [0], "side": [8]}), targets)
+    pq.write_table(pa.table({"sample_id": ["a"], "code": [0], "offset": [0], "height": [8], "width": [8]}), targets)
     with_gpu, without = on_gpu(build(lambda pipeline: match.build_counts(pipeline, job, str(targets), 0)))
     assert with_gpu == set() and has_step(without, "CountWithin")
     with_gpu, without = on_gpu(build(lambda pipeline: match.build_recall(pipeline, job, "nearest.parquet")))

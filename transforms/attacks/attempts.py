@@ -8,6 +8,7 @@ compacted, one part of ``generations`` and ``cliques`` for each part of ``prompt
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import time
@@ -115,25 +116,19 @@ def judge(
 
     Args:
         prompt: a row of ``prompts``.
-        attempts: what became of each; those without an image take no part. All images have one size.
+        attempts: what became of each; those without an image take no part. Images of different sizes are in no clique
+            together, and each is compared with the prompt's own image as it is.
         own: (H, W, 3) uint8, the image whose caption the prompt is; None where there is none.
         filter: thresholds.
         device: where the distances between generations are computed.
         seconds: what the generation took.
     """
-    import torch
-
-    from transforms.kernels.distances import aligned_l2, pairwise_tiled_l2, resize_shorter_side
+    from transforms.kernels.distances import aligned_l2, covering, frame_of
 
     begun = time.perf_counter()
     images = {index: attempt.image for index, attempt in enumerate(attempts) if attempt.image is not None}
     usable = list(images)
-    if usable:
-        # As bytes: exact in the products, and a quarter of what floats take here and on the way to the device.
-        pictures = torch.from_numpy(np.stack(list(images.values()))).to(device).permute(0, 3, 1, 2)
-        distances = pairwise_tiled_l2(pictures).cpu().numpy()
-    else:
-        distances = np.zeros((0, 0), dtype=np.float32)
+    distances = _distances(list(images.values()), device)
     cliques = {edge: largest_clique(distances, edge) for edge in {filter.clique_distance, *SWEEP}}
     clique = cliques[filter.clique_distance]
     sweep = {str(edge): len(cliques[edge].members) for edge in SWEEP}
@@ -141,8 +136,14 @@ def judge(
     rule, probability, all_kept = filter.decide(prompt, flagged)
     own_l2: dict[int, float] = {}
     if own is not None and images:
-        resized = resize_shorter_side(own, next(iter(images.values())).shape[0])
-        own_l2 = {index: aligned_l2(image, resized) for index, image in images.items()}
+        resized: dict[tuple[int, int], np.ndarray] = {}
+        for index, image in images.items():
+            frame = frame_of(image)
+            # One that is far too long for the frame is near to nothing; ``match`` notes it.
+            with contextlib.suppress(ValueError):
+                if frame not in resized:
+                    resized[frame] = covering(own, frame)
+                own_l2[index] = aligned_l2(image, resized[frame])
     nearest = min(own_l2, key=lambda index: (own_l2[index], index)) if own_l2 else None
     kept = set(usable) if all_kept else set()
     if filter.keep != "none" and not all_kept:
@@ -165,6 +166,23 @@ def judge(
         "seconds": seconds + time.perf_counter() - begun,
     }
     return Judged(row, {usable[member] for member in clique.members}, own_l2, nearest, kept)
+
+
+def _distances(images: Sequence[np.ndarray], device: str) -> np.ndarray:
+    """(n, n) float32: tiled l2 between pictures; infinite between those of different sizes."""
+    import torch
+
+    from transforms.kernels.distances import pairwise_tiled_l2
+
+    distances = np.full((len(images), len(images)), np.inf, np.float32)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        by_shape.setdefault(image.shape, []).append(place)
+    for places in by_shape.values():
+        # As bytes: exact in the products, and a quarter of what floats take here and on the way to the device.
+        pictures = torch.from_numpy(np.stack([images[place] for place in places])).to(device).permute(0, 3, 1, 2)
+        distances[np.ix_(places, places)] = pairwise_tiled_l2(pictures).cpu().numpy()
+    return distances
 
 
 def _central(distances: np.ndarray, members: Sequence[int]) -> int:
@@ -221,7 +239,7 @@ class GeneratorHandler(ModelHandler[list, PredictionResult, Generator]):
         self, prompt: dict[str, Any], attempts: list[Attempt], generator: Generator
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows of ``generations``, and the row of ``cliques``."""
-        attempts, seeds = same_size(attempts), self._seeds(prompt)
+        attempts, seeds = comparable(attempts), self._seeds(prompt)
         self._stop_if_broken(attempts, generator)
         described = generator.describe()
         own = self._own_picture(prompt)
@@ -273,21 +291,20 @@ class GeneratorHandler(ModelHandler[list, PredictionResult, Generator]):
             return None
 
 
-def same_size(attempts: list[Attempt]) -> list[Attempt]:
-    """Attempts that can be compared: square, sides a multiple of four, all as large as the first; the rest failed."""
-    first: tuple[int, ...] | None = None
+def comparable(attempts: list[Attempt]) -> list[Attempt]:
+    """Attempts that can be compared: their sides are multiples of four, and not far too different; the rest failed."""
+    from transforms.kernels.distances import MAX_ASPECT_RATIO, TILES
+
     checked = []
     for attempt in attempts:
         if attempt.image is not None:
-            shape = attempt.image.shape[:2]
-            if shape[0] != shape[1] or shape[0] % 4:
-                reason = f"the image has {shape[1]} × {shape[0]} pixels, expected a square with a side divisible by 4"
+            height, width = attempt.image.shape[:2]
+            if height % TILES or width % TILES:
+                reason = f"the image has {width} × {height} pixels, expected sides divisible by {TILES}"
                 attempt = Attempt(None, "failed", reason, attempt.seconds)
-            elif first is not None and shape != first:
-                reason = f"the image has {shape[1]} × {shape[0]} pixels, the prompt's first one {first[1]} × {first[0]}"
+            elif max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+                reason = f"the image has {width} × {height} pixels, more than {MAX_ASPECT_RATIO:g} : 1"
                 attempt = Attempt(None, "failed", reason, attempt.seconds)
-            else:
-                first = shape
         checked.append(attempt)
     return checked
 

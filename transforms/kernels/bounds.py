@@ -1,17 +1,19 @@
 """Which pictures can't be near, by their thumbnails alone.
 
 The mean of a block is never further apart in two pictures than the pixels of that block are, in the mean square (Jensen). So
-the l2 of two pictures of one size is at least that of their block means; and that of a square picture and a crop of a wider
-one is at least what those blocks of the thumbnail say that lie inside the crop. ``SLACK`` is what rounding and resizing may
-add.
+the l2 of two pictures of one size is at least that of their block means; and that of a generation and a crop of a picture is at
+least what those blocks of the thumbnail say that lie inside the crop: all of them where both have one shape, since a thumbnail
+is a squeezed picture. ``SLACK`` is what rounding and resizing may add.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
+from transforms.kernels.distances import Frame
 from transforms.kernels.thumbnails import SIDE
 
 SLACK = 0.02
@@ -26,22 +28,39 @@ STRIP = 1024
 """Pictures whose products are held at once: what a processor has at hand."""
 
 
-def band_sums(squares: np.ndarray) -> np.ndarray:
-    """What ``within_reach`` needs to know of square pictures.
+class BandSums(NamedTuple):
+    """What ``within_reach`` needs to know of t generations of one size: of both ways that a training image may be longer than
+    they are (along the width, along the height) the means of ``SIDE`` bands across it, summed up along it.
 
-    Args:
-        squares: (t, S, S, 3) uint8.
-
-    Returns:
-        (t, 2, SIDE, S + 1, 3) float32: of both ways to lay the longer side (along the width, along the height) the means of
-        ``SIDE`` bands across it, summed up along it.
+    Attributes:
+        along_width: (t, SIDE, W + 1, 3) float32.
+        along_height: (t, SIDE, H + 1, 3) float32.
     """
-    t, side = squares.shape[:2]
-    pixels = squares.astype(np.float32) / np.float32(255)
-    made = np.zeros((t, 2, SIDE, side + 1, 3), np.float32)
-    for way, laid in enumerate((pixels, pixels.transpose(0, 2, 1, 3))):
-        across = _box_sums(np.cumsum(laid, axis=1, dtype=np.float64), np.arange(SIDE + 1) * side / SIDE) / (side / SIDE)
-        made[:, way, :, 1:] = np.cumsum(across, axis=2)
+
+    along_width: np.ndarray
+    along_height: np.ndarray
+
+    def some(self, chosen: slice) -> BandSums:
+        """Those of some of the generations."""
+        return BandSums(self.along_width[chosen], self.along_height[chosen])
+
+    @property
+    def nbytes(self) -> int:
+        return self.along_width.nbytes + self.along_height.nbytes
+
+
+def band_sums(generations: np.ndarray) -> BandSums:
+    """(t, H, W, 3) uint8 → what is known of them."""
+    pixels = generations.astype(np.float32) / np.float32(255)
+    return BandSums(_band_sums(pixels), _band_sums(pixels.transpose(0, 2, 1, 3)))
+
+
+def _band_sums(laid: np.ndarray) -> np.ndarray:
+    """(t, across, along, 3) float32 → (t, SIDE, along + 1, 3) float32."""
+    t, across, along = laid.shape[:3]
+    made = np.zeros((t, SIDE, along + 1, 3), np.float32)
+    bands = _box_sums(np.cumsum(laid, axis=1, dtype=np.float64), np.arange(SIDE + 1) * across / SIDE) / (across / SIDE)
+    made[:, :, 1:] = np.cumsum(bands, axis=2)
     return made
 
 
@@ -56,47 +75,55 @@ def _box_sums(sums: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def within_reach(
-    sums: np.ndarray, thumbnails: np.ndarray, width: int, height: int, reach: np.ndarray
+    sums: BandSums, thumbnails: np.ndarray, width: int, height: int, reach: np.ndarray, frame: Frame | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which square pictures may lie near a square crop of which others; for all that aren't named it is certain that none does.
+    """Which generations may lie near a crop of which pictures; for all that aren't named it is certain that none does.
 
     Args:
-        sums: ``band_sums`` of t squares of S × S pixels.
+        sums: ``band_sums`` of t generations.
         thumbnails: (n, 192) uint8, of pictures that all have
         width, height: pixels.
-        reach: (t,) l2 that is near, to the crops of the picture resized so that its shorter side is S; may be infinite.
+        reach: (t,) l2 that is near, to the crops of the picture where it just covers the generation; may be infinite.
+        frame: size of the generations where ``sums`` are those of their block means, which are squeezed.
 
     Returns:
-        (p,) int64 squares and (p,) int64 pictures of the pairs, by square and picture.
+        (p,) int64 generations and (p,) int64 pictures of the pairs, by generation and picture.
     """
-    side = sums.shape[3] - 1
-    wide = width >= height
-    longer = max(side, round(side * max(width, height) / min(width, height)))
+    compared = Frame(sums.along_height.shape[2] - 1, sums.along_width.shape[2] - 1)
+    frame = frame or compared
+    wide = width * frame.height >= height * frame.width
+    mine = sums.along_width if wide else sums.along_height
+    along, across = compared.width if wide else compared.height, compared.height if wide else compared.width
+    longer, shorter = (width * frame.height, height * frame.width) if wide else (height * frame.width, width * frame.height)
+    # Block means are squeezed: the picture has no whole number of their pixels, and its middle lies between two of them.
+    length = along * longer / shorter if compared != frame else max(along, round(along * longer / shorter))
+    slides = length - along
+    offsets = np.unique([*range(int(slides) + 1), slides / 2, slides] if compared != frame else range(int(slides) + 1))
     tiny = thumbnails.reshape(-1, SIDE, SIDE, 3).astype(np.float32) / np.float32(255)
-    # Laid so that axis 2 runs along the longer side.
+    # Laid so that axis 2 runs along the side that is longer than the generation's.
     laid = tiny if wide else tiny.transpose(0, 2, 1, 3)
-    mine = sums[:, 0 if wide else 1]
-    column = longer / SIDE
-    # A block is column / side of the crop along, and 1 / SIDE of it across. No l2 is over 1.
-    slack = ROUNDING if width == height == side and side % SIDE == 0 else SLACK
-    limits = (np.square(np.minimum(reach, 1) + slack) * (side * SIDE * 3 / column)).astype(np.float32)
-    pairs = np.zeros((len(sums), len(tiny)), bool)
-    for offset in range(longer - side + 1):
+    column = length / SIDE
+    # A block is column / along of the crop along, and 1 / SIDE of it across. No l2 is over 1.
+    whole_pixels = (height, width) == frame == compared and along % SIDE == across % SIDE == 0
+    slack = ROUNDING if whole_pixels else SLACK
+    limits = (np.square(np.minimum(reach, 1) + slack) * (along * SIDE * 3 / column)).astype(np.float32)
+    pairs = np.zeros((len(mine), len(tiny)), bool)
+    for offset in offsets.tolist():
         first = math.ceil(offset / column - 1e-9)
-        last = math.floor((offset + side) / column + 1e-9)
+        last = math.floor((offset + along) / column + 1e-9)
         if last <= first:
             pairs[:] = True
             break
-        edges = np.clip(np.arange(first, last + 1) * column - offset, 0, side)
-        low = np.minimum(np.floor(edges).astype(np.int64), side)
+        edges = np.clip(np.arange(first, last + 1) * column - offset, 0, along)
+        low = np.minimum(np.floor(edges).astype(np.int64), along)
         share = (edges - low).astype(np.float32)[None, None, :, None]
-        at = mine[:, :, low] * (1 - share) + mine[:, :, np.minimum(low + 1, side)] * share
-        means = ((at[:, :, 1:] - at[:, :, :-1]) / np.float32(column)).reshape(len(sums), -1)
+        at = mine[:, :, low] * (1 - share) + mine[:, :, np.minimum(low + 1, along)] * share
+        means = ((at[:, :, 1:] - at[:, :, :-1]) / np.float32(column)).reshape(len(mine), -1)
         theirs = laid[:, :, first:last].reshape(len(tiny), -1)
         # |a|² + |b|² - 2 a·b less the limit, as one product.
         left = np.column_stack([means, np.square(means).sum(1) - limits, np.ones(len(means), np.float32)])
         right = np.column_stack([-2 * theirs, np.ones(len(theirs), np.float32), np.square(theirs).sum(1)])
         for start in range(0, len(right), STRIP):
             pairs[:, start : start + STRIP] |= left @ right[start : start + STRIP].T <= 0
-    squares, pictures = np.nonzero(pairs)
-    return squares, pictures
+    generations, pictures = np.nonzero(pairs)
+    return generations, pictures

@@ -143,7 +143,7 @@ def is_copy(row: Mapping[str, Any], limits: CopyLimits) -> bool:
 
 
 def blurred(picture: np.ndarray) -> np.ndarray:
-    """What a half-learned picture looks like: (S, S, 3) uint8 → the same size, from ``BLUR`` × ``BLUR`` block means alone."""
+    """What a half-learned picture looks like: (H, W, 3) uint8 → the same size, from ``BLUR`` × ``BLUR`` block means alone."""
     from PIL import Image
 
     from transforms.kernels.distances import block_means

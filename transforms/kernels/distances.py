@@ -10,7 +10,7 @@ section 4.2.2, the adaptive distance in section 5.1.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,20 @@ Of 12 to 64 blocks, 20 told copies from half-learned logos best, and photographs
 """
 
 MAX_ASPECT_RATIO = 100.0
-"""A picture whose sides differ by more than this is compared with nothing: its longer side, at the size of what it is compared
-with, would take gigabytes. ``ingest --max_aspect_ratio`` keeps narrower ones out."""
+"""A picture whose sides differ by more than this is compared with nothing, nor one that is so many times longer or higher than
+the frame that it is to cover: at that size it would take gigabytes. ``ingest --max_aspect_ratio`` keeps narrower ones out."""
+
+
+class Frame(NamedTuple):
+    """The size of a generation, in pixels: what a training image is resized and cropped to."""
+
+    height: int
+    width: int
+
+
+def frame_of(picture: np.ndarray) -> Frame:
+    """The frame that a picture, (H, W, 3), fills."""
+    return Frame(picture.shape[0], picture.shape[1])
 
 
 def scaled(pictures: np.ndarray) -> np.ndarray:
@@ -168,31 +180,28 @@ def _multiplies_bytes() -> bool:
 
 
 def block_means(pictures: np.ndarray, blocks: int) -> np.ndarray:
-    """Each picture as ``blocks`` × ``blocks`` means over equal parts of it; one that is as small already, as it is.
+    """Each picture as ``blocks`` × ``blocks`` means over equal parts of it; along a side that is as short already, its pixels.
 
     Two pictures are never nearer to each other than their block means are: a mean of squares is no less than the square of
     the mean.
 
     Args:
-        pictures: (…, S, S, 3).
-        blocks: along each side; a pixel that lies in two of them counts in both, by its share.
+        pictures: (…, H, W, 3).
+        blocks: along each side, whichever is longer; a pixel that lies in two of them counts in both, by its share.
 
     Returns:
-        (…, min(S, blocks), min(S, blocks), 3) float32 in [0, 1].
+        (…, min(H, blocks), min(W, blocks), 3) float32 in [0, 1].
     """
     values = scaled(pictures)
-    side = values.shape[-2]
-    if values.shape[-3] != side:
-        raise ValueError(f"pictures of {values.shape[-3]} × {side} pixels, expected square ones")
-    if side <= blocks:
+    height, width = values.shape[-3:-1]
+    if height <= blocks and width <= blocks:
         return values
-    if side % blocks == 0:
-        part = side // blocks
-        cut = values.reshape(*values.shape[:-3], blocks, part, blocks, part, 3)
+    rows, columns = min(height, blocks), min(width, blocks)
+    if height % rows == 0 and width % columns == 0:
+        cut = values.reshape(*values.shape[:-3], rows, height // rows, columns, width // columns, 3)
         return cut.mean(axis=(-4, -2), dtype=np.float32)
-    weights = _block_weights(side, blocks)
-    across = weights @ values.reshape(*values.shape[:-2], side * 3)
-    return weights @ across.reshape(*across.shape[:-1], side, 3)
+    down = _block_weights(height, rows) @ values.reshape(*values.shape[:-2], width * 3)
+    return _block_weights(width, columns) @ down.reshape(*down.shape[:-1], width, 3)
 
 
 @functools.cache
@@ -208,7 +217,7 @@ def coarse_l2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """l2 of the pictures' ``COARSE`` × ``COARSE`` block means: at most l2, and the same for pictures that are no larger.
 
     Args:
-        a, b: (…, S, S, 3), broadcast against each other.
+        a, b: (…, H, W, 3), broadcast against each other.
 
     Returns:
         (…) float64 in [0, 1].
@@ -238,83 +247,92 @@ def adaptive_l2(distance: float, others: np.ndarray, alpha: float = 0.5) -> floa
     return float(distance) / scale
 
 
-def resize_shorter_side(picture: np.ndarray, side: int) -> np.ndarray:
-    """The picture with its shorter side at ``side`` pixels, its shape kept; (H, W, 3) uint8 → uint8.
+def covering(picture: np.ndarray, frame: Frame) -> np.ndarray:
+    """The picture as small as it can be with the frame inside, its shape kept; (H, W, 3) uint8 → uint8.
+
+    One of its sides is then the frame's, and the other at least as long. Of a square frame: its shorter side is the frame's.
 
     Antialiased bilinear (Pillow): the common resize of text-to-image training code. ValueError for a picture whose sides
-    differ by more than ``MAX_ASPECT_RATIO``.
+    differ by more than ``MAX_ASPECT_RATIO``, or that would be so many times as long as the frame.
     """
     from PIL import Image
 
     height, width = picture.shape[:2]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"{width} x {height} pixels, more than {MAX_ASPECT_RATIO:g} : 1")
-    if min(height, width) == side:
+    along, across = height * frame.width, width * frame.height
+    if max(along, across) > MAX_ASPECT_RATIO * min(along, across):
+        raise ValueError(
+            f"{width} x {height} pixels over a frame of {frame.width} x {frame.height} are more than {MAX_ASPECT_RATIO:g} "
+            "times as long"
+        )
+    scale = frame.width / width if along >= across else frame.height / height
+    if scale == 1:
         return picture
-    scale = side / min(height, width)
-    size = (max(side, round(width * scale)), max(side, round(height * scale)))
+    size = (max(frame.width, round(width * scale)), max(frame.height, round(height * scale)))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
-def square_at(picture: np.ndarray, offset: int) -> np.ndarray:
-    """The square of a picture, (H, W, 3), as large as its shorter side, that begins ``offset`` pixels along the longer one."""
-    side = min(picture.shape[:2])
-    return picture[offset : offset + side] if picture.shape[0] > side else picture[:, offset : offset + side]
+def crop_at(picture: np.ndarray, frame: Frame, offset: int) -> np.ndarray:
+    """The part of a picture that covers a frame, (H, W, 3), which begins ``offset`` pixels along the side that is longer than
+    the frame's."""
+    height, width = frame
+    return picture[offset : offset + height] if picture.shape[0] > height else picture[:, offset : offset + width]
 
 
-def central_square(picture: np.ndarray, side: int) -> np.ndarray:
-    """(H, W, 3) uint8 → (side, side, 3): the middle of the picture, as training code of text-to-image models crops it."""
-    resized = resize_shorter_side(picture, side)
-    return np.ascontiguousarray(square_at(resized, (max(resized.shape[:2]) - side) // 2))
+def room(picture: np.ndarray, frame: Frame) -> int:
+    """How many pixels a frame can slide along a picture, (H, W, 3), that covers it."""
+    return max(picture.shape[0] - frame.height, picture.shape[1] - frame.width)
+
+
+def central_crop(picture: np.ndarray, frame: Frame) -> np.ndarray:
+    """(H, W, 3) uint8 → (height, width, 3): the middle of the picture, as training code of text-to-image models crops it."""
+    whole = covering(picture, frame)
+    return np.ascontiguousarray(crop_at(whole, frame, room(whole, frame) // 2))
 
 
 def best_crop(generation: np.ndarray, picture: np.ndarray) -> tuple[int, np.ndarray]:
-    """Where a square generation lies in a training image that is not square.
+    """Where a generation lies in a training image of any shape. Nothing is stretched.
 
-    The image is resized so that its shorter side is the generation's side; every square crop along the longer side is
+    The image is resized so that it just covers the generation; every crop along the side that is then longer is
     tried at once: the squared distance is |x̂|² + |crop|² − 2 x̂·crop, whose last term is a correlation. Of crops that are as
     near the first is taken.
 
     Args:
-        generation: (S, S, 3) uint8.
+        generation: (h, w, 3) uint8.
         picture: (H, W, 3) uint8, any size.
 
     Returns:
-        (offset in pixels of the nearest crop along the longer side, that crop: (S, S, 3) uint8).
+        (offset in pixels of the nearest crop along the longer side, that crop: (h, w, 3) uint8).
     """
-    resized = resize_shorter_side(picture, _side(generation))
-    if resized.shape[0] == resized.shape[1]:
-        return 0, resized
-    offset = int(np.argmin(squared_at_offsets(generation, resized)))
-    return offset, square_at(resized, offset)
+    frame = frame_of(generation)
+    whole = covering(picture, frame)
+    if room(whole, frame) == 0:
+        return 0, whole
+    offset = int(np.argmin(squared_at_offsets(generation, whole)))
+    return offset, crop_at(whole, frame, offset)
 
 
-def _side(square: np.ndarray) -> int:
-    if square.shape[0] != square.shape[1]:
-        raise ValueError(f"a generation has shape {square.shape}, expected a square one")
-    return square.shape[0]
+def squared_at_offsets(generation: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """``squared_bytes`` of a generation and each crop of a picture that covers it: exact.
 
-
-def squared_at_offsets(square: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """``squared_bytes`` of a square picture and each square crop along the longer side of another: exact.
-
-    Time grows with the longer side, and memory is 32 MB, a copy of the picture, and a few numbers for each pixel of that side:
-    it is cut into pieces that overlap, and their lines are added up some at a time.
+    Time grows with the side along which it slides, and memory is 32 MB, a copy of the picture, and a few numbers for each pixel
+    of that side: it is cut into pieces that overlap, and their lines are added up some at a time.
 
     Args:
-        square: (S, S, 3) uint8.
-        picture: (H, W, 3) uint8 whose shorter side is S.
+        generation: (h, w, 3) uint8.
+        picture: (H, W, 3) uint8 with H = h and W ≥ w, or W = w and H ≥ h.
 
     Returns:
-        (longer side - S + 1,) int64.
+        (length of the side along which it slides - that of the generation + 1,) int64.
     """
     from scipy import fft
 
-    side = _side(square)
-    if min(picture.shape[:2]) != side:
-        raise ValueError(f"a picture of {picture.shape[0]} x {picture.shape[1]} pixels, expected a shorter side of {side}")
-    image, model = (_lines(one, picture.shape[0] > side) for one in (picture, square))
-    length = image.shape[1]
+    (height, width), frame = picture.shape[:2], frame_of(generation)
+    if min(height - frame.height, width - frame.width) != 0:
+        raise ValueError(f"a picture of {width} x {height} pixels doesn't cover one of {frame.width} x {frame.height}")
+    image, model = (_lines(one, height > frame.height) for one in (picture, generation))
+    length, side = image.shape[1], model.shape[1]
     piece = fft.next_fast_len(min(length, 4 * side), real=True)
     step = piece - side + 1
     starts = range(0, length - side + 1, step)
@@ -348,5 +366,5 @@ SPECTRUM_BYTES = 8 << 20
 
 
 def aligned_l2(generation: np.ndarray, picture: np.ndarray) -> float:
-    """l2 between a square generation, (S, S, 3) uint8, and where it lies best in a training image, (H, W, 3) uint8."""
+    """l2 between a generation, (h, w, 3) uint8, and where it lies best in a training image, (H, W, 3) uint8."""
     return float(l2(generation, best_crop(generation, picture)[1]))

@@ -72,17 +72,20 @@ def lifted(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def square_windows(thumbnails: np.ndarray, aspects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures as square queries see them.
+    """Pictures as generations see them.
 
     A picture that isn't square is in its thumbnail squeezed to one; its square crops along the longer side are taken from
     there, ``WINDOWS`` of them for a picture twice as long as high, so their distances are near those of the crops, not exact.
+    The whole squeezed thumbnail is one more: that of a generation which has the picture's own shape is squeezed likewise. Which
+    shapes the generations will have isn't known here, since one index serves all audits.
 
     Args:
         thumbnails: (n, 192) uint8.
         aspects: (n,) width over height of the pictures.
 
     Returns:
-        (w,) int64 rows of the pictures, and (w, 192) float32 in 0 to 1: one for each window.
+        (w,) int64 rows of the pictures, and (w, 192) float32 in 0 to 1: one for each window, 4 · ``WINDOWS`` + 1 a picture at
+        most.
     """
     tiny = thumbnails.reshape(-1, SIDE, SIDE, 3).astype(np.float32) / np.float32(255)
     squares = np.flatnonzero(aspects == 1)
@@ -101,7 +104,7 @@ WINDOWS = 5
 
 
 def _square_windows(tiny: np.ndarray, aspect: float) -> np.ndarray:
-    """(8, 8, 3) of a picture of this width over height → (w, 8, 8, 3): its square crops along the longer side."""
+    """(8, 8, 3) of a picture of this width over height → (w, 8, 8, 3): its square crops along the longer side, and it."""
     wide = aspect if aspect >= 1 else 1 / aspect
     number = min(1 + round((wide - 1) * (WINDOWS - 1)), 4 * WINDOWS)
     if number == 1:
@@ -115,4 +118,4 @@ def _square_windows(tiny: np.ndarray, aspect: float) -> np.ndarray:
         weights = (overlap.clip(min=0) * SIDE / share).astype(np.float32)
         crops.append(np.einsum("ij,rjc->ric", weights, along))
     made = np.stack(crops)
-    return made if aspect >= 1 else made.transpose(0, 2, 1, 3)
+    return np.concatenate([made if aspect >= 1 else made.transpose(0, 2, 1, 3), tiny[None]])

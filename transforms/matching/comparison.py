@@ -11,11 +11,13 @@ import numpy as np
 from transforms.kernels.copies import MAX_TWINS, ratio, twins
 from transforms.kernels.distances import (
     COARSE,
+    Frame,
     adaptive_l2,
     best_crop,
     block_means,
-    central_square,
+    central_crop,
     coarse_l2,
+    frame_of,
     l2,
     scaled,
     tiled_l2,
@@ -56,7 +58,6 @@ class Group(NamedTuple):
         size: images in it.
         found_by: clip, thumbnail or both; own where it is compared whatever they say.
         cosine: of the CLIP vectors, where CLIP found it.
-        square: whether its picture is known to be.
     """
 
     group: str
@@ -65,7 +66,6 @@ class Group(NamedTuple):
     size: int
     found_by: str = "own"
     cosine: float | None = None
-    square: bool = False
 
 
 class Near(NamedTuple):
@@ -75,12 +75,14 @@ class Near(NamedTuple):
     Attributes:
         group: which.
         l2, coarse_l2: to its representative.
+        whole: whether that has the shape of what is compared, so that nothing of it was cropped.
         twins: the groups that are one memory with it, where that was looked at.
     """
 
     group: Group
     l2: float
     coarse_l2: float
+    whole: bool = False
     twins: frozenset[str] | None = None
 
 
@@ -88,7 +90,7 @@ class ComparedPicture(NamedTuple):
     """A picture, and what lies near it.
 
     Attributes:
-        picture: (S, S, 3) uint8.
+        picture: (h, w, 3) uint8.
         coarse: its block means, float32 in [0, 1]: what ``coarse_l2`` compares.
         training: the groups of training images, the nearest by l2 first.
         controls: likewise, for what a control's caption made.
@@ -100,9 +102,9 @@ class ComparedPicture(NamedTuple):
     controls: list[Near]
 
 
-Pictures = Callable[[int, str, int], np.ndarray]
-"""(code, sample_id, side) → the picture with its shorter side at ``side`` pixels, (H, W, 3) uint8; the same object each time
-while it is kept. DamagedPicture where it can't be decoded: it is then near to nothing."""
+Pictures = Callable[[int, str, Frame], np.ndarray]
+"""(code, sample_id, frame) → the picture as it covers the frame (``covering``), (H, W, 3) uint8; the same object each time
+while it is kept. DamagedPicture where it can't be decoded, or is too long: it is then near to nothing."""
 
 Members = Mapping[str, Sequence[tuple[int, str]]]
 """Group → (code, sample_id) of those of its members that are compared; a group of one needs no entry."""
@@ -130,7 +132,7 @@ class Matcher:
         """A picture beside the representatives of groups.
 
         Args:
-            picture: (S, S, 3) uint8.
+            picture: (h, w, 3) uint8.
             training, controls: what may lie near it.
             bounds: of each group of ``training`` a distance that its l2 is not below. One that is certain not to be among the
                 nearest ``others`` and the next is left out, and its picture isn't looked at.
@@ -152,16 +154,16 @@ class Matcher:
             means.append(coarse_pictures)
             if len(near) >= enough:
                 farthest = float(np.partition([one.l2 for one in near], enough - 1)[enough - 1])
-        near = self._with_twins(near, np.concatenate(means), own, picture.shape[0]) if near else near
+        near = self._with_twins(near, np.concatenate(means), own, frame_of(picture)) if near else near
         return ComparedPicture(picture, coarse, in_order(near), in_order(self._distances(controls, picture, asked, coarse)[0]))
 
-    def _with_twins(self, near: list[Near], means: np.ndarray, own: str | None, side: int) -> list[Near]:
+    def _with_twins(self, near: list[Near], means: np.ndarray, own: str | None, frame: Frame) -> list[Near]:
         """The same, with the twins of those groups that get a row, while their pictures are at hand."""
         ordered, coarsest = in_order(near), _coarsest(near)
         chosen = {own, *(one.group.group for one in ordered[: NEAREST_GROUPS + 1]), coarsest and coarsest.group}
         # Only what lies within delta can be a copy: elsewhere twins make no difference.
         return [
-            one._replace(twins=self._twins(one.group, near, side, means))
+            one._replace(twins=self._twins(one.group, near, frame, means))
             if one.group.group in chosen and one.coarse_l2 <= self.measure.delta
             else one
             for one in near
@@ -174,31 +176,34 @@ class Matcher:
         their block means.
         """
         aligned = [(group, self._aligned(group.code, group.sample_id, picture)) for group in groups]
-        readable = [(group, crop) for group, crop in aligned if crop is not None]
+        readable = [(group, found) for group, found in aligned if found is not None]
         if not readable:
             return [], np.empty((0, *coarse.shape), np.float32)
         groups = [group for group, _ in readable]
-        crops = scaled(np.stack([crop for _, crop in readable]))
+        crops = scaled(np.stack([crop for _, (crop, _) in readable]))
         means = block_means(crops, COARSE)
         far = [
             np.sqrt(np.einsum("nd,nd->n", apart, apart) / apart.shape[1]).tolist()
             for apart in ((asked - crops).reshape(len(groups), -1), (coarse - means).reshape(len(groups), -1))
         ]
-        return [Near(*pair) for pair in zip(groups, *far, strict=True)], means
+        whole = [whole for _, (_, whole) in readable]
+        return [Near(*one) for one in zip(groups, *far, whole, strict=True)], means
 
-    def _whole(self, code: int, sample_id: str, side: int) -> np.ndarray | None:
+    def _whole(self, code: int, sample_id: str, frame: Frame) -> np.ndarray | None:
         """A training image; None where it can't be decoded, which ``pictures`` has noted."""
         try:
-            return self.pictures(code, sample_id, side)
+            return self.pictures(code, sample_id, frame)
         except DamagedPicture:
             return None
 
-    def _aligned(self, code: int, sample_id: str, picture: np.ndarray) -> np.ndarray | None:
-        """The crop of a training image where a picture lies best in it; None where it can't be decoded."""
-        whole = self._whole(code, sample_id, picture.shape[0])
+    def _aligned(self, code: int, sample_id: str, picture: np.ndarray) -> tuple[np.ndarray, bool] | None:
+        """The crop of a training image where a picture lies best in it, and whether that is all of it; None where it can't be
+        decoded.
+        """
+        whole = self._whole(code, sample_id, frame_of(picture))
         if whole is None:
             return None
-        return whole if whole.shape == picture.shape else best_crop(picture, whole)[1]
+        return (whole, True) if whole.shape == picture.shape else (best_crop(picture, whole)[1], False)
 
     def wanted(self, compared: ComparedPicture, own: Group | None) -> list[str]:
         """The groups whose members are needed for ``rows``."""
@@ -249,7 +254,7 @@ class Matcher:
         for code, sample in (
             members.get(group.group, ()) if role == "training" and group.size > 1 else [(group.code, group.sample_id)]
         ):
-            whole = self._whole(code, sample, picture.shape[0])
+            whole = self._whole(code, sample, frame_of(picture))
             if whole is None:
                 continue
             offset, crop = best_crop(picture, whole)
@@ -267,7 +272,7 @@ class Matcher:
         apart: frozenset[str] = frozenset()
         if role == "training" and coarse <= self.measure.delta:
             known = next((near.twins for near in compared.training if near.group.group == group.group), None)
-            apart = self._twins(group, foreign, picture.shape[0]) if known is None else known
+            apart = self._twins(group, foreign, frame_of(picture)) if known is None else known
         strangers = [near for near in foreign if near.group.group not in apart]
         nearest_other = min((near.l2 for near in strangers), default=None)
         return {
@@ -289,7 +294,7 @@ class Matcher:
             "extracted": distance <= self.measure.delta,
         }
 
-    def _twins(self, group: Group, near: Sequence[Near], side: int, means: np.ndarray | None = None) -> frozenset[str]:
+    def _twins(self, group: Group, near: Sequence[Near], frame: Frame, means: np.ndarray | None = None) -> frozenset[str]:
         """The other groups that stand so near to a training group that they are one memory with it.
 
         Looked for among what lies near a picture that is near to the group itself: a twin is, too.
@@ -297,23 +302,23 @@ class Matcher:
         Args:
             group: which.
             near: the groups near that picture.
-            side: pixels.
-            means: their block means where they are known: of a picture that isn't square those of another crop.
+            frame: size of that picture.
+            means: their block means where they are known: of a picture of another shape those of another crop.
         """
-        whole = self._whole(group.code, group.sample_id, side)
+        whole = self._whole(group.code, group.sample_id, frame)
         if whole is None:
             return frozenset()
-        middle = central_square(whole, side)
+        middle = central_crop(whole, frame)
         own_means = block_means(middle, COARSE)
         places, others = [], []
         for place, one in enumerate(near):
             other = one.group
             if other.group == group.group:
                 continue
-            if means is not None and other.square:
+            if means is not None and one.whole:
                 others.append(means[place])
-            elif (crop := self._aligned(other.code, other.sample_id, middle)) is not None:
-                others.append(block_means(crop, COARSE))
+            elif (aligned := self._aligned(other.code, other.sample_id, middle)) is not None:
+                others.append(block_means(aligned[0], COARSE))
             else:
                 continue
             places.append(place)

@@ -9,7 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -17,15 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.data.images import PicturesByCode
-from transforms.kernels.bounds import band_sums, within_reach
-from transforms.kernels.distances import MAX_ASPECT_RATIO, resize_shorter_side, square_at, squared_at_offsets, squared_bytes
+from transforms.kernels.bounds import BandSums, band_sums, within_reach
+from transforms.kernels.distances import MAX_ASPECT_RATIO, Frame, covering, crop_at, squared_at_offsets, squared_bytes
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.gathering import images_at
 from transforms.matching.tasks import Snapshots
 from transforms.store.counters import count
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
-from transforms.store.pictures import DamagedPicture, stored_array
+from transforms.store.pictures import stored_array
 from transforms.store.sharing import Shared
 from transforms.store.tombstones import Tombstones
 
@@ -38,22 +38,24 @@ AT_A_TIME = 64
 
 @dataclasses.dataclass(frozen=True)
 class Sought:
-    """Square pictures of one size that something near is looked for of.
+    """Pictures of one size that something near is looked for of.
 
     Attributes:
         names: of each.
-        sums: their ``band_sums``.
+        frame: their size.
+        sums: their ``band_sums``, or those of their block means.
         within: (t,) float64: how near.
     """
 
     names: Sequence[str]
-    sums: np.ndarray
+    frame: Frame
+    sums: BandSums
     within: np.ndarray
 
 
-def targets_at_once(side: int, memory: int) -> int:
-    """How many targets of so many pixels along each side are counted in one pass over the pictures, in so many bytes."""
-    of_one = band_sums(np.zeros((1, side, side, 3), np.uint8)).nbytes
+def targets_at_once(frames: Iterable[Frame], memory: int) -> int:
+    """How many targets of these sizes are counted in one pass over the pictures, in so many bytes."""
+    of_one = max((band_sums(np.zeros((1, *frame, 3), np.uint8)).nbytes for frame in set(frames)), default=1)
     return max(1, memory // of_one)
 
 
@@ -67,14 +69,15 @@ def possible(lake: Lake, snapshots: Snapshots, part: int, sought: Sought) -> dic
     """
     table = read_parquet(lake.paths("embeddings", snapshots.embed)[part], ["sample_id", "role", "thumbnail"])
     sizes = read_parquet(lake.paths("images", snapshots.ingest)[part], ["width", "height"])
-    width, height = sizes["width"].to_numpy(), sizes["height"].to_numpy()
+    width, height = (sizes[name].to_numpy().astype(np.int64) for name in ("width", "height"))
     there = table["thumbnail"].is_valid().to_numpy(zero_copy_only=False)
     there &= table["role"].to_numpy(zero_copy_only=False) == "training"
     forgotten = Tombstones.read(lake).samples
     if forgotten:
         there &= ~np.isin(table["sample_id"].to_numpy(zero_copy_only=False), list(forgotten))
     # Those are compared with nothing.
-    there &= np.maximum(width, height) <= MAX_ASPECT_RATIO * np.minimum(width, height)
+    for along, across in ((width, height), (width * sought.frame.height, height * sought.frame.width)):
+        there &= np.maximum(along, across) <= MAX_ASPECT_RATIO * np.minimum(along, across)
     rows = np.flatnonzero(there)
     pixels = np.frombuffer(b"".join(table["thumbnail"].take(pa.array(rows)).to_pylist()), np.uint8).reshape(-1, LENGTH)
     shape = np.stack([width[rows], height[rows]], axis=1)
@@ -83,7 +86,8 @@ def possible(lake: Lake, snapshots: Snapshots, part: int, sought: Sought) -> dic
         mine = np.flatnonzero((shape == one).all(axis=1))
         for start in range(0, len(sought.names), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            number, place = within_reach(sought.sums[some], pixels[mine], one[0], one[1], sought.within[some])
+            sums, within = sought.sums.some(some), sought.within[some]
+            number, place = within_reach(sums, pixels[mine], one[0], one[1], within, sought.frame)
             pairs.append(np.stack([rows[mine[place]], number + start]))
     row, number = np.concatenate(pairs, axis=1)
     order = np.argsort(row, kind="stable")
@@ -95,7 +99,7 @@ def possible(lake: Lake, snapshots: Snapshots, part: int, sought: Sought) -> dic
 class CountWithin(beam.DoFn):
     """Number of a part of ``images`` → (target sample_id, training images of this part within eidetic_delta of it).
 
-    The targets are a Parquet file of sample_id, code, offset and side: the crop that matched.
+    The targets are a Parquet file of sample_id, code, offset, height and width: the crop that matched.
     """
 
     def __init__(self, lake: Lake, snapshots: Snapshots, targets: str, eidetic_delta: float):
@@ -107,19 +111,19 @@ class CountWithin(beam.DoFn):
         targets = self._targets.get()
         path = self.lake.paths("images", self.snapshots.ingest)[number]
         counts: collections.Counter[str] = collections.Counter()
-        for side, sought in targets.by_side.items():
+        for frame, sought in targets.by_frame.items():
             possibly = possible(self.lake, self.snapshots, number, sought)
             images = list(images_at(path, np.array(sorted(possibly), np.int64)))
 
-            def near(some: list, side: int = side, possibly: dict[int, np.ndarray] = possibly) -> list[int]:
+            def near(some: list, frame: Frame = frame, possibly: dict[int, np.ndarray] = possibly) -> list[int]:
                 found = []
                 for row, (_, image) in some:
                     if image is not None:
                         try:
-                            picture, numbers = resize_shorter_side(stored_array(image), side), possibly[row].tolist()
-                        except DamagedPicture:  # it has been noted by whoever measured the candidates' recall, if not before
+                            picture, numbers = covering(stored_array(image), frame), possibly[row].tolist()
+                        except ValueError:  # it has been noted by whoever measured the candidates' recall, if not before
                             continue
-                        found += [one for one in numbers if is_near(targets.crop(side, one), picture, self.eidetic_delta)]
+                        found += [one for one in numbers if is_near(targets.crop(frame, one), picture, self.eidetic_delta)]
                 return found
 
             # Decoding and comparing let go of Python's lock.
@@ -134,42 +138,41 @@ class _Targets:
     """What is counted, for all threads of a worker.
 
     Attributes:
-        by_side: side in pixels → the targets of that size.
+        by_frame: the targets of each size.
         pool: a thread for each core.
     """
 
     def __init__(self, pictures: PicturesByCode, targets: str, eidetic_delta: float):
         self._pictures = pictures
-        self._rows: dict[int, list[dict[str, Any]]] = {}
-        self.by_side: dict[int, Sought] = {}
+        self._rows: dict[Frame, list[dict[str, Any]]] = {}
+        self.by_frame: dict[Frame, Sought] = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
         rows = read_parquet(targets).to_pylist()
-        for side in sorted({row["side"] for row in rows}):
-            self._rows[side] = [row for row in rows if row["side"] == side]
-            names = [row["sample_id"] for row in self._rows[side]]
-            sums = [band_sums(self.crop(side, number)[None])[0] for number in range(len(names))]
-            self.by_side[side] = Sought(names, np.stack(sums), np.full(len(names), eidetic_delta))
+        for frame in sorted({Frame(row["height"], row["width"]) for row in rows}):
+            self._rows[frame] = [row for row in rows if (row["height"], row["width"]) == frame]
+            names = [row["sample_id"] for row in self._rows[frame]]
+            sums = [band_sums(self.crop(frame, number)[None]) for number in range(len(names))]
+            together = BandSums(*(np.concatenate(some) for some in zip(*sums, strict=True)))
+            self.by_frame[frame] = Sought(names, frame, together, np.full(len(names), eidetic_delta))
 
-    def crop(self, side: int, number: int) -> np.ndarray:
-        """(side, side, 3) uint8: the square of a target's picture that matched."""
-        target = self._rows[side][number]
-        whole = resize_shorter_side(self._pictures.get(target["code"], target["sample_id"]), side)
-        return square_at(whole, target["offset"])
+    def crop(self, frame: Frame, number: int) -> np.ndarray:
+        """(height, width, 3) uint8: the crop of a target's picture that matched."""
+        target = self._rows[frame][number]
+        whole = covering(self._pictures.get(target["code"], target["sample_id"]), frame)
+        return crop_at(whole, frame, target["offset"])
 
 
-def is_near(square: np.ndarray, picture: np.ndarray, delta: float) -> bool:
-    """Whether some square crop of a picture lies within ``delta`` of a square picture in l2: exact, in whole numbers.
+def is_near(crop: np.ndarray, picture: np.ndarray, delta: float) -> bool:
+    """Whether some crop of a picture lies within ``delta`` of another one in l2: exact, in whole numbers.
 
     Args:
-        square: (S, S, 3) uint8.
-        picture: (H, W, 3) uint8 whose shorter side is S.
+        crop: (h, w, 3) uint8.
+        picture: (H, W, 3) uint8 that covers it.
         delta: l2.
     """
-    if picture.shape == square.shape:
-        nearest = squared_bytes(square, picture)
-    else:
-        nearest = float(squared_at_offsets(square, picture).min())
-    return nearest <= delta**2 * 255**2 * square.size
+    whole = picture.shape == crop.shape
+    nearest = squared_bytes(crop, picture) if whole else float(squared_at_offsets(crop, picture).min())
+    return nearest <= delta**2 * 255**2 * crop.size
 
 
 @dataclasses.dataclass

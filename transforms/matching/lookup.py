@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.data.images import PicturesByCode
-from transforms.kernels.distances import central_square
+from transforms.kernels.distances import Frame, central_crop
 from transforms.kernels.thumbnails import LENGTH
 from transforms.kernels.verification import PIXEL_DISTANCE, align, prepare
 from transforms.matching import tasks
@@ -106,7 +106,7 @@ def look_up(round: Round, pictures: Sequence[np.ndarray], encoder: OpenClipEncod
 
     vectors = encoder.encode([Image.fromarray(one) for one in pictures])
     finite = np.flatnonzero(np.isfinite(vectors).all(axis=1))
-    squares = [thumbnail(central_square(one, SIDE)) for one in pictures]
+    squares = [thumbnail(central_crop(one, Frame(SIDE, SIDE))) for one in pictures]
     tiny = np.frombuffer(b"".join(squares), np.uint8).reshape(-1, LENGTH).astype(np.float32) / np.float32(255)
     everyone = np.arange(len(pictures), dtype=np.int64)
     found: dict[tuple[int, int], dict[str, float]] = {}

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from transforms.data.images import ROW_BITS, ByteLimitedCache, PicturesByCode
 from transforms.kernels.bounds import SLACK
-from transforms.kernels.distances import COARSE, resize_shorter_side
+from transforms.kernels.distances import Frame, covering, frame_of
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.candidates import block_of, candidates_file
 from transforms.matching.comparison import ComparedPicture, Group, Matcher, Measure
@@ -105,7 +105,7 @@ class MatchTask(beam.DoFn):
                 there = gathered[code]
                 if there.group_id != one.without or role != "training":
                     known = (there.group_id, code, there.sample_id, there.size, found_by, cosine)
-                    groups[role].append(Group(*known, square=there.aspect == 1))
+                    groups[role].append(Group(*known))
             bounds = _bounds(one.picture, [gathered[group.code] for group in groups["training"]])
             own = None if one.prompt is None else own_group(one.prompt)
             near = matcher.compare(one.picture, groups["training"], groups["control"], bounds, own and own.group)
@@ -148,9 +148,16 @@ def _bounds(picture: np.ndarray, gathered: Sequence[Gathered]) -> np.ndarray:
     nothing = bytes(LENGTH)
     theirs = np.frombuffer(b"".join(one.thumbnail or nothing for one in gathered), np.uint8).reshape(-1, LENGTH)
     distances = np.sqrt(np.square(theirs.astype(np.float32) - mine).mean(axis=1)) / 255
-    # The thumbnail of a picture that isn't square is squeezed, and no bound of its crops'.
-    square = np.array([one.thumbnail is not None and one.aspect == 1 for one in gathered])
-    return np.where(square, np.maximum(distances - SLACK, 0), 0)
+    # A thumbnail is squeezed: that of a picture of another shape is no bound of its crops'.
+    frame = frame_of(picture)
+    whole = np.array([one.thumbnail is not None and _fills(one.aspect, frame) for one in gathered])
+    return np.where(whole, np.maximum(distances - SLACK, 0), 0)
+
+
+def _fills(aspect: float, frame: Frame) -> bool:
+    """Whether all of a picture of this width over height is the crop that fills a frame: up to less than half a pixel."""
+    wider = aspect * frame.height / frame.width
+    return wider - 1 < 0.49 / frame.width and 1 / wider - 1 < 0.49 / frame.height
 
 
 def own_group(prompt: dict[str, Any]) -> Group | None:
@@ -179,12 +186,12 @@ def _sampled(one: JudgedPicture, near: ComparedPicture) -> dict[str, Any]:
     by_coarse = sorted(near.training, key=lambda other: (other.coarse_l2, other.group.group))
     return {
         "key": f"{one.identity['prompt_id']} {one.identity['sample_index']}",
-        "side": one.picture.shape[0],
+        "height": one.picture.shape[0],
+        "width": one.picture.shape[1],
         "coarse": near.coarse.astype(np.float32).tobytes(),
         "found_by": by_coarse[0].group.found_by,
         "nearest": by_coarse[0].coarse_l2,
         "next": by_coarse[1].coarse_l2 if len(by_coarse) > 1 else None,
-        "blocks": min(COARSE, one.picture.shape[0]),
     }
 
 
@@ -204,20 +211,20 @@ class _Worker:
 
     Attributes:
         round: what is matched.
-        decoded: pictures by code and side.
+        decoded: pictures by code and frame.
         others: where a picture is read that wasn't gathered for a block.
         pool: a thread for each core, however many blocks are compared at once.
     """
 
     def __init__(self, round: Round):
         self.round = round
-        self.decoded: ByteLimitedCache[tuple[int, int], np.ndarray] = ByteLimitedCache(CACHED_BYTES)
+        self.decoded: ByteLimitedCache[tuple[int, Frame], np.ndarray] = ByteLimitedCache(CACHED_BYTES)
         self.others = PicturesByCode(round.lake, round.snapshots.ingest)
         self.pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
 
 
 class _Pictures:
-    """Training images at a side in pixels.
+    """Training images as they cover a frame.
 
     Args:
         worker: keeps those that are decoded.
@@ -230,22 +237,19 @@ class _Pictures:
         self.worker = worker
         self.gathered: dict[int, Gathered] = {}
 
-    def _read(self, code: int, side: int) -> np.ndarray:
-        return resize_shorter_side(stored_array(self.gathered[code].image.as_py()), side)
+    def _read(self, code: int, sample_id: str) -> np.ndarray:
+        gathered = self.gathered.get(code)
+        return self.worker.others.get(code, sample_id) if gathered is None else stored_array(gathered.image.as_py())
 
-    def get(self, code: int, sample_id: str, side: int) -> np.ndarray:
+    def get(self, code: int, sample_id: str, frame: Frame) -> np.ndarray:
         """See ``comparison.Pictures``."""
-        picture = self.worker.decoded.get((code, side))
+        picture = self.worker.decoded.get((code, frame))
         if picture is None:
             try:
-                picture = (
-                    self._read(code, side)
-                    if code in self.gathered
-                    else resize_shorter_side(self.worker.others.get(code, sample_id), side)
-                )
-            except DamagedPicture as error:
+                picture = covering(self._read(code, sample_id), frame)
+            except ValueError as error:  # damaged, or far too long for the frame
                 round = self.worker.round
                 note(round.lake, round.snapshot, "images", error, sample_id=sample_id)
-                raise
-            self.worker.decoded.put((code, side), picture, picture.nbytes)
+                raise DamagedPicture(str(error)) from error
+            self.worker.decoded.put((code, frame), picture, picture.nbytes)
         return picture

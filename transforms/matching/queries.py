@@ -19,7 +19,7 @@ from PIL import Image
 
 from transforms.data.images import PicturesByCode
 from transforms.kernels.copies import blurred
-from transforms.kernels.distances import central_square
+from transforms.kernels.distances import central_crop
 from transforms.matching.directory import own_file
 from transforms.matching.tasks import Round, Task, decoy_file
 from transforms.matching.unreadable import note
@@ -38,7 +38,6 @@ SCHEMA = pa.schema(
     [
         pa.field("vector", pa.list_(pa.float32())),
         pa.field("thumbnail", pa.binary()),
-        pa.field("side", pa.int32()),
         pa.field("control", pa.bool_()),
     ]
 )
@@ -52,7 +51,7 @@ class JudgedPicture:
     Attributes:
         identity: columns of ``matches``, or ``decoys``, that say which it is.
         prompt: its row of the ``own_file``; None for a decoy.
-        picture: (S, S, 3) uint8.
+        picture: (h, w, 3) uint8.
         without: a training group that it is not compared with; None for none.
     """
 
@@ -106,8 +105,8 @@ def _decoys(round: Round, task: Task) -> Iterator[JudgedPicture]:
     for row in read_parquet(decoy_file(round.lake, round.snapshot)).to_pylist():
         if row["part"] == task.number:
             try:
-                picture = central_square(pictures.get(row["code"], row["sample_id"]), round.side)
-            except DamagedPicture as error:
+                picture = central_crop(pictures.get(row["code"], row["sample_id"]), round.frame)
+            except ValueError as error:  # damaged, or far too long for the frame
                 note(round.lake, round.snapshot, "images", error, sample_id=row["sample_id"])
                 continue
             yield JudgedPicture(
@@ -157,7 +156,6 @@ class EmbedTaskHandler(ModelHandler[tuple[int, Task], PredictionResult, OpenClip
             columns = {
                 "vector": listed,
                 "thumbnail": [thumbnail(one.picture) for one in some],
-                "side": [one.picture.shape[0] for one in some],
                 "control": [one.prompt is not None and one.prompt["origin"] == "control" for one in some],
             }
             tables.append(pa.table(columns, schema=SCHEMA))
@@ -262,7 +260,6 @@ class ThumbnailsOfAttempts(beam.DoFn):
         columns = {
             "vector": nothing,
             "thumbnail": table["thumbnail"],
-            "side": pa.nulls(table.num_rows, pa.int32()),
             "control": pa.array([False] * table.num_rows, pa.bool_()),
         }
         write_parquet(self.round.file("queries", number, "parquet"), pa.table(columns, schema=SCHEMA))

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from transforms.data.images import ROW_BITS
 from transforms.kernels.bounds import band_sums
-from transforms.kernels.distances import central_square, coarse_l2
+from transforms.kernels.distances import COARSE, Frame, central_crop, coarse_l2
 from transforms.matching.directory import Directory
 from transforms.matching.eidetic_counts import Sought, possible
 from transforms.matching.gathering import images_at
@@ -26,7 +26,7 @@ from transforms.matching.tasks import Snapshots
 from transforms.matching.unreadable import note
 from transforms.store.files import write_parquet
 from transforms.store.lake import Lake
-from transforms.store.pictures import DamagedPicture, stored_array
+from transforms.store.pictures import stored_array
 from transforms.store.sharing import Shared
 
 
@@ -41,7 +41,7 @@ class NearestByBruteForce(beam.DoFn):
 
     def __init__(self, lake: Lake, snapshots: Snapshots, snapshot: str):
         self.lake, self.snapshots, self.snapshot = lake, snapshots, snapshot
-        self._sampled = Shared(lambda: _sampled_by_side(lake, snapshot))
+        self._sampled = Shared(lambda: _sampled_by_frame(lake, snapshot))
 
     def process(self, number: int) -> Iterator[tuple[str, list[tuple[float, str]]]]:
         directory = Directory(self.lake, self.snapshots.deduplicate).part(number)
@@ -55,37 +55,37 @@ class NearestByBruteForce(beam.DoFn):
         }  # fmt: skip
         path = self.lake.paths("images", self.snapshots.ingest)[number]
         nearest: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
-        for side, (sought, coarse) in self._sampled.get().items():
+        for frame, (sought, coarse) in self._sampled.get().items():
             possibly = possible(self.lake, self.snapshots, number, sought)
             rows = np.array(sorted(possibly.keys() & groups.keys()), np.int64)
             for row, (sample, image) in images_at(path, rows):
                 if image is None:
                     continue
-                # Of a picture that isn't square its middle; the candidates' best crop may be nearer.
+                # Of a picture of another shape its middle; the candidates' best crop may be nearer.
                 try:
-                    square = central_square(stored_array(image), side)
-                except DamagedPicture as error:
+                    crop = central_crop(stored_array(image), frame)
+                except ValueError as error:  # damaged, or far too long for the frame
                     note(self.lake, self.snapshot, "images", error, sample_id=sample)
                     continue
                 numbers = possibly[row]
-                distances = coarse_l2(coarse[numbers], square)
+                distances = coarse_l2(coarse[numbers], crop)
                 for one, distance in zip(numbers.tolist(), distances.tolist(), strict=True):
                     key = sought.names[one]
                     nearest[key] = sorted([*nearest[key], (distance, groups[row])])[:2]
         yield from nearest.items()
 
 
-def _sampled_by_side(lake: Lake, snapshot: str) -> dict[int, tuple[Sought, np.ndarray]]:
-    """Side in pixels → the sampled generations of that size: how near something must come, and their block means."""
+def _sampled_by_frame(lake: Lake, snapshot: str) -> dict[Frame, tuple[Sought, np.ndarray]]:
+    """The sampled generations of each size: how near something must come, and their block means."""
     rows = sampled_rows(lake, snapshot)
     found = {}
-    for side in sorted({row["side"] for row in rows}):
-        mine = [row for row in rows if row["side"] == side]
-        blocks = mine[0]["blocks"]
-        coarse = np.stack([np.frombuffer(row["coarse"], np.float32) for row in mine]).reshape(-1, blocks, blocks, 3)
+    for frame in sorted({Frame(row["height"], row["width"]) for row in rows}):
+        mine = [row for row in rows if (row["height"], row["width"]) == frame]
+        blocks = [min(COARSE, length) for length in frame]
+        coarse = np.stack([np.frombuffer(row["coarse"], np.float32) for row in mine]).reshape(-1, *blocks, 3)
         sums = band_sums(np.rint(coarse * 255).astype(np.uint8))
         within = np.array([np.inf if row["next"] is None else row["next"] for row in mine])
-        found[side] = Sought([row["key"] for row in mine], sums, within), coarse
+        found[frame] = Sought([row["key"] for row in mine], frame, sums, within), coarse
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+from transforms.kernels.distances import Frame
 from transforms.store.lake import Lake
 
 REGENERATED = 100_000_000
@@ -70,7 +71,7 @@ class Round:
         snapshot: of ``match``.
         name: stored, again, or pointing.
         tasks: in the order of their numbers in the files.
-        side: pixels of the decoys.
+        frame: size of the decoys, if any.
         neighbours: training images that CLIP, and the thumbnails, name for each picture.
         block: pictures that are compared at once.
         spaces: clip, thumbnail: what is searched.
@@ -83,7 +84,7 @@ class Round:
     snapshot: str
     name: str
     tasks: tuple[Task, ...]
-    side: int
+    frame: Frame
     neighbours: int
     block: int
     spaces: tuple[str, ...] = (CLIP, THUMBNAIL)

@@ -32,7 +32,7 @@ from PIL import Image
 
 from transforms.data.images import ImageStore
 from transforms.kernels.copies import GU_RATIO
-from transforms.kernels.distances import COARSE, best_crop
+from transforms.kernels.distances import COARSE, Frame, best_crop, covering, room
 from transforms.kernels.rates import blaker_interval
 from transforms.store.files import read_parquet, read_rows
 from transforms.store.identity import digest
@@ -528,7 +528,7 @@ class Pair:
     Attributes:
         rank: of the extraction.
         generated, trained: RGB.
-        at: where along the trained picture's longer side the generated one lies, in percent of the way that it could.
+        at: where along the trained picture the generated one lies, in percent of the way that it could.
     """
 
     rank: int
@@ -541,10 +541,12 @@ class Pair:
         small = [Image.fromarray(picture) for picture in (generated, trained)]
         for picture in small:
             picture.thumbnail((STEPS[0][0],) * 2)
-        side = min(small[1].size)
-        # The same crop as the distances': the nearest one.
-        offset, _ = best_crop(np.asarray(small[0].resize((side, side))), np.asarray(small[1]))
-        return cls(rank, small[0], small[1], round(100 * offset / max(1, max(small[1].size) - side)))
+        # The same crop as the distances': the nearest one, where the generated picture just fits into the trained one.
+        whole = np.asarray(small[1])
+        scale = min(large / own for large, own in zip(small[1].size, small[0].size, strict=True))
+        frame = Frame(*(max(1, round(length * scale)) for length in reversed(small[0].size)))
+        offset, _ = best_crop(np.asarray(small[0].resize((frame.width, frame.height))), whole)
+        return cls(rank, small[0], small[1], round(100 * offset / max(1, room(covering(whole, frame), frame))))
 
 
 def shown_forms(picture: np.ndarray) -> Iterator[str]:
@@ -607,7 +609,9 @@ def picture_rules(pairs: Sequence[Pair], budget: int) -> tuple[str, int, int]:
         left = budget
         for pair in pairs:
             generated, trained = (data_uri(picture, side, quality) for picture in (pair.generated, pair.trained))
-            rule = f"#e{pair.rank}{{--generated:url({generated});--trained:url({trained});--at:{pair.at}%}}\n"
+            width, height = pair.generated.size
+            shape = "" if width == height else f";--shape:{width}/{height}"
+            rule = f"#e{pair.rank}{{--generated:url({generated});--trained:url({trained});--at:{pair.at}%{shape}}}\n"
             left -= len(rule)
             if left < 0:
                 break

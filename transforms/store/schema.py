@@ -355,7 +355,11 @@ MATCHES = Table(
                 "of the CLIP vectors of generation and representative; null where CLIP did not find it",
                 nullable=True,
             ),
-            _column("offset", INT, "of the square crop along the image's longer side, in pixels at generation size"),
+            _column(
+                "offset",
+                INT,
+                "where the generation lies along the side of the image that is longer than it, in pixels at generation size",
+            ),
             *_DISTANCES,
             _column("extracted", FLAG, "the paper's verdict: l2 ≤ delta"),
         ]

@@ -17,15 +17,15 @@ from transforms.attacks.attempts import (
     PLAIN,
     Filter,
     GeneratorHandler,
+    comparable,
     fitting_batch,
     groups_of,
     judge,
     result_folder,
-    same_size,
 )
 from transforms.data.images import ImageStore
 from transforms.errors import UserError
-from transforms.kernels.distances import aligned_l2, l2, tiled_l2
+from transforms.kernels.distances import Frame, aligned_l2, central_crop, l2, tiled_l2
 from transforms.models.base import Attempt
 from transforms.models.folder import FolderGenerator
 from transforms.store.files import list_files
@@ -286,6 +286,24 @@ def test_every_attempt_is_compared_with_the_image_whose_caption_was_the_prompt(s
         assert (judged.nearest in judged.kept) == (keep != "none")
 
 
+def test_pictures_of_several_sizes_are_compared_with_the_image_and_are_in_no_clique_together():
+    own = picture(7, 24, 36)
+    attempts = [
+        Attempt(central_crop(own, Frame(*frame)), "success", None, 0.0)
+        for frame in ((24, 16), (16, 16), (24, 16), (16, 24), (24, 16))
+    ]
+    judged = judge(prompt("x"), attempts, own, dataclasses.replace(FILTER, clique_size=3, keep="all"), "cpu", 0.0)
+    assert judged.own_l2 == dict.fromkeys(range(5), 0.0) and judged.kept == set(range(5))
+    assert judged.members == {0, 2, 4} and judged.clique["flagged"] and judged.clique["clique_size"] == 3
+    assert judged.clique["mean_distance"] == 0.0 and judged.clique["n_failed"] == 0
+
+
+def test_a_generation_that_its_image_cannot_cover_has_no_distance():
+    attempts = [Attempt(np.zeros((4, 160, 3), np.uint8), "success", None, 0.0), *levels(0)]
+    judged = judge(prompt("x"), attempts, np.zeros((64, 16, 3), np.uint8), FILTER, "cpu", 0.0)
+    assert judged.own_l2 == {1: 0.0} and judged.nearest == 1
+
+
 def test_own_l2_by_hand():
     # Grays of 0, 51 and 102 from one of 51.
     judged = judge(prompt("x"), levels(0, None, 51, 102), levels(51)[0].image, FILTER, "cpu", 0.0)
@@ -388,10 +406,10 @@ def test_pictures_that_cannot_be_compared_fail_with_a_reason():
     def attempt(*shape):
         return Attempt(np.zeros((*shape, 3), np.uint8), "success", None, 0)
 
-    checked = same_size([attempt(16, 20), attempt(16, 16), attempt(32, 32), attempt(18, 18)])
-    assert [one.status for one in checked] == ["failed", "success", "failed", "failed"]
-    assert "20 × 16 pixels, expected a square" in checked[0].reason
-    assert "32 × 32 pixels, the prompt's first one 16 × 16" in checked[2].reason
+    checked = comparable([attempt(16, 20), attempt(16, 16), attempt(32, 32), attempt(18, 20), attempt(4, 404)])
+    assert [one.status for one in checked] == ["success", "success", "success", "failed", "failed"]
+    assert checked[3].reason == "the image has 20 × 18 pixels, expected sides divisible by 4"
+    assert checked[4].reason == "the image has 404 × 4 pixels, more than 100 : 1"
 
 
 def test_seeds_come_from_identity():

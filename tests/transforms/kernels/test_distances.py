@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from transforms.kernels import distances
+from transforms.kernels.distances import Frame
 
 RANDOM = np.random.default_rng(7)
 
@@ -192,33 +194,95 @@ def test_adaptive_hand_values_and_limits():
     assert distances.adaptive_l2(0.1, np.zeros(3)) == float("inf")
 
 
-@pytest.mark.parametrize("shape", [(16, 16, 3), (16, 29, 3), (31, 16, 3), (40, 60, 3), (9, 12, 3)])
-def test_best_crop_equals_trying_every_crop(shape):
-    generation, picture = pictures(16, 16, 3), pictures(*shape)
+def square_best_crop(generation: np.ndarray, picture: np.ndarray) -> tuple[int, np.ndarray]:
+    """What the nearest crop was when generations had to be square: the shorter side resized to theirs, every offset tried."""
+    side, (height, width) = generation.shape[0], picture.shape[:2]
+    scale = side / min(height, width)
+    if scale != 1:
+        size = (max(side, round(width * scale)), max(side, round(height * scale)))
+        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    tall = picture.shape[0] > side
+    crops = [picture[i : i + side] if tall else picture[:, i : i + side] for i in range(max(picture.shape[:2]) - side + 1)]
+    squares = [int(np.square(crop.astype(int) - generation).sum()) for crop in crops]
+    return int(np.argmin(squares)), crops[int(np.argmin(squares))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(side=st.integers(1, 40), height=st.integers(1, 90), width=st.integers(1, 90), seed=st.integers(0, 2**32 - 1))
+def test_of_square_generations_the_crop_is_what_it_always_was(side, height, width, seed):
+    random = np.random.default_rng(seed)
+    generation, picture = (random.integers(0, 256, (*size, 3), np.uint8) for size in ((side, side), (height, width)))
     offset, crop = distances.best_crop(generation, picture)
-    resized = distances.resize_shorter_side(picture, 16)
-    tall = resized.shape[0] > resized.shape[1]
-    crops = [resized[i : i + 16] if tall else resized[:, i : i + 16] for i in range(max(resized.shape[:2]) - 16 + 1)]
-    tried = [reference_l2(generation, other) for other in crops]
-    assert crop.shape == (16, 16, 3)
-    assert float(distances.l2(generation, crop)) == pytest.approx(min(tried), abs=1e-6)
-    assert offset == int(np.argmin(tried))
+    expected_offset, expected = square_best_crop(generation, picture)
+    assert offset == expected_offset and (crop == expected).all()
+    resized = distances.covering(picture, Frame(side, side))
+    middle = (max(resized.shape[:2]) - side) // 2
+    square = resized[middle : middle + side] if resized.shape[0] > side else resized[:, middle : middle + side]
+    assert (distances.central_crop(picture, Frame(side, side)) == square).all()
+
+
+FRAMES = [(16, 16), (24, 16), (12, 20), (40, 4)]
+"""Height and width of generations: square, upright, wide, and a strip."""
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("shape", [(16, 16), (16, 29), (31, 16), (40, 60), (9, 12), (36, 24), (24, 40), (50, 10)])
+def test_best_crop_equals_trying_every_crop(frame, shape):
+    height, width = frame
+    generation, picture = pictures(height, width, 3), pictures(*shape, 3)
+    offset, crop = distances.best_crop(generation, picture)
+    # The picture keeps its shape, one of its sides is the generation's, and the other is no shorter.
+    scale = max(height / shape[0], width / shape[1])
+    size = round(shape[1] * scale), round(shape[0] * scale)
+    resized = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    assert size[0] >= width and size[1] >= height and (size[0] == width or size[1] == height)
+    places = [(i, j) for i in range(size[1] - height + 1) for j in range(size[0] - width + 1)]
+    tried = [reference_l2(generation, resized[i : i + height, j : j + width]) for i, j in places]
+    best = int(np.argmin(tried))
+    assert crop.shape == (height, width, 3) and (offset, 0) in (places[best], places[best][::-1])
+    assert float(distances.l2(generation, crop)) == pytest.approx(tried[best], abs=1e-6)
+    assert distances.aligned_l2(generation, picture) == pytest.approx(tried[best], abs=1e-6)
 
 
 def test_best_crop_finds_what_was_cut_out():
     picture = pictures(16, 50, 3)
-    offset, crop = distances.best_crop(picture[:, 21:37], picture)
-    assert (offset, float(distances.l2(crop, picture[:, 21:37]))) == (21, 0.0)
+    for width in (16, 10, 30):
+        offset, crop = distances.best_crop(picture[:, 19 : 19 + width], picture)
+        assert (offset, float(distances.l2(crop, picture[:, 19 : 19 + width]))) == (19, 0.0)
+    upright = np.ascontiguousarray(picture.transpose(1, 0, 2))
+    assert distances.best_crop(upright[7:40], upright)[0] == 7
 
 
-@pytest.mark.parametrize("shape", [(16, 17), (16, 300), (300, 16), (1, 50), (7, 1000), (64, 257)])
-def test_every_offset_is_exact(shape):
-    picture = pictures(*shape, 3)
-    side = min(shape)
-    square = pictures(side, side, 3)[::-1].copy()
-    squares = [distances.square_at(picture, offset).astype(int) for offset in range(max(shape) - side + 1)]
-    expected = [int(np.square(one - square.astype(int)).sum()) for one in squares]
-    assert distances.squared_at_offsets(square, picture).tolist() == expected
+def test_a_picture_on_its_side_lies_where_the_other_does():
+    generation, picture = pictures(24, 16, 3), pictures(50, 44, 3)
+    turned = [np.ascontiguousarray(one.transpose(1, 0, 2)) for one in (generation, picture)]
+    (offset, crop), (turned_offset, turned_crop) = distances.best_crop(generation, picture), distances.best_crop(*turned)
+    # Pillow resizes along and across in another order, and rounds between.
+    assert turned_offset == offset and np.abs(crop.astype(int) - turned_crop.transpose(1, 0, 2)).max() <= 1
+
+
+def test_a_picture_of_the_generations_shape_is_not_cropped():
+    for height, width in [(1216, 832), (608, 416), (2432, 1664)]:
+        assert distances.covering(np.zeros((height, width, 3), np.uint8), Frame(304, 208)).shape == (304, 208, 3)
+    # What ingest makes of it (shorter side 512) is off by under half a pixel.
+    assert distances.covering(np.zeros((748, 512, 3), np.uint8), Frame(1216, 832)).shape == (1216, 832, 3)
+
+
+@pytest.mark.parametrize(
+    ("frame", "shape"),
+    [
+        ((16, 16), (16, 17)), ((16, 16), (16, 300)), ((16, 16), (300, 16)), ((1, 1), (1, 50)), ((7, 7), (7, 1000)),
+        ((64, 64), (64, 257)), ((24, 16), (24, 100)), ((24, 16), (90, 16)), ((4, 60), (4, 400)), ((4, 60), (50, 60)),
+        ((60, 4), (60, 50)), ((12, 20), (12, 20)),
+    ],
+)  # fmt: skip
+def test_every_offset_is_exact(frame, shape):
+    picture, generation = pictures(*shape, 3), pictures(*frame, 3)
+    number = max(shape[0] - frame[0], shape[1] - frame[1]) + 1
+    crops = [distances.crop_at(picture, Frame(*frame), offset).astype(int) for offset in range(number)]
+    assert {one.shape for one in crops} == {(*frame, 3)}
+    expected = [int(np.square(one - generation.astype(int)).sum()) for one in crops]
+    assert distances.squared_at_offsets(generation, picture).tolist() == expected
 
 
 def test_of_crops_that_are_as_near_the_first_is_taken():
@@ -243,12 +307,42 @@ def test_a_banner_takes_as_long_as_its_longer_side_and_no_more_memory():
     assert taken[16][1] < 64 << 20
 
 
+def test_a_wide_frame_over_an_upright_picture_takes_no_more_memory():
+    generation, picture = pictures(128, 512, 3), pictures(128 * 40, 512, 3)
+    tracemalloc.start()
+    distances.best_crop(generation, picture)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
 def test_what_is_longer_than_any_picture_is_compared_with_nothing():
-    assert distances.resize_shorter_side(np.zeros((1, 100, 3), np.uint8), 2).shape == (2, 200, 3)
+    assert distances.covering(np.zeros((1, 100, 3), np.uint8), Frame(2, 2)).shape == (2, 200, 3)
     with pytest.raises(ValueError, match="65500 x 1 pixels, more than 100 : 1"):
-        distances.resize_shorter_side(np.zeros((1, 65_500, 3), np.uint8), 512)
+        distances.covering(np.zeros((1, 65_500, 3), np.uint8), Frame(512, 512))
+    # The limit goes by the frame too: this one would be 200 times as long.
+    assert distances.covering(np.zeros((8, 400, 3), np.uint8), Frame(16, 8)).shape == (16, 800, 3)
+    with pytest.raises(ValueError, match="400 x 8 pixels over a frame of 4 x 16 are more than 100 times as long"):
+        distances.covering(np.zeros((8, 400, 3), np.uint8), Frame(16, 4))
 
 
-def test_a_generation_that_is_not_square():
-    with pytest.raises(ValueError, match="expected a square one"):
-        distances.best_crop(pictures(16, 20, 3), pictures(16, 16, 3))
+def test_what_does_not_cover_a_generation_has_no_crops():
+    for shape in ((15, 20), (30, 19), (40, 40)):
+        with pytest.raises(ValueError, match="doesn't cover one of 20 x 16"):
+            distances.squared_at_offsets(pictures(16, 20, 3), pictures(*shape, 3))
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (60, 40), (40, 60), (47, 31), (16, 50), (50, 16), (1216, 832)])
+@pytest.mark.parametrize("blocks", [20, 8])
+def test_block_means_equal_the_reference(height, width, blocks):
+    picture = pictures(height, width, 3)
+    rows, columns = min(height, blocks), min(width, blocks)
+    # Every pixel many times over, so that a block is a whole number of them.
+    fine = picture.repeat(rows, axis=0).repeat(columns, axis=1) if height * width < 10_000 else None
+    found = distances.block_means(picture, blocks)
+    assert found.shape == (rows, columns, 3) and found.dtype == np.float32
+    if fine is not None:
+        means = fine.reshape(rows, height, columns, width, 3).mean(axis=(1, 3), dtype=np.float64) / 255
+        assert np.abs(found - means).max() < 1e-6
+    assert (distances.block_means(picture[None].repeat(2, axis=0), blocks) == found).all()
+    other = pictures(height, width, 3)
+    assert distances.coarse_l2(picture, other) <= distances.l2(picture, other) + 1e-7

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transforms.kernels.thumbnails import LENGTH, joined, unit_thumbnails
+from transforms.kernels.thumbnails import LENGTH, WINDOWS, joined, square_windows, unit_thumbnails
 from transforms.store.pictures import thumbnail
 
 
@@ -60,3 +60,20 @@ def test_a_thumbnail_is_the_mean_of_each_share_of_the_picture():
     assert np.abs(found - means).max() <= 1
     # However large, wide or small it is: so many bytes.
     assert {len(thumbnail(Image.new("RGB", size))) for size in ((1, 1), (500, 3), (4000, 3000))} == {LENGTH}
+
+
+def test_windows_are_square_crops_and_all_of_what_is_not_square():
+    random = np.random.default_rng(4)
+    large = np.asarray(Image.fromarray(random.integers(0, 256, (4, 6, 3), np.uint8)).resize((768, 512)))
+    tiny = np.frombuffer(thumbnail(large), np.uint8)[None]
+    upright = tiny.reshape(8, 8, 3).transpose(1, 0, 2).reshape(1, LENGTH)
+    rows, windows = square_windows(np.concatenate([tiny, tiny, upright]), np.array([1.0, 1.5, 1 / 1.5]))
+    assert rows.tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2] and windows.dtype == np.float32
+    assert np.array_equal(windows[[0, 4, 8]], np.concatenate([tiny, tiny, upright]) / np.float32(255))
+    for place, left in ((1, 0), (2, 128), (3, 256)):
+        crop = np.frombuffer(thumbnail(large[:, left : left + 512]), np.uint8) / 255
+        assert np.sqrt(np.square(windows[place] - crop).mean()) < 0.06
+        assert np.allclose(windows[place + 4].reshape(8, 8, 3), windows[place].reshape(8, 8, 3).transpose(1, 0, 2))
+    # However long a picture is.
+    assert len(square_windows(tiny, np.array([90.0]))[0]) == 4 * WINDOWS + 1
+    assert len(square_windows(tiny, np.array([1.001]))[0]) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.kernels.distances import resize_shorter_side
+from transforms.kernels.distances import covering
 from transforms.matching.comparison import ComparedPicture, Group, Matcher, Measure, Near
 
 SIDE = 16
@@ -34,7 +34,7 @@ class World:
         self.controls = {control: self.group(control, [control]) for control in controls}
         self.members = {group: [(self.codes[sample], sample) for sample in samples] for group, samples in training.items()}
         measure = Measure(delta=DELTA, others=others, alpha=0.5, copy_ratio=RATIO)
-        self.matcher = Matcher(lambda code, sample, side: resize_shorter_side(self.by_code[code], side), measure)
+        self.matcher = Matcher(lambda code, sample, frame: covering(self.by_code[code], frame), measure)
 
     def group(self, name, samples):
         return Group(name, self.codes[samples[0]], samples[0], len(samples), "both", 0.5)

@@ -13,13 +13,15 @@ from tests.planted import embedding_rows, picture, write_embeddings, write_image
 from transforms.data.images import LAST_ROW
 from transforms.kernels.distances import (
     COARSE,
+    Frame,
     best_crop,
     block_means,
-    central_square,
+    central_crop,
     coarse_l2,
+    covering,
+    crop_at,
     l2,
-    resize_shorter_side,
-    square_at,
+    room,
 )
 from transforms.matching import candidates, directory, tasks
 from transforms.matching.candidates import Chunk, candidates_file, chunks, merge
@@ -38,6 +40,9 @@ from transforms.store.lake import Lake
 from transforms.store.pictures import encode_png, thumbnail
 
 SIDE, DIMENSIONS = 32, 16
+FRAMES = [Frame(SIDE, SIDE), Frame(48, SIDE), Frame(24, 40)]
+"""Sizes of generations: square, and what many of the images must be cropped to."""
+
 AUDIT = {"audit_id": "audit0", "model_revision": "r", "parameters_digest": "d"}
 MEASURE = Measure(delta=0.15, others=5, alpha=0.5, copy_ratio=0.6)
 
@@ -50,9 +55,11 @@ class World:
         groups: images in each group.
         parts: of ``images``.
         generations: stored ones, each a noisy crop of some image or new.
+        frame: their size.
     """
 
-    def __init__(self, root, groups, parts=3, generations=24, seed=0):
+    def __init__(self, root, groups, parts=3, generations=24, seed=0, frame=FRAMES[0]):
+        self.frame = frame
         random = np.random.default_rng(seed)
         self.lake = Lake(str(root))
         self.pictures, self.group_of, self.first = {}, {}, {}
@@ -91,9 +98,13 @@ class World:
         self.made = []
         for number in range(generations):
             name = sorted(self.first)[number % len(self.first)]
-            crop = best_crop(np.zeros((SIDE, SIDE, 3), np.uint8), self.pictures[self.first[name]])[1]
+            crop = best_crop(np.zeros((*frame, 3), np.uint8), self.pictures[self.first[name]])[1]
             noise = random.integers(-15, 16, crop.shape)
-            made = (crop + noise).clip(0, 255).astype(np.uint8) if number % 3 else picture(9000 + number, SIDE, SIDE)
+            made = (
+                (crop + noise).clip(0, 255).astype(np.uint8)
+                if number % 3
+                else picture(9000 + number, frame.width, frame.height)
+            )
             self.made.append((f"prompt {number:02d}", name if number % 5 else None, made))
         self.lake.write("prompts", "audit0", 0, [self._prompt(number, *one[:2]) for number, one in enumerate(self.made)])
         self.lake.write("generations", "audit0", 0, [self._generation(name, made) for name, _, made in self.made])
@@ -117,12 +128,12 @@ class World:
     def _generation(self, name, made):
         return {
             **AUDIT, "prompt_id": name, "sample_index": 0, "seed": 1, "status": "success", "reason": None, "in_clique": False,
-            "own_l2": None, "nearest": True, "image": encode_png(made), "thumbnail": thumbnail(made), "width": SIDE,
-            "height": SIDE, "steps": None, "guidance_scale": None, "seconds": 0.0, "device": None, "dtype": None,
+            "own_l2": None, "nearest": True, "image": encode_png(made), "thumbnail": thumbnail(made), "width": self.frame.width,
+            "height": self.frame.height, "steps": None, "guidance_scale": None, "seconds": 0.0, "device": None, "dtype": None,
         }  # fmt: skip
 
     def round(self, neighbours=8, block=5, name="stored"):
-        return Round(self.lake, self.snapshots, "match0", name, (Task("generations", 0),), SIDE, neighbours, block)
+        return Round(self.lake, self.snapshots, "match0", name, (Task("generations", 0),), self.frame, neighbours, block)
 
     def index(self):
         """The directory, made."""
@@ -139,7 +150,7 @@ class World:
             vector = random.normal(size=DIMENSIONS) * 0.1 + (self.vectors[self.first[group]] if group else 0)
             vectors.append(None if number == 7 else (vector / np.linalg.norm(vector)).astype(np.float32).tolist())
         columns = {
-            "vector": vectors, "thumbnail": [thumbnail(made) for _, _, made in self.made], "side": [SIDE] * len(self.made),
+            "vector": vectors, "thumbnail": [thumbnail(made) for _, _, made in self.made],
             "control": [number % 4 == 3 for number in range(len(self.made))],
         }  # fmt: skip
         write_parquet(round.file("queries", 0, "parquet"), pa.table(columns, schema=SCHEMA))
@@ -255,7 +266,14 @@ def test_rows_do_not_depend_on_how_it_is_cut(tmp_path, block, rows):
             assert value == pytest.approx(by_key[key(row)][name], abs=1e-6) if isinstance(value, float) else True
 
 
-def test_matches_are_those_of_brute_force(world):
+@pytest.fixture(params=FRAMES, ids="{0.height}x{0.width}".format)
+def framed(request, tmp_path):
+    """The same with generations of each size."""
+    return World(tmp_path / "lake", [1, 2, 1, 3, 1, 1, 5, 1, 1, 2, 1, 1], frame=request.param)
+
+
+def test_matches_are_those_of_brute_force(framed):
+    world = framed
     rows = world.run(world.round(neighbours=50))
     by_prompt = {}
     for row in rows:
@@ -291,7 +309,8 @@ def test_a_round_that_was_broken_off_goes_on(world):
     assert world.run(round) == rows
 
 
-def test_the_recall_of_the_candidates_is_measured(world):
+def test_the_recall_of_the_candidates_is_measured(framed):
+    world = framed
     world.run(world.round(neighbours=50))
     sampled = sampled_rows(world.lake, "match0")
     assert len(sampled) == len(world.made)
@@ -302,7 +321,7 @@ def test_the_recall_of_the_candidates_is_measured(world):
     )
     found = {row["key"]: list(zip(row["distances"], row["groups"], strict=True)) for row in read_parquet(path).to_pylist()}
     for row, (_, _, made) in zip(sorted(sampled, key=lambda row: row["key"]), world.made, strict=True):
-        middle = {name: float(coarse_l2(block_means(made, COARSE), central_square(world.pictures[first], SIDE)))
+        middle = {name: float(coarse_l2(block_means(made, COARSE), central_crop(world.pictures[first], world.frame)))
                   for name, first in world.first.items()}  # fmt: skip
         nearest = min(middle.values())
         # What brute force leaves out can't be nearer than the candidates.
@@ -365,16 +384,24 @@ def test_a_damaged_picture_is_near_to_nothing_and_a_row_says_so(world, tmp_path,
 
 def _targets(world, leave_out):
     codes = Directory(world.lake, "groups0").codes(world.pictures)
-    rows = [{"sample_id": s, "code": codes[s], "offset": 0, "side": SIDE} for s in world.first.values() if s != leave_out]
+    rows = [
+        {"sample_id": s, "code": codes[s], "offset": 0, **world.frame._asdict()} for s in world.first.values() if s != leave_out
+    ]
     path = world.lake.work("match", "match0", "targets.parquet")
     write_parquet(path, pa.Table.from_pylist(rows))
     return path
 
 
-def test_k_is_that_of_the_plain_count(world):
+def test_k_is_that_of_the_plain_count(framed):
+    world = framed
     world.index()
     codes = Directory(world.lake, "groups0").codes(world.pictures)
-    targets = [{"sample_id": first, "code": codes[first], "offset": 0, "side": SIDE} for first in world.first.values()]
+    # Beside targets of the generations' size some of another one: an audit may have several.
+    frames = [world.frame if number % 3 else Frame(40, 24) for number in range(len(world.first))]
+    targets = [
+        {"sample_id": first, "code": codes[first], "offset": 0, **frame._asdict()}
+        for first, frame in zip(world.first.values(), frames, strict=True)
+    ]
     path = world.lake.work("match", "match0", "targets.parquet")
     write_parquet(path, pa.Table.from_pylist(targets))
     counter = CountWithin(world.lake, world.snapshots, path, 0.1)
@@ -383,13 +410,13 @@ def test_k_is_that_of_the_plain_count(world):
     for part in range(3):
         for sample, number in counter.process(part):
             found[sample] = found.get(sample, 0) + number
-    for target in targets:
-        crop = square_at(resize_shorter_side(world.pictures[target["sample_id"]], SIDE), 0)
+    for target, frame in zip(targets, frames, strict=True):
+        crop = crop_at(covering(world.pictures[target["sample_id"]], frame), frame, 0)
         expected = sum(
             any(
-                float(l2(crop, square_at(resized, offset))) <= 0.1
-                for resized in [resize_shorter_side(world.pictures[sample], SIDE)]
-                for offset in range(max(resized.shape[:2]) - SIDE + 1)
+                float(l2(crop, crop_at(resized, frame, offset))) <= 0.1
+                for resized in [covering(world.pictures[sample], frame)]
+                for offset in range(room(resized, frame) + 1)
             )
             for sample in world.group_of
         )
