@@ -15,9 +15,11 @@ from pipelines.embed import EmbedOptions
 from pipelines.execution import Execution
 from pipelines.lookup import brought
 from pipelines.options import Parsed
+from tests.models import short_of_memory
 from tests.planted import picture, write_images, write_tiny_clip
 from transforms.data.orientation import ORIENTATION
 from transforms.matching import candidates
+from transforms.models.clip import OpenClipEncoder
 from transforms.store.lake import Lake
 from transforms.store.pictures import encode_png
 
@@ -135,3 +137,19 @@ def test_through_the_index_the_same_is_found(lake, files, monkeypatch):
     for _ in range(2):  # the first makes it
         found = looked_up(lake, files / "copy.jpg", files / "small.png")
         assert [row["sample_id"] for row in found if row["same"]] == [row["sample_id"] for row in exact if row["same"]]
+
+
+def test_on_a_device_that_is_short_of_memory_the_same_is_found(lake, files, monkeypatch, capsys):
+    words = [files / name for name in ("copy.jpg", "small.png", "new.png", "control.png")]
+    enough = looked_up(lake, *words)
+    sizes = short_of_memory(monkeypatch, OpenClipEncoder, "_features", 1, first=1)
+    found = looked_up(lake, *words)
+    assert [(row["picture"], row["sample_id"]) for row in found] == [(row["picture"], row["sample_id"]) for row in enough]
+    # 64 at once, as in embed; a batch is filled up, whatever is in it.
+    assert sizes == [4, 4, 4, 4, 4, 2, 1, 1, 1, 1]
+    monkeypatch.undo()
+    short_of_memory(monkeypatch, OpenClipEncoder, "_features", 0, first=1)
+    capsys.readouterr()
+    assert cli.main(["lookup", *map(str, words), f"--lake={lake.root}", "--device=cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "out of memory on cpu with a single picture in CLIP; name another device" in line

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.execution import Execution
 from pipelines.match import build, build_gathering, build_search
-from tests.planted import embedding_rows, picture, write_embeddings, write_images
+from tests.models import short_of_memory
+from tests.planted import embedding_rows, picture, write_embeddings, write_images, write_tiny_clip
 from transforms.data.images import LAST_ROW
 from transforms.kernels.distances import (
     COARSE,
@@ -32,6 +33,7 @@ from transforms.matching.queries import SCHEMA, EmbedTaskHandler
 from transforms.matching.recall import NearestOfAll, recall
 from transforms.matching.tasks import CLIP, PLACE_BITS, THUMBNAIL, Round, Snapshots, Task
 from transforms.matching.unreadable import noted
+from transforms.models.clip import ClipModel
 from transforms.store.files import delete, read_parquet, write_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake
@@ -413,6 +415,25 @@ def test_a_generation_that_breaks_between_two_steps_moves_no_other(world, tmp_pa
     lost = {world.made[number][0] for number in (0, 6, 13)}
     assert found == [row for row in expected if row["prompt_id"] not in lost]
     assert {one["prompt_id"] for one in noted(world.lake, "match0")} == lost
+
+
+def test_on_a_device_that_is_short_of_memory_all_are_embedded_in_smaller_batches(world, tmp_path, monkeypatch):
+    clip = ClipModel(write_tiny_clip(tmp_path / "clip"), batch_size=16)
+    round = world.round()
+    world.index()
+
+    def embed(encoder):
+        (made,) = EmbedTaskHandler(clip, round).run_inference([(0, round.tasks[0])], encoder)
+        return made.inference[0]["vector"].to_pylist()
+
+    enough = embed(clip.load())
+    assert len(enough) == len(world.made) == 24 and None not in enough
+    encoder = EmbedTaskHandler(clip, round).load_model()
+    sizes = short_of_memory(monkeypatch, encoder._model, "encode_image", 5)
+    for _ in range(2):
+        assert np.array(embed(encoder)) == pytest.approx(np.array(enough), abs=1e-5)
+    # What was learned holds for the next task.
+    assert sizes == [16, 8, *[4] * 12] and encoder.batch_size == 4
 
 
 def test_k_is_that_of_the_plain_count(world):
