@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from transforms.data.download import DownloadLimits, FetchError
+from transforms.data.download import DownloadLimits, FetchError, TooLarge
 from transforms.data.survey import BATCH_ROWS, ROW, Partition, Survey
 from transforms.errors import UserError
 from transforms.store.files import open_parquet, read_bytes
@@ -140,7 +140,7 @@ def read_file(path: str, most: int) -> bytes:
         if found.st_size < len(content) <= most:
             content += file.read(most + 1 - len(content))
     if len(content) > most:
-        raise FetchError(f"more than {most} bytes")
+        raise TooLarge(most, found.st_size)
     return content
 
 

@@ -236,7 +236,7 @@ class IngestBucket(beam.DoFn):
                 disallowed_header_directives=None,  # ours looks at them, at every redirect
             )
             original = downloader.download_image
-            downloader.download_image = as_download_image(source.fetch, self.limits)
+            downloader.download_image = as_download_image(source.fetch, self.limits, self.threads)
             try:
                 done, _ = download((0, shard))
             finally:

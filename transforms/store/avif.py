@@ -73,7 +73,7 @@ def _said(properties: bytes) -> dict[int, Size]:
 
 
 def _places(box: bytes) -> dict[int, list[tuple[bool, int, int]]]:
-    """Item → its extents: whether they lie in the file (else in ``idat``), where they begin, how long they are (0: to the end)."""
+    """Item → its extents: whether it lies in the file (else in ``idat``), where it begins, how long it is (0: to the end)."""
     read = _Reader(box)
     version = read.take(1)
     read.take(3)
