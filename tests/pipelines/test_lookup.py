@@ -1,6 +1,7 @@
 """The question of the owner of a picture: is it there, how often, and does the model give it back?"""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -153,3 +154,18 @@ def test_on_a_device_that_is_short_of_memory_the_same_is_found(lake, files, monk
     assert cli.main(["lookup", *map(str, words), f"--lake={lake.root}", "--device=cpu"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "out of memory on cpu with a single picture in CLIP; name another device" in line
+
+
+def test_names_that_are_no_text_are_shown_with_escapes(lake, tmp_path):
+    folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.mkdir(folder)
+    for number in (0, 900):
+        with open(os.path.join(folder, b"%d\xff.png" % number), "wb") as file:
+            file.write(encode_png(picture(number)))
+    word = os.fsdecode(os.path.join(folder, b"0\xff.png"))
+    for ending in ("json", "parquet"):
+        out = tmp_path / f"found.{ending}"
+        assert cli.main(["lookup", os.fsdecode(folder), word, f"--lake={lake.root}", f"--out={out}", "--device=cpu"]) == 0
+        rows = json.loads(out.read_text()) if ending == "json" else pq.read_table(out).to_pylist()
+        assert {row["picture"] for row in rows} == {f"{tmp_path}/caf\\xe9/{number}\\xff.png" for number in (0, 900)}
+        assert rows[0]["same"]
