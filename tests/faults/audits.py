@@ -10,6 +10,8 @@ import numpy as np
 
 from pipelines import audit
 from pipelines.cli import run_verb
+from tests.faults.traces import rows
+from tests.models import save_random_pipeline
 from tests.planted import picture
 from transforms.store.lake import Lake
 from transforms.store.pictures import encode_png
@@ -48,10 +50,10 @@ class World:
                     )
                     lines.append(json.dumps({"file_name": name, "prompt": caption}))
         (folder / "generations" / "metadata.jsonl").write_text("\n".join(lines))
+        save_random_pipeline(str(folder / "model"))
         return cls(folder)
 
-    def words(self, lake: Lake) -> list[str]:
-        """Of ``eidetic audit``."""
+    def _both(self, lake: Lake) -> list[str]:
         return [
             f"--lake={lake.root}",
             f"--metadata={self.folder}/pictures",
@@ -62,11 +64,31 @@ class World:
             "--rows_per_part=4",
             f"--clip_model={CLIP}",
             "--device=cpu",
-            f"--generations={self.folder}/generations",
             "--keep=all",
             "--clique_size=2",
             "--max_false_positive_rate=0.3",
         ]
+
+    def words(self, lake: Lake) -> list[str]:
+        """Of ``eidetic audit``."""
+        return [*self._both(lake), f"--generations={self.folder}/generations"]
+
+    def night(self, lake: Lake) -> list[str]:
+        """Of ``eidetic nightly``: finished generations can't be asked anew, so it is of an untrained model."""
+        return [
+            *self._both(lake),
+            f"--model={self.folder}/model",
+            "--date=2026-01-01",
+            "--budget=80",
+            "--images_per_prompt=4",
+            "--images_per_control=1",
+            "--steps=2",
+        ]
+
+    def forgetting(self, lake: Lake) -> list[str]:
+        """Of ``eidetic forget``: the picture that has a copy, and comes back."""
+        (path,) = (row["url"] for row in rows(lake, "samples") if row["role"] == "training" and row["url"].endswith("00.png"))
+        return [f"--lake={lake.root}", f"--urls={path}", "--reason=asked for"]
 
     def audit(self, lake: Lake) -> int:
         """Runs it in this process; its exit code."""

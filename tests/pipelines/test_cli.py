@@ -150,7 +150,7 @@ def test_what_is_nested_too_deeply_is_one_line(lake, tmp_path, capfd):
         (["measure", f"--lake={tmp_path}/deep"], "lake.json' is damaged"),
     ):
         assert message in complaint(capfd, *words)
-    with pytest.raises(UserError, match="line 1.*nested too deep"):
+    with pytest.raises(UserError, match=r"line 1.*nested too deep"):
         read_prompt_list(f"{tmp_path}/deep/prompts.jsonl")
 
 

@@ -1,0 +1,161 @@
+"""Commands that are killed (SIGKILL) at random moments of every stage: the same command again ends with the same tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from pipelines import audit, forget, nightly
+from pipelines.cli import run_verb
+from pipelines.lock import LOCK
+from tests.faults.conftest import ALL
+from tests.faults.report import tried
+from tests.faults.traces import left, traces
+from tests.lakes import TIMES_AND_DEVICES, differences
+from tests.servers import ROOT
+from transforms.store.lake import Lake
+
+SECONDS = 180
+"""After so long a command is given up."""
+
+LONGEST = 1.5
+"""Seconds up to which a stage may be at work before it is killed; most of these small ones take less."""
+
+PER_LAKE = 3
+"""So often a lake is hurt before its command may end."""
+
+SHARES = 10 if ALL else 1
+"""The kills are so many tests, which can take their time side by side."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command that is killed.
+
+    Attributes:
+        name: its verb.
+        main: the verb's own.
+        words: of the command line.
+        snapshots: that its lake has when it has ended.
+    """
+
+    name: str
+    main: Callable[[Sequence[str]], int | None]
+    words: list[str]
+    snapshots: int
+
+    def killed(self, lake: Lake, complete: int, seconds: float) -> bool:
+        """Starts it and kills it so long after so many snapshots were complete; False where it was faster."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", self.name, *self.words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
+        )
+        lock, limit = Path(lake.path(LOCK)), time.monotonic() + SECONDS
+        try:
+            while process.poll() is None and time.monotonic() < limit:
+                if lock.exists() and f"(process {process.pid} " in lock.read_text() and complete <= snapshots(lake):
+                    time.sleep(seconds)
+                    break
+                time.sleep(0.01)
+            at_work = process.poll() is None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            said, _ = process.communicate()
+        assert at_work or process.returncode == 0, said
+        return at_work
+
+    def hurt(self, lake: Lake, most: int, chance: random.Random) -> int:
+        """Kills it on this lake up to ``most`` times, in stages that aren't complete; how often it came to that."""
+        times = 0
+        while times < most:
+            complete = snapshots(lake)
+            moment = chance.randint(complete, max(complete, self.snapshots))
+            if not self.killed(lake, moment, chance.uniform(0, LONGEST)):
+                break
+            times += 1
+        return times
+
+    def run(self) -> int:
+        return run_verb(self.main, self.words)
+
+
+def snapshots(lake: Lake) -> int:
+    """How many are complete."""
+    return len(list(Path(lake.root, "manifests").glob("*/*.json")))
+
+
+def of(lakes: Callable[[int], tuple[Lake, Command]], kills: int, seed: int) -> list[Lake]:
+    """Lakes whose command was killed ``kills`` times in all, before it ended."""
+    chance, left_over, hurt = random.Random(seed), kills, []
+    while left_over:
+        lake, command = lakes(len(hurt))
+        left_over -= command.hurt(lake, min(PER_LAKE, left_over), chance)
+        assert command.run() == 0
+        hurt.append(lake)
+    return hurt
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_an_audit(share, world, whole, tmp_path):
+    def new(number):
+        lake = Lake(str(tmp_path / str(number)))
+        return lake, Command("audit", audit.main, world.words(lake), snapshots(whole))
+
+    kills = 6 if ALL else 1
+    for lake in of(new, kills, share):
+        assert differences(whole, lake) == []
+    tried(f"an audit, killed at random in its stages (share {share + 1} of {SHARES})", kills, "the same tables", kills)
+
+
+@pytest.fixture(scope="module")
+def whole_night(world, tmp_path_factory):
+    """The lake of a night that nothing happened to."""
+    lake = Lake(str(tmp_path_factory.mktemp("night") / "lake"))
+    assert run_verb(nightly.main, world.night(lake)) == 0
+    return lake
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_a_night(share, world, whole_night, tmp_path):
+    def new(number):
+        lake = Lake(str(tmp_path / str(number)))
+        return lake, Command("nightly", nightly.main, world.night(lake), snapshots(whole_night))
+
+    kills = 2 if ALL else 1
+    for lake in of(new, kills, 100 + share):
+        assert differences(whole_night, lake) == []
+    tried(f"a night, killed at random in its stages (share {share + 1} of {SHARES})", kills, "the same tables", kills)
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_a_forget(share, world, whole, tmp_path):
+    def copied(name):
+        return Lake(shutil.copytree(whole.root, tmp_path / name).as_posix())
+
+    def new(number):
+        lake = copied(str(number))
+        return lake, Command("forget", forget.main, world.forgetting(lake), snapshots(whole))
+
+    untouched = copied("untouched")
+    wanted = traces(untouched)
+    assert run_verb(forget.main, world.forgetting(untouched)) == 0
+    kills = 2 if ALL else 1
+    for lake in of(new, kills, 200 + share):
+        assert left(lake, wanted) == set()
+        assert differences(untouched, lake, TIMES_AND_DEVICES | {"forgotten_at"}) == []
+    tried(f"a forget, killed at random (share {share + 1} of {SHARES})", kills, "nothing is left; the same tables", kills)
