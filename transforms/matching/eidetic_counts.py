@@ -9,7 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -22,6 +22,7 @@ from transforms.kernels.distances import MAX_ASPECT_RATIO, resize_shorter_side, 
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.gathering import images_at
 from transforms.matching.tasks import Snapshots
+from transforms.matching.unreadable import note
 from transforms.store.counters import count
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
@@ -95,15 +96,23 @@ def possible(lake: Lake, snapshots: Snapshots, part: int, sought: Sought) -> dic
 class CountWithin(beam.DoFn):
     """Number of a part of ``images`` → (target sample_id, training images of this part within eidetic_delta of it).
 
-    The targets are a Parquet file of sample_id, code, offset and side: the crop that matched.
+    None instead of the number: the target's own picture can't be decoded any more. It is noted, as is any other that can't.
+
+    Args:
+        lake, snapshots, snapshot: where images are, and of which match what can't be decoded is noted.
+        targets: a Parquet file of sample_id, code, offset and side: the crop that matched.
+        eidetic_delta: the radius.
     """
 
-    def __init__(self, lake: Lake, snapshots: Snapshots, targets: str, eidetic_delta: float):
-        self.lake, self.snapshots, self.eidetic_delta = lake, snapshots, eidetic_delta
+    def __init__(self, lake: Lake, snapshots: Snapshots, snapshot: str, targets: str, eidetic_delta: float):
+        self.lake, self.snapshots, self.snapshot, self.eidetic_delta = lake, snapshots, snapshot, eidetic_delta
         pictures = PicturesByCode(lake, snapshots.ingest)
         self._targets = Shared(lambda: _Targets(pictures, targets, eidetic_delta))
 
-    def process(self, number: int) -> Iterator[tuple[str, int]]:
+    def _note(self, sample: str, error: DamagedPicture) -> None:
+        note(self.lake, self.snapshot, "images", error, sample_id=sample)
+
+    def process(self, number: int) -> Iterator[tuple[str, int | None]]:
         targets = self._targets.get()
         path = self.lake.paths("images", self.snapshots.ingest)[number]
         counts: collections.Counter[str] = collections.Counter()
@@ -113,13 +122,19 @@ class CountWithin(beam.DoFn):
 
             def near(some: list, side: int = side, possibly: dict[int, np.ndarray] = possibly) -> list[int]:
                 found = []
-                for row, (_, image) in some:
-                    if image is not None:
-                        try:
-                            picture, numbers = resize_shorter_side(stored_array(image), side), possibly[row].tolist()
-                        except DamagedPicture:  # it has been noted by whoever measured the candidates' recall, if not before
-                            continue
-                        found += [one for one in numbers if is_near(targets.crop(side, one), picture, self.eidetic_delta)]
+                for row, (sample, image) in some:
+                    if image is None:
+                        continue
+                    try:
+                        picture, numbers = resize_shorter_side(stored_array(image), side), possibly[row].tolist()
+                    except DamagedPicture as error:
+                        self._note(sample, error)
+                        continue
+                    found += [
+                        one
+                        for one in numbers
+                        if (square := targets.crop(side, one)) is not None and is_near(square, picture, self.eidetic_delta)
+                    ]
                 return found
 
             # Decoding and comparing let go of Python's lock.
@@ -128,6 +143,9 @@ class CountWithin(beam.DoFn):
                 counts.update(sought.names[one] for one in found)
             count("pictures looked at for k", len(possibly))
         yield from counts.items()
+        for sample, error in list(targets.unreadable.items()):
+            self._note(sample, error)
+            yield sample, None
 
 
 class _Targets:
@@ -135,6 +153,7 @@ class _Targets:
 
     Attributes:
         by_side: side in pixels → the targets of that size.
+        unreadable: of what can't be decoded any more, why: nothing is counted for them.
         pool: a thread for each core.
     """
 
@@ -142,18 +161,28 @@ class _Targets:
         self._pictures = pictures
         self._rows: dict[int, list[dict[str, Any]]] = {}
         self.by_side: dict[int, Sought] = {}
+        self.unreadable: dict[str, DamagedPicture] = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
         rows = read_parquet(targets).to_pylist()
         for side in sorted({row["side"] for row in rows}):
-            self._rows[side] = [row for row in rows if row["side"] == side]
-            names = [row["sample_id"] for row in self._rows[side]]
-            sums = [band_sums(self.crop(side, number)[None])[0] for number in range(len(names))]
-            self.by_side[side] = Sought(names, np.stack(sums), np.full(len(names), eidetic_delta))
+            # One crop at a time: it takes many times what is kept of it.
+            mine = [row for row in rows if row["side"] == side]
+            sums = [(row, band_sums(crop[None])[0]) for row in mine if (crop := self._crop(row)) is not None]
+            self._rows[side] = [row for row, _ in sums]
+            if sums:
+                names = [row["sample_id"] for row, _ in sums]
+                self.by_side[side] = Sought(names, np.stack([one for _, one in sums]), np.full(len(names), eidetic_delta))
 
-    def crop(self, side: int, number: int) -> np.ndarray:
-        """(side, side, 3) uint8: the square of a target's picture that matched."""
-        target = self._rows[side][number]
-        whole = resize_shorter_side(self._pictures.get(target["code"], target["sample_id"]), side)
+    def crop(self, side: int, number: int) -> np.ndarray | None:
+        """(side, side, 3) uint8: the square of a target's picture that matched; None where it can't be decoded any more."""
+        return self._crop(self._rows[side][number])
+
+    def _crop(self, target: dict[str, Any]) -> np.ndarray | None:
+        try:
+            whole = resize_shorter_side(self._pictures.get(target["code"], target["sample_id"]), target["side"])
+        except DamagedPicture as error:
+            self.unreadable[target["sample_id"]] = error
+            return None
         return square_at(whole, target["offset"])
 
 
@@ -194,18 +223,29 @@ class CountMemories(beam.PTransform):
     audit: dict[str, str]
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
+        counting = CountWithin(self.lake, self.snapshots, self.snapshot, self.targets, self.eidetic_delta)
         return (
             parts
-            | "CountWithin" >> beam.ParDo(CountWithin(self.lake, self.snapshots, self.targets, self.eidetic_delta))
-            | "SumByTarget" >> beam.CombinePerKey(sum)
+            | "CountWithin" >> beam.ParDo(counting)
+            | "SumByTarget" >> beam.CombinePerKey(_sum)
             | "Gather" >> beam.combiners.ToList()
             | "WriteCounts" >> beam.Map(self._write)
         )
 
-    def _write(self, counts: list[tuple[str, int]]) -> int:
+    def _write(self, counts: list[tuple[str, int | None]]) -> int:
         rows = [
             {**self.audit, "sample_id": sample, "eidetic_delta": self.eidetic_delta, "k": count}
             for sample, count in sorted(counts)
         ]
         self.lake.write("eidetic_counts", self.snapshot, self.part, rows)
         return len(rows)
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """None where one of the parts couldn't count."""
+    total = 0
+    for one in counts:
+        if one is None:
+            return None
+        total += one
+    return total
