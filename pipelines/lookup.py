@@ -44,6 +44,7 @@ from transforms.store.lineage import check_lineage, lineage
 from transforms.store.listings import PARQUET
 from transforms.store.pictures import decode_stranger
 from transforms.store.scan import ask
+from transforms.store.texts import written_name
 from transforms.store.tombstones import Tombstones
 
 
@@ -85,11 +86,11 @@ def brought(words: Sequence[str], turns: bool = False) -> Iterator[tuple[str, np
             paths = pictures_below(word)
             if not paths:
                 raise UserError(f"the folder {word!r} holds no pictures; expected files like {', '.join(PICTURES[:8])}")
-            yield from ((path, _decoded(read_bytes(path), turns)) for path in paths)
+            yield from ((written_name(path), _decoded(read_bytes(path), turns)) for path in paths)
         elif word.lower().endswith(PARQUET) and os.path.isfile(word):
             yield from _of_parquet(word, turns)
         elif os.path.isfile(word):
-            yield word, _decoded(read_bytes(word), turns)
+            yield written_name(word), _decoded(read_bytes(word), turns)
         else:
             raise UserError(f"there is no picture, folder or Parquet file {word!r}")
 
@@ -103,7 +104,7 @@ def _of_parquet(path: str, turns: bool) -> Iterator[tuple[str, np.ndarray | str]
             for value in batch["image"].to_pylist():
                 # Hugging Face's data sets hold structs of bytes and path.
                 content = value.get("bytes") if isinstance(value, dict) else value
-                yield f"{path}, row {row}", _decoded(content, turns)
+                yield f"{written_name(path)}, row {row}", _decoded(content, turns)
                 row += 1
 
 

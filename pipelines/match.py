@@ -48,6 +48,7 @@ from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest, part_number
 from transforms.store.lineage import lineage
 from transforms.store.scan import ask, scan
+from transforms.store.texts import written_name
 from transforms.store.tombstones import RETIRED
 
 MOST_DECOYS = 1_000
@@ -384,7 +385,7 @@ class Matching:
         row = {
             **self.audit,
             "generator": self.generate.parameters["generator"],
-            "model": self.generate.facts["model"],
+            "model": written_name(self.generate.facts["model"]),
             "ingest_snapshot": self.snapshots.ingest,
             "embed_snapshot": self.snapshots.embed,
             "deduplicate_snapshot": self.snapshots.deduplicate,

@@ -481,7 +481,7 @@ class Alert:
     @classmethod
     def written(cls, lake: Lake, date: str, content: dict[str, Any]) -> Alert | None:
         """An alert that is in alert.json, if no night is newer; None if it is what was told before."""
-        body = json.dumps(content, indent=2, ensure_ascii=False).encode()
+        body = json.dumps(content, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
         of_night = cls._told(lake, date)
         if exists(of_night) and read_bytes(of_night) == body:
             return None

@@ -250,7 +250,7 @@ def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
             text = file.read(MOST_CONFIG_BYTES + 1)
         if len(text) > MOST_CONFIG_BYTES:
             raise UserError(f"--config {path!r} is larger than {MOST_CONFIG_BYTES:,} bytes, expected a TOML file with options")
-        values = tomllib.loads(text.decode())
+        values = tomllib.loads(text.decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read --config {path!r} ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

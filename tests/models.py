@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from transforms.models.base import Attempt, Wanted, failed
 from transforms.store.identity import digest
@@ -147,3 +148,24 @@ def save_pixel_pipeline(folder: str) -> None:
         watermarker=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, most: int, first: int = 0) -> list[int]:
+    """Makes a device too small for more than ``most`` things at once; returns the sizes that were tried, as they come.
+
+    Args:
+        owner: a class or object, whose ``method`` takes them.
+        first: which argument they are.
+    """
+    import torch
+
+    real, sizes = getattr(owner, method), []
+
+    def limited(*arguments: Any, **named: Any) -> Any:
+        sizes.append(len(arguments[first]))
+        if sizes[-1] > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, method, limited)
+    return sizes

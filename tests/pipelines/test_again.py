@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from pipelines import cli, generate
@@ -15,7 +16,7 @@ from pipelines.generate import GenerateOptions
 from pipelines.options import Parsed
 from tests.fakes import fake_lake
 from tests.lakes import workers
-from tests.models import save_random_pipeline
+from tests.models import save_random_pipeline, short_of_memory
 from transforms.forgetting import burial
 from transforms.results.report import Cut, Extraction
 from transforms.store.files import read_parquet
@@ -121,6 +122,12 @@ def test_what_is_not_there_is_said(made, refused):
     assert "has no prompt 'y'" in refused({**row, "prompt_id": "y"})
     assert "has 3 generations, so no number 3; expected 0 to 2" in refused({**row, "sample_index": 3})
     assert "there is no folder" in refused(row, out="nowhere/again.png")
+
+
+def test_a_device_without_memory_for_one_picture_is_one_line(made, refused, monkeypatch):
+    short_of_memory(monkeypatch, UNet2DConditionModel, "forward", 0, first=1)
+    line = refused(generations(made, "all")[0], f"--audit={made[2]['all']}")
+    assert "out of memory on cpu with a single picture at once; name --dtype float16, or another device" in line
 
 
 def test_a_forgotten_prompt_is_not_asked_for(made, tmp_path, capsys):

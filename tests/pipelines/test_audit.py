@@ -1,6 +1,7 @@
 """The audit looks at the inputs of all its stages before the first one begins."""
 
 import io
+import json
 import os
 
 import pytest
@@ -10,9 +11,10 @@ from PIL import Image
 from pipelines import cli
 from pipelines.query import answer
 from tests.models import save_random_pipeline
-from tests.planted import write_tiny_clip
+from tests.planted import picture, write_tiny_clip
 from transforms.models.clip import ClipModel
 from transforms.store.lake import Lake
+from transforms.store.pictures import encode_png
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +90,32 @@ def test_a_model_whose_safety_checker_takes_everything_gives_nothing_back(made, 
     assert lake.latest("generate").facts["status"] == {"safety_filtered": 2}
     names, (row,) = answer(lake, "SELECT prompts_tried, prompts_copied FROM extraction_rate WHERE dimension = 'all'")
     assert dict(zip(names, row, strict=True)) == {"prompts_tried": 2, "prompts_copied": 0}
+
+
+def test_folders_and_files_whose_names_are_no_text(made, tmp_path):
+    """Old disks and archives have names in Latin-1: they are read, and stand in the tables with escapes."""
+    here = os.fsencode(tmp_path)
+    places = {}
+    for kind in ("pictures", "generations"):
+        places[kind] = os.path.join(here, kind.encode() + b"\xe9")
+        os.mkdir(places[kind])
+        for number in range(3):
+            with open(os.path.join(places[kind], b"%d\xff.png" % number), "wb") as file:
+                file.write(encode_png(picture(number, 32, 32)))
+    with open(os.path.join(places["generations"], b"metadata.jsonl"), "w") as file:
+        for number in range(3):
+            file.write(json.dumps({"file_name": os.fsdecode(b"%d\xff.png" % number), "prompt": f"a logo {number}"}) + "\n")
+    for number in range(3):
+        with open(os.path.join(places["pictures"], b"%d\xff.txt" % number), "w") as file:
+            file.write(f"a logo {number}")
+    lake = Lake(str(tmp_path / "lake"))
+    folders = {name: os.fsdecode(place) for name, place in places.items()}
+    given = {"metadata": folders["pictures"], "generations": folders["generations"], "model": None, "steps": None}
+    assert cli.main(words(made, lake.root, image_size=32, encode_format="png", max_prompts=3, **given)) == 0
+    samples = lake.read("samples", lake.latest("ingest").snapshot_id).to_pylist()
+    assert sorted((row["url"], row["caption"], row["source_file"]) for row in samples) == [
+        (f"{number}\\xff.png", f"a logo {number}", f"{tmp_path}/pictures\\xe9") for number in range(3)
+    ]
+    (audit,) = lake.read("audits", lake.latest("match").snapshot_id).to_pylist()
+    assert audit["model"] == f"{tmp_path}/generations\\xe9"
+    assert answer(lake, "SELECT count(*) FROM extractions WHERE copied")[1] == [(3,)]

@@ -1,7 +1,10 @@
 """The verb embed: its snapshot, its restart, its errors."""
 
+import concurrent.futures
 import os
 import shutil
+import threading
+import types
 
 import pytest
 import torch
@@ -13,10 +16,12 @@ from pipelines.device import DeviceOptions
 from pipelines.embed import EmbedOptions
 from pipelines.execution import Execution
 from pipelines.options import Parsed
+from tests.models import short_of_memory
 from tests.planted import planted_pictures, write_images, write_tiny_clip
 from transforms.data.images import ImageStore
 from transforms.errors import UserError
 from transforms.models.clip import ClipModel, OpenClipEncoder
+from transforms.models.devices import in_batches
 from transforms.store.lake import Lake
 from transforms.store.pictures import decode
 
@@ -227,18 +232,37 @@ def test_a_device_that_is_short_of_memory_gets_half_as_many_pictures_from_then_o
     pictures = [decode(content) for _, _, content in planted_pictures(5)]
     enough = ClipModel(clip_folder, batch_size=2).load().encode(pictures)
     encoder = ClipModel(clip_folder, batch_size=8).load()
-    real, sizes = encoder._model.encode_image, []
-
-    def encode_image(batch):
-        sizes.append(len(batch))
-        if len(batch) > most:
-            raise torch.cuda.OutOfMemoryError
-        return real(batch)
-
-    monkeypatch.setattr(encoder._model, "encode_image", encode_image)
-    most = 2
+    sizes = short_of_memory(monkeypatch, encoder._model, "encode_image", 2)
     assert encoder.encode(pictures) == pytest.approx(enough, abs=1e-5)
     assert sizes == [8, 4, 2, 2, 2] and encoder.batch_size == 2
-    most = 0
+    short_of_memory(monkeypatch, encoder._model, "encode_image", 0)
     with pytest.raises(UserError, match="out of memory on cpu with a single picture in CLIP"):
         encoder.encode(pictures)
+
+
+def test_a_model_that_does_not_fit_on_a_device_is_said(clip_folder, monkeypatch):
+    import open_clip
+
+    def too_large(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", too_large)
+    with pytest.raises(UserError, match="doesn't fit into the memory of cpu; name another device"):
+        ClipModel(clip_folder).load()
+
+
+def test_threads_that_share_a_device_halve_their_batches_once():
+    """Both met the limit with the same batch: half of that has not been tried yet."""
+    model, together, tried = types.SimpleNamespace(batch_size=8), threading.Barrier(2, timeout=30), []
+
+    def work(batch, size):
+        tried.append((len(batch), size))
+        if size == 8:
+            together.wait()
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return sum(batch)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(lambda: sum(done for _, done in in_batches(model, range(9), work, ""))) for _ in range(2)]
+        assert [one.result() for one in asked] == [36, 36]
+    assert model.batch_size == 4 and sorted(tried) == sorted(2 * [(8, 8), (4, 4), (4, 4), (1, 4)])

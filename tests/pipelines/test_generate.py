@@ -89,7 +89,7 @@ def test_an_audit_without_a_single_picture_stops_and_begins_anew(tmp_path, monke
     lake = fake_lake(tmp_path / "lake", sizes=(2, 1), controls=0).lake
     real = DiffusersGenerator._attempts
 
-    def broken(self, batch, encoded):
+    def broken(self, batch, size, encoded):
         raise ValueError("no such thing")
 
     monkeypatch.setattr(DiffusersGenerator, "_attempts", broken)

@@ -1,6 +1,7 @@
 """The question of the owner of a picture: is it there, how often, and does the model give it back?"""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,11 @@ from pipelines.embed import EmbedOptions
 from pipelines.execution import Execution
 from pipelines.lookup import brought
 from pipelines.options import Parsed
+from tests.models import short_of_memory
 from tests.planted import picture, write_images, write_tiny_clip
 from transforms.data.orientation import ORIENTATION
 from transforms.matching import candidates
+from transforms.models.clip import OpenClipEncoder
 from transforms.store.lake import Lake
 from transforms.store.pictures import encode_png
 
@@ -135,3 +138,34 @@ def test_through_the_index_the_same_is_found(lake, files, monkeypatch):
     for _ in range(2):  # the first makes it
         found = looked_up(lake, files / "copy.jpg", files / "small.png")
         assert [row["sample_id"] for row in found if row["same"]] == [row["sample_id"] for row in exact if row["same"]]
+
+
+def test_on_a_device_that_is_short_of_memory_the_same_is_found(lake, files, monkeypatch, capsys):
+    words = [files / name for name in ("copy.jpg", "small.png", "new.png", "control.png")]
+    enough = looked_up(lake, *words)
+    sizes = short_of_memory(monkeypatch, OpenClipEncoder, "_features", 1, first=1)
+    found = looked_up(lake, *words)
+    assert [(row["picture"], row["sample_id"]) for row in found] == [(row["picture"], row["sample_id"]) for row in enough]
+    # 64 at once, as in embed; a batch is filled up, whatever is in it.
+    assert sizes == [4, 4, 4, 4, 4, 2, 1, 1, 1, 1]
+    monkeypatch.undo()
+    short_of_memory(monkeypatch, OpenClipEncoder, "_features", 0, first=1)
+    capsys.readouterr()
+    assert cli.main(["lookup", *map(str, words), f"--lake={lake.root}", "--device=cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "out of memory on cpu with a single picture in CLIP; name another device" in line
+
+
+def test_names_that_are_no_text_are_shown_with_escapes(lake, tmp_path):
+    folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.mkdir(folder)
+    for number in (0, 900):
+        with open(os.path.join(folder, b"%d\xff.png" % number), "wb") as file:
+            file.write(encode_png(picture(number)))
+    word = os.fsdecode(os.path.join(folder, b"0\xff.png"))
+    for ending in ("json", "parquet"):
+        out = tmp_path / f"found.{ending}"
+        assert cli.main(["lookup", os.fsdecode(folder), word, f"--lake={lake.root}", f"--out={out}", "--device=cpu"]) == 0
+        rows = json.loads(out.read_text()) if ending == "json" else pq.read_table(out).to_pylist()
+        assert {row["picture"] for row in rows} == {f"{tmp_path}/caf\\xe9/{number}\\xff.png" for number in (0, 900)}
+        assert rows[0]["same"]

@@ -87,6 +87,11 @@ def test_a_config_file_that_is_no_file_of_options(tmp_path):
             read(f"--config={path}")
 
 
+def test_a_config_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "options.toml").write_bytes(b"\xef\xbb\xbfapples = 7\r\n")
+    assert read("--config", str(tmp_path / "options.toml"))[Fruit].apples == 7
+
+
 def test_a_config_file_that_is_not_there():
     with pytest.raises(UserError, match="cannot read --config"):
         read("--config", "/nowhere.toml")

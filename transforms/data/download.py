@@ -48,6 +48,14 @@ class FetchError(Exception):
     """A picture can't be had; the text says why. An expected fault of data: it becomes a row with a status."""
 
 
+class TooLarge(FetchError):
+    """A file of more bytes than it may have. ``claimed``: how many the server says that it has; None where it says nothing."""
+
+    def __init__(self, most: int, claimed: int | None = None):
+        super().__init__(f"more than {most} bytes")
+        self.claimed = claimed
+
+
 class PassingFault(FetchError):
     """A fault that may be gone at another try: a broken connection, a busy server. The others are not tried again."""
 
@@ -275,7 +283,7 @@ def _read(response: Any, limits: DownloadLimits, deadline: float) -> bytes:
     buffer = io.BytesIO()
     expected = response.headers.get("Content-Length")
     if expected and expected.isdigit() and int(expected) > limits.max_bytes:
-        raise FetchError(f"more than {limits.max_bytes} bytes")
+        raise TooLarge(limits.max_bytes, int(expected))
     kind = response.headers.get("Content-Type", "").lower()
     doubtful = kind.startswith(NOT_PICTURES)
     while True:
@@ -285,7 +293,7 @@ def _read(response: Any, limits: DownloadLimits, deadline: float) -> bytes:
             break
         buffer.write(chunk)
         if buffer.tell() > limits.max_bytes:
-            raise FetchError(f"more than {limits.max_bytes} bytes")
+            raise TooLarge(limits.max_bytes)
         if doubtful and buffer.tell() >= LONGEST_MAGIC:
             _refuse_unless_picture(buffer.getvalue(), kind)
             doubtful = False
@@ -303,33 +311,106 @@ def _refuse_unless_picture(begins: bytes, kind: str) -> None:
         raise FetchError(f"not an image: {kind.split(';')[0]}")
 
 
+HELD_BYTES = 256 << 20
+"""Of downloaded files that are on their way or wait to be decoded, in a worker: half for those that need no leave, which are
+nearly all, and half for larger ones, which wait for room. A single file that may be larger than that half takes its place."""
+
+
+class Room:
+    """So many bytes, for whoever comes first. Threads share it."""
+
+    def __init__(self, size: int):
+        self.size = self._free = size
+        self._changed = threading.Condition()
+
+    def take(self, wanted: int) -> int:
+        """Waits until there is room for so many bytes, or for all where it is more than all; returns how many were taken."""
+        wanted = min(wanted, self.size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= wanted)
+            self._free -= wanted
+        return wanted
+
+    def give_back(self, taken: int) -> None:
+        with self._changed:
+            self._free += taken
+            self._changed.notify_all()
+
+
 class Fetched(io.BytesIO):
-    """A downloaded file, and the seconds that are left to decode it."""
+    """A downloaded file, and the seconds that are left to decode it.
 
-    def __init__(self, content: bytes, seconds: float):
+    Args:
+        content: its bytes.
+        seconds: that are left.
+        closed: is called when it is closed, or forgotten.
+    """
+
+    def __init__(self, content: bytes, seconds: float, closed: Callable[[], None] = lambda: None):
         super().__init__(content)
-        self.seconds = seconds
+        self.seconds, self._when_closed = seconds, closed
+
+    def close(self) -> None:
+        super().close()
+        done, self._when_closed = self._when_closed, lambda: None
+        done()
 
 
-def as_download_image(fetch: Callable[[str, DownloadLimits], bytes], limits: DownloadLimits) -> Callable[..., tuple]:
+def as_download_image(
+    fetch: Callable[[str, DownloadLimits], bytes], limits: DownloadLimits, threads: int = 1
+) -> Callable[..., tuple]:
     """``fetch`` in the form of ``img2dataset.downloader.download_image``: (key, url) → (key, stream or None, error or None).
 
     For one shard: img2dataset calls it again for the same key as often as it was told to retry, whatever went wrong. All
     those tries share the seconds of one, and a server that has refused or opted out is not asked again.
+
+    img2dataset holds up to two files a thread, each of up to ``max_bytes``. Here they are ``HELD_BYTES`` together: a file gets
+    its share without asking, and one that is larger is asked for again when there is room for it. That wait is not the
+    server's.
+
+    Args:
+        fetch: url, and what it may cost → the file's bytes; TooLarge for more of them than it may have.
+        limits: what a URL may cost.
+        threads: that call this at once.
     """
     deadlines: dict[int, float] = {}
     settled: dict[int, str] = {}
+    share = max(1, min(limits.max_bytes, HELD_BYTES // 2 // (2 * threads)))
+    room = Room(HELD_BYTES // 2)
+
+    def left(key: int) -> float:
+        return deadlines.setdefault(key, time.monotonic() + limits.seconds) - time.monotonic()
+
+    def fetched(key: int, url: str) -> Fetched:
+        most, taken = share, 0
+        try:
+            while True:
+                try:
+                    content = fetch(url, dataclasses.replace(limits, max_bytes=most, seconds=left(key)))
+                    break
+                except TooLarge as error:
+                    if most == limits.max_bytes or (error.claimed or 0) > limits.max_bytes:
+                        raise TooLarge(limits.max_bytes) from error
+                    # Who sends more than was said gets room for all that it may send.
+                    most = error.claimed if error.claimed and most == share else limits.max_bytes
+                room.give_back(taken)
+                taken, begun = 0, time.monotonic()
+                taken = room.take(most)
+                deadlines[key] += time.monotonic() - begun
+            needed = len(content) if len(content) > share else 0
+            room.give_back(max(0, taken - needed))
+            held, taken = min(taken, needed), 0
+            # What waits to be decoded is not to blame for those before it.
+            return Fetched(content, left(key), functools.partial(room.give_back, held))
+        finally:
+            room.give_back(taken)
 
     def download_image(row: tuple[int, str], *_: Any, **__: Any) -> tuple[int, io.BytesIO | None, str | None]:
         key, url = row
         if key in settled:
             return key, None, settled[key]
-        left = deadlines.setdefault(key, time.monotonic() + limits.seconds) - time.monotonic()
         try:
-            begun = time.monotonic()
-            content = fetch(url, dataclasses.replace(limits, seconds=left))
-            # What waits to be decoded is not to blame for those before it.
-            return key, Fetched(content, left - (time.monotonic() - begun)), None
+            return key, fetched(key, url), None
         except PassingFault as error:
             return key, None, told(error)
         except FetchError as error:

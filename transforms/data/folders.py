@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from transforms.data.download import DownloadLimits, FetchError
+from transforms.data.download import DownloadLimits, FetchError, TooLarge
 from transforms.data.survey import BATCH_ROWS, ROW, Partition, Survey
 from transforms.errors import UserError
-from transforms.store.files import open_parquet, read_bytes
+from transforms.store.files import name_here, open_parquet, read_bytes
 from transforms.store.identity import digest
 from transforms.store.listings import column_named, decode_text, first_of, json_lines, parse_json, separated_rows
+from transforms.store.texts import written_name
 
 PICTURES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff",
@@ -140,7 +141,7 @@ def read_file(path: str, most: int) -> bytes:
         if found.st_size < len(content) <= most:
             content += file.read(most + 1 - len(content))
     if len(content) > most:
-        raise FetchError(f"more than {most} bytes")
+        raise TooLarge(most, found.st_size)
     return content
 
 
@@ -219,7 +220,7 @@ class FolderSource:
         if os.path.isabs(url) or ".." in words or not set(words) - {"", "."}:
             raise FetchError("the path leads out of the folder")
         try:
-            return read_file(os.path.join(self.path, url), limits.max_bytes)
+            return read_file(self._place(url), limits.max_bytes)
         except (OSError, ValueError) as error:
             raise FetchError(getattr(error, "strerror", None) or str(error)) from error
 
@@ -244,22 +245,26 @@ class FolderSource:
             for name in pictures:
                 inside = os.path.join(folder.inside, name)
                 if covered:
-                    left_out["pictures that the metadata do not name"] += _sayable(inside) not in named
+                    left_out["pictures that the metadata do not name"] += written_name(inside) not in named
                     continue
                 texts = [beside[key] for key in _caption_files(name) if key in beside]
                 caption = kohya.of(inside) if kohya is not None else None
                 for one in texts:
                     caption = caption or self._caption(os.path.join(folder.inside, one), left_out)
                 used.update((name, *texts))
-                found.append(self._sample(_sayable(inside), caption))
+                found.append(self._sample(written_name(inside), caption))
             left_out.update(ending_of(name) for name in folder.names if name not in used and name not in pictures)
         for inside, said in captions.items():
             left_out[f"entries of {os.path.join(inside, spoken[inside])} without a picture"] += said.unused()
         return listed + sorted(found, key=lambda one: one.url), dict(sorted((+left_out).items()))
 
+    def _place(self, url: str) -> str:
+        """Where the picture of a url lies."""
+        return os.path.join(self.path, name_here(self.path, url))
+
     def _sample(self, url: str, caption: str | None) -> Sample:
         try:
-            found = os.stat(os.path.join(self.path, url))
+            found = os.stat(self._place(url))
         except (OSError, ValueError):  # there is none, or its name holds a null character
             return Sample(url, caption, -1)
         return Sample(url, caption, found.st_size if stat.S_ISREG(found.st_mode) else -1)
@@ -279,18 +284,18 @@ class FolderSource:
             path = os.path.join(self.path, inside, listings[inside])
             for name, caption in self._rows_of(path):
                 # Their paths begin where they lie.
-                url = _sayable(os.path.join(inside, self._as_here(inside, name)))
+                url = written_name(os.path.join(inside, self._as_here(inside, name)))
                 if speaks.setdefault(url, inside) == inside:
                     found.append(self._sample(url, None if caption is None else _sayable(caption)))
         return found
 
     def _as_here(self, inside: str, name: str) -> str:
-        """A name in a metadata file that may have been written under Windows."""
-        plain = name.replace("\\", "/")
+        """A name in a metadata file that may have been written under Windows, or where names are spelt otherwise."""
         folder = os.path.join(self.path, inside)
-        if plain != name and "\0" not in name and not os.path.exists(os.path.join(folder, name)):
-            name = plain
-        return name.removeprefix("./")
+        here = name_here(folder, name)
+        if "\\" in name and "\0" not in name and not os.path.exists(os.path.join(folder, here)):
+            here = name_here(folder, name.replace("\\", "/"))
+        return here.removeprefix("./")
 
     def _rows_of(self, path: str) -> Iterator[tuple[str, str | None]]:
         files = (self.url_column,) if self.url_column else FILE_COLUMNS
@@ -402,5 +407,5 @@ def _parquet_rows(path: str, wanted: tuple[str, ...], expected: str) -> Iterator
 
 
 def _sayable(text: str) -> str:
-    """``text`` without lone surrogates, which JSON and names of files can hold and no table can."""
+    """``text`` without lone surrogates, which JSON can hold and no table can."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -30,7 +30,7 @@ from transforms.store.counters import count
 from transforms.store.files import count_rows, exists, read_parquet, read_rows, write_parquet
 from transforms.store.identity import row_digest, sample_id
 from transforms.store.lake import Lake
-from transforms.store.texts import is_redacted
+from transforms.store.texts import is_redacted, written_name
 from transforms.store.tombstones import FORGOTTEN, Tombstones
 
 KNOWN = "known-"
@@ -87,7 +87,7 @@ class SpreadRows(beam.DoFn):
         rows = pa.concat_tables(gathered).sort_by("bucket")
         buckets = rows["bucket"].to_numpy()
         rows = rows.drop_columns("bucket")
-        rows = rows.append_column("source_file", pa.repeat(pa.scalar(file, pa.string()), rows.num_rows))
+        rows = rows.append_column("source_file", pa.repeat(pa.scalar(written_name(file), pa.string()), rows.num_rows))
         found, starts = np.unique(buckets, return_index=True)
         ends = [*starts[1:], rows.num_rows]
         for bucket, start, end in zip(found.tolist(), starts.tolist(), ends, strict=True):
@@ -236,7 +236,7 @@ class IngestBucket(beam.DoFn):
                 disallowed_header_directives=None,  # ours looks at them, at every redirect
             )
             original = downloader.download_image
-            downloader.download_image = as_download_image(source.fetch, self.limits)
+            downloader.download_image = as_download_image(source.fetch, self.limits, self.threads)
             try:
                 done, _ = download((0, shard))
             finally:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -17,7 +16,11 @@ from transforms.forgetting.rows import BATCH_ROWS, among, rows_of
 from transforms.forgetting.workers import Workers
 from transforms.store.files import open_parquet, read_bytes, read_parquet
 from transforms.store.lake import snapshot_of, table_of
+from transforms.store.listings import PARQUET, column_named, decode_text, separated_rows
 from transforms.store.tombstones import plain_url, sha256, tombstone_rows
+
+COLUMNS = ("sample_id", "url")
+"""Of a list of what is to be forgotten."""
 
 NAMED = 5
 """How many unknown ids an error message names."""
@@ -47,20 +50,28 @@ def read_list(path: str) -> Named:
     Raises:
         UserError: if it can't be read, names nothing, or has a line that is neither.
     """
-    ending = path.lower().rsplit(".", 1)[-1]
+    ending = os.path.splitext(path)[1].lower()
     try:
-        if ending == "parquet":
+        if ending in PARQUET:
             named = _columns(_texts(read_parquet(path)), path)
-        elif ending in ("csv", "tsv"):
-            text = io.StringIO(read_bytes(path).decode("utf-8-sig"))
-            named = _columns(list(csv.DictReader(text, delimiter="," if ending == "csv" else "\t")), path)
+        elif ending in (".csv", ".tsv"):
+            rows = separated_rows(_text_of(path), path, COLUMNS, f"expected {' or '.join(COLUMNS)}")
+            named = _columns([row for _, row in rows], path)
         else:
-            named = _lines(read_bytes(path).decode("utf-8-sig").splitlines(), path)
-    except (OSError, ValueError, csv.Error) as error:
+            named = _lines(_text_of(path).splitlines(), path)
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read --file {path!r} ({error}); expected text, CSV, TSV or Parquet") from error
     if not named.sample_ids and not named.urls:
         raise UserError(f"--file {path!r} names nothing; expected a sample_id or url a line, or in a column of that name")
     return named
+
+
+def _text_of(path: str) -> str:
+    """What a file says. ValueError for bytes that are no text: what was meant would be kept, and something else forgotten."""
+    text = decode_text(read_bytes(path))
+    if "\ufffd" in text:
+        raise ValueError(f"line {text[: text.index(chr(0xFFFD))].count(chr(10)) + 1} holds bytes that are no text")
+    return text
 
 
 def _lines(lines: list[str], path: str) -> Named:
@@ -84,12 +95,12 @@ def _texts(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _columns(rows: list[dict[str, Any]], path: str) -> Named:
-    found: dict[str, set[str]] = {"sample_id": set(), "url": set()}
-    names = {name.lower(): name for row in rows[:1] for name in row if isinstance(name, str)}
-    if rows and not names.keys() & found.keys():
+    found: dict[str, set[str]] = {column: set() for column in COLUMNS}
+    names = {column: name for column in COLUMNS if rows and (name := column_named(list(rows[0]), (column,))) is not None}
+    if rows and not names:
         raise UserError(f"--file {path!r} has columns {list(rows[0])}, expected sample_id or url")
     for column, values in found.items():
-        values.update(str(row[names[column]]).strip() for row in rows if column in names and row[names[column]])
+        values.update(str(row[names[column]]).strip() for row in rows if column in names and row.get(names[column]))
     return Named(frozenset(found["sample_id"] - {""}), frozenset(found["url"] - {""}))
 
 

@@ -101,13 +101,13 @@ def read_entries(round: Round, part: int, role: str, space: str) -> Entries:
 def read_queries(round: Round, number: int, role: str, space: str) -> Queries:
     """The pictures of a task; with the role control those alone that a control's caption made."""
     column = "vector" if space == CLIP else "thumbnail"
-    table = read_parquet(round.file("queries", number, "parquet"), [column, "control"])
-    places = table[column].is_valid().to_numpy(zero_copy_only=False)
+    table = read_parquet(round.file("queries", number, "parquet"), ["place", column, "control"])
+    there = table[column].is_valid().to_numpy(zero_copy_only=False)
     if role == "control":
-        places &= table["control"].to_numpy(zero_copy_only=False)
-    chosen = np.flatnonzero(places)
+        there &= table["control"].to_numpy(zero_copy_only=False)
+    chosen = np.flatnonzero(there)
     values = table[column].take(pa.array(chosen))
-    numbers = (number << PLACE_BITS) + chosen.astype(np.int64)
+    numbers = (number << PLACE_BITS) + table["place"].to_numpy()[chosen]
     if space == CLIP:
         return Queries(numbers, matrix(values))
     pixels = np.frombuffer(b"".join(values.to_pylist()), np.uint8).reshape(-1, LENGTH)

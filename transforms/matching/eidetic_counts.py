@@ -22,6 +22,7 @@ from transforms.kernels.distances import MAX_ASPECT_RATIO, Frame, covering, crop
 from transforms.kernels.thumbnails import LENGTH
 from transforms.matching.gathering import images_at
 from transforms.matching.tasks import Snapshots
+from transforms.matching.unreadable import note
 from transforms.store.counters import count
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
@@ -99,15 +100,23 @@ def possible(lake: Lake, snapshots: Snapshots, part: int, sought: Sought) -> dic
 class CountWithin(beam.DoFn):
     """Number of a part of ``images`` → (target sample_id, training images of this part within eidetic_delta of it).
 
-    The targets are a Parquet file of sample_id, code, offset, height and width: the crop that matched.
+    None instead of the number: the target's own picture can't be decoded any more. It is noted, as is any other that can't.
+
+    Args:
+        lake, snapshots, snapshot: where images are, and of which match what can't be decoded is noted.
+        targets: a Parquet file of sample_id, code, offset, height and width: the crop that matched.
+        eidetic_delta: the radius.
     """
 
-    def __init__(self, lake: Lake, snapshots: Snapshots, targets: str, eidetic_delta: float):
-        self.lake, self.snapshots, self.eidetic_delta = lake, snapshots, eidetic_delta
+    def __init__(self, lake: Lake, snapshots: Snapshots, snapshot: str, targets: str, eidetic_delta: float):
+        self.lake, self.snapshots, self.snapshot, self.eidetic_delta = lake, snapshots, snapshot, eidetic_delta
         pictures = PicturesByCode(lake, snapshots.ingest)
         self._targets = Shared(lambda: _Targets(pictures, targets, eidetic_delta))
 
-    def process(self, number: int) -> Iterator[tuple[str, int]]:
+    def _note(self, sample: str, error: ValueError) -> None:
+        note(self.lake, self.snapshot, "images", error, sample_id=sample)
+
+    def process(self, number: int) -> Iterator[tuple[str, int | None]]:
         targets = self._targets.get()
         path = self.lake.paths("images", self.snapshots.ingest)[number]
         counts: collections.Counter[str] = collections.Counter()
@@ -117,13 +126,19 @@ class CountWithin(beam.DoFn):
 
             def near(some: list, frame: Frame = frame, possibly: dict[int, np.ndarray] = possibly) -> list[int]:
                 found = []
-                for row, (_, image) in some:
-                    if image is not None:
-                        try:
-                            picture, numbers = covering(stored_array(image), frame), possibly[row].tolist()
-                        except ValueError:  # it has been noted by whoever measured the candidates' recall, if not before
-                            continue
-                        found += [one for one in numbers if is_near(targets.crop(frame, one), picture, self.eidetic_delta)]
+                for row, (sample, image) in some:
+                    if image is None:
+                        continue
+                    try:
+                        picture, numbers = covering(stored_array(image), frame), possibly[row].tolist()
+                    except ValueError as error:  # damaged, or far too long for the frame
+                        self._note(sample, error)
+                        continue
+                    found += [
+                        one
+                        for one in numbers
+                        if (crop := targets.crop(frame, one)) is not None and is_near(crop, picture, self.eidetic_delta)
+                    ]
                 return found
 
             # Decoding and comparing let go of Python's lock.
@@ -132,6 +147,9 @@ class CountWithin(beam.DoFn):
                 counts.update(sought.names[one] for one in found)
             count("pictures looked at for k", len(possibly))
         yield from counts.items()
+        for sample, error in list(targets.unreadable.items()):
+            self._note(sample, error)
+            yield sample, None
 
 
 class _Targets:
@@ -139,6 +157,7 @@ class _Targets:
 
     Attributes:
         by_frame: the targets of each size.
+        unreadable: of what can't be decoded any more, why: nothing is counted for them.
         pool: a thread for each core.
     """
 
@@ -146,19 +165,30 @@ class _Targets:
         self._pictures = pictures
         self._rows: dict[Frame, list[dict[str, Any]]] = {}
         self.by_frame: dict[Frame, Sought] = {}
+        self.unreadable: dict[str, ValueError] = {}
         self.pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1)
         rows = read_parquet(targets).to_pylist()
         for frame in sorted({Frame(row["height"], row["width"]) for row in rows}):
-            self._rows[frame] = [row for row in rows if (row["height"], row["width"]) == frame]
-            names = [row["sample_id"] for row in self._rows[frame]]
-            sums = [band_sums(self.crop(frame, number)[None]) for number in range(len(names))]
-            together = BandSums(*(np.concatenate(some) for some in zip(*sums, strict=True)))
-            self.by_frame[frame] = Sought(names, frame, together, np.full(len(names), eidetic_delta))
+            # One crop at a time: it takes many times what is kept of it.
+            mine = [row for row in rows if (row["height"], row["width"]) == frame]
+            sums = [(row, band_sums(crop[None])) for row in mine if (crop := self._crop(row)) is not None]
+            self._rows[frame] = [row for row, _ in sums]
+            if sums:
+                names = [row["sample_id"] for row, _ in sums]
+                together = BandSums(*(np.concatenate(some) for some in zip(*(one for _, one in sums), strict=True)))
+                self.by_frame[frame] = Sought(names, frame, together, np.full(len(names), eidetic_delta))
 
-    def crop(self, frame: Frame, number: int) -> np.ndarray:
-        """(height, width, 3) uint8: the crop of a target's picture that matched."""
-        target = self._rows[frame][number]
-        whole = covering(self._pictures.get(target["code"], target["sample_id"]), frame)
+    def crop(self, frame: Frame, number: int) -> np.ndarray | None:
+        """(height, width, 3) uint8: the crop of a target's picture that matched; None where it can't be decoded any more."""
+        return self._crop(self._rows[frame][number])
+
+    def _crop(self, target: dict[str, Any]) -> np.ndarray | None:
+        frame = Frame(target["height"], target["width"])
+        try:
+            whole = covering(self._pictures.get(target["code"], target["sample_id"]), frame)
+        except ValueError as error:  # damaged, or far too long for the frame
+            self.unreadable[target["sample_id"]] = error
+            return None
         return crop_at(whole, frame, target["offset"])
 
 
@@ -197,18 +227,29 @@ class CountMemories(beam.PTransform):
     audit: dict[str, str]
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
+        counting = CountWithin(self.lake, self.snapshots, self.snapshot, self.targets, self.eidetic_delta)
         return (
             parts
-            | "CountWithin" >> beam.ParDo(CountWithin(self.lake, self.snapshots, self.targets, self.eidetic_delta))
-            | "SumByTarget" >> beam.CombinePerKey(sum)
+            | "CountWithin" >> beam.ParDo(counting)
+            | "SumByTarget" >> beam.CombinePerKey(_sum)
             | "Gather" >> beam.combiners.ToList()
             | "WriteCounts" >> beam.Map(self._write)
         )
 
-    def _write(self, counts: list[tuple[str, int]]) -> int:
+    def _write(self, counts: list[tuple[str, int | None]]) -> int:
         rows = [
             {**self.audit, "sample_id": sample, "eidetic_delta": self.eidetic_delta, "k": count}
             for sample, count in sorted(counts)
         ]
         self.lake.write("eidetic_counts", self.snapshot, self.part, rows)
         return len(rows)
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """None where one of the parts couldn't count."""
+    total = 0
+    for one in counts:
+        if one is None:
+            return None
+        total += one
+    return total

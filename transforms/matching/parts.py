@@ -77,13 +77,15 @@ class MatchTask(beam.DoFn):
         yield task
 
     def _rows(self, number: int, task: Task, sampled: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        judged = read_task(self.round, task)
-        places = itertools.count()
+        embedded = set(read_parquet(self.round.file("queries", number, "parquet"), ["place"])["place"].to_pylist())
+        # What couldn't be decoded when it was embedded has been noted, and has no candidates: it isn't judged by half.
+        judged = (one for one in read_task(self.round, task) if one.place in embedded)
         found = _candidates(self.round, number)
-        while block := list(itertools.islice(zip(places, judged, strict=False), self.round.block)):
-            first = (number << PLACE_BITS) + block[0][0]
-            mine = {place: found.get((number << PLACE_BITS) + place, []) for place, _ in block}
+        for _, some in itertools.groupby(judged, lambda one: one.place // self.round.block):
+            block = list(some)
+            mine = {one.place: found.get((number << PLACE_BITS) + one.place, []) for one in block}
             parts = sorted({code >> ROW_BITS for some in mine.values() for _, code, _, _ in some})
+            first = (number << PLACE_BITS) + block[0].place
             self._pictures.gathered = read_block(self.round, block_of(self.round, first), parts)
             yield from self._block(task, block, mine, sampled)
             # Two blocks at once would take twice the memory.
@@ -92,16 +94,15 @@ class MatchTask(beam.DoFn):
     def _block(
         self,
         task: Task,
-        block: list[tuple[int, JudgedPicture]],
+        block: list[JudgedPicture],
         candidates: dict[int, list[tuple[str, int, str, float | None]]],
         sampled: list[dict[str, Any]],
     ) -> Iterator[dict[str, Any]]:
         matcher, gathered = self._matcher, self._pictures.gathered
 
-        def compare(element: tuple[int, JudgedPicture]) -> tuple[JudgedPicture, ComparedPicture, Group | None]:
-            place, one = element
+        def compare(one: JudgedPicture) -> tuple[JudgedPicture, ComparedPicture, Group | None]:
             groups: dict[str, list[Group]] = {"training": [], "control": []}
-            for role, code, found_by, cosine in candidates[place]:
+            for role, code, found_by, cosine in candidates[one.place]:
                 there = gathered[code]
                 if there.group_id != one.without or role != "training":
                     known = (there.group_id, code, there.sample_id, there.size, found_by, cosine)

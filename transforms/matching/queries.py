@@ -1,7 +1,7 @@
 """The pictures that are judged, and their CLIP vectors: made where the accelerator is, in a step of its own.
 
-One task in, one file out: the vector and the thumbnail of each of its pictures, in their order. The vectors of generations are
-a table besides, ``generation_embeddings``.
+One task in, one file out: the place, the vector and the thumbnail of each of its pictures that can be decoded. The vectors of
+generations are a table besides, ``generation_embeddings``.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ ENCODED_AT_ONCE = 256
 
 SCHEMA = pa.schema(
     [
+        pa.field("place", pa.int64()),
         pa.field("vector", pa.list_(pa.float32())),
         pa.field("thumbnail", pa.binary()),
         pa.field("control", pa.bool_()),
     ]
 )
-"""Of a task's file: vector is null where CLIP makes nothing of a picture; control: a control's caption made it."""
+"""Of a task's file: place is by which a picture is known in its task; vector is null where CLIP makes nothing of it; control: a
+control's caption made it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +51,14 @@ class JudgedPicture:
     """A picture that is judged.
 
     Attributes:
+        place: in its task, by which it is known from step to step: those that can't be decoded have one, too.
         identity: columns of ``matches``, or ``decoys``, that say which it is.
         prompt: its row of the ``own_file``; None for a decoy.
         picture: (h, w, 3) uint8.
         without: a training group that it is not compared with; None for none.
     """
 
+    place: int
     identity: dict[str, Any]
     prompt: dict[str, Any] | None
     picture: np.ndarray
@@ -62,7 +66,7 @@ class JudgedPicture:
 
 
 def read_task(round: Round, task: Task) -> Iterator[JudgedPicture]:
-    """The pictures of a task that can be decoded, in their order: that is how their files are read beside them."""
+    """The pictures of a task that can be decoded, by rising place; of the others it is noted that they can't."""
     if task.kind == "decoys":
         yield from _decoys(round, task)
     else:
@@ -82,9 +86,8 @@ def _generations(round: Round, task: Task) -> Iterator[JudgedPicture]:
         path, columns = lake.part("regenerations", round.snapshot, task.number), []
     else:
         path, columns = lake.part("generations", round.snapshots.generate, task.number), ["nearest"]
-    for row in read_rows(path, ["prompt_id", "sample_index", "image", *columns]):
-        if row["image"] is None:
-            continue
+    stored = (row for row in read_rows(path, ["prompt_id", "sample_index", "image", *columns]) if row["image"] is not None)
+    for place, row in enumerate(stored):
         identity = {
             "prompt_id": row["prompt_id"],
             "sample_index": row["sample_index"],
@@ -97,24 +100,25 @@ def _generations(round: Round, task: Task) -> Iterator[JudgedPicture]:
             key = {name: row[name] for name in ("prompt_id", "sample_index")}
             note(lake, round.snapshot, "regenerations" if again else "generations", error, **key)
             continue
-        yield JudgedPicture(identity, prompts[row["prompt_id"]], picture)
+        yield JudgedPicture(place, identity, prompts[row["prompt_id"]], picture)
 
 
 def _decoys(round: Round, task: Task) -> Iterator[JudgedPicture]:
     pictures = PicturesByCode(round.lake, round.snapshots.ingest)
-    for row in read_parquet(decoy_file(round.lake, round.snapshot)).to_pylist():
-        if row["part"] == task.number:
-            try:
-                picture = central_crop(pictures.get(row["code"], row["sample_id"]), round.frame)
-            except ValueError as error:  # damaged, or far too long for the frame
-                note(round.lake, round.snapshot, "images", error, sample_id=row["sample_id"])
-                continue
-            yield JudgedPicture(
-                {"kind": row["kind"], "sample_id": row["sample_id"]},
-                None,
-                blurred(picture) if row["kind"] == "blurred" else picture,
-                row["group_id"] if row["kind"] == "left_out" else None,
-            )
+    listed = read_parquet(decoy_file(round.lake, round.snapshot)).to_pylist()
+    for place, row in enumerate(row for row in listed if row["part"] == task.number):
+        try:
+            picture = central_crop(pictures.get(row["code"], row["sample_id"]), round.frame)
+        except ValueError as error:  # damaged, or far too long for the frame
+            note(round.lake, round.snapshot, "images", error, sample_id=row["sample_id"])
+            continue
+        yield JudgedPicture(
+            place,
+            {"kind": row["kind"], "sample_id": row["sample_id"]},
+            None,
+            blurred(picture) if row["kind"] == "blurred" else picture,
+            row["group_id"] if row["kind"] == "left_out" else None,
+        )
 
 
 class EmbedTaskHandler(ModelHandler[tuple[int, Task], PredictionResult, OpenClipEncoder]):
@@ -154,6 +158,7 @@ class EmbedTaskHandler(ModelHandler[tuple[int, Task], PredictionResult, OpenClip
                     key = {name: one.identity[name] for name in ("prompt_id", "sample_index")}
                     rows.append({**audit, **key, "vector": vector})
             columns = {
+                "place": [one.place for one in some],
                 "vector": listed,
                 "thumbnail": [thumbnail(one.picture) for one in some],
                 "control": [one.prompt is not None and one.prompt["origin"] == "control" for one in some],
@@ -258,6 +263,7 @@ class ThumbnailsOfAttempts(beam.DoFn):
         table = read_parquet(self.round.lake.part("generations", self.round.snapshots.generate, part), ["thumbnail"])
         nothing = pa.nulls(table.num_rows, pa.list_(pa.float32()))
         columns = {
+            "place": pa.array(range(table.num_rows), pa.int64()),
             "vector": nothing,
             "thumbnail": table["thumbnail"],
             "control": pa.array([False] * table.num_rows, pa.bool_()),

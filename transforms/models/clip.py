@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from transforms.errors import UserError, first_line
-from transforms.models.devices import out_of_memory, release_memory
+from transforms.models.devices import in_batches, out_of_memory
 from transforms.models.hub import hub_commit
 from transforms.models.parts import damage
 from transforms.store.files import read_parquet
@@ -168,42 +168,22 @@ class OpenClipEncoder:
         """As ``encode``, of what ``prepare`` gave."""
         import torch
 
-        vectors: list[np.ndarray] = []
-        start = 0
+        too_little = f"out of memory on {self.clip.device} with a single picture in CLIP; name another device"
         with torch.inference_mode():
-            while start < len(prepared):
-                batch = prepared[start : start + self.batch_size]
-                try:
-                    found = self._features(batch)
-                except RuntimeError as error:
-                    if not out_of_memory(error):
-                        raise
-                    found = None
-                if found is None:  # here, since an error holds on to what was on the device when it was raised
-                    self._take_fewer()
-                    continue
-                vectors.append(found)
-                start += len(batch)
+            vectors = [found for _, found in in_batches(self, prepared, self._features, too_little)]
         return unit_norm(np.concatenate(vectors)) if vectors else np.empty((0, 0), np.float32)
 
-    def _features(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
-        """(n, d), of at most a batch."""
+    def _features(self, prepared: Sequence[torch.Tensor], size: int) -> np.ndarray:
+        """(n, d), of at most ``size`` pictures."""
         import torch
 
         batch = torch.stack(list(prepared))
         # Filled up to the full size: kernels are chosen by shape, and a last picture must come out the same
         # however many came before it.
-        padded = torch.zeros((self.batch_size, *batch.shape[1:]), dtype=batch.dtype)
+        padded = torch.zeros((size, *batch.shape[1:]), dtype=batch.dtype)
         padded[: len(batch)] = batch
         features = self._model.encode_image(padded.to(self.clip.device))
         return features[: len(batch)].float().cpu().numpy()
-
-    def _take_fewer(self) -> None:
-        """Halves the batches for good. UserError where they hold a single picture already."""
-        if self.batch_size == 1:
-            raise UserError(f"out of memory on {self.clip.device} with a single picture in CLIP; name another device")
-        self.batch_size //= 2
-        release_memory()
 
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """RGB pictures → (n, d) float32 of unit norm. A row is NaN where the model's vector has no direction."""
@@ -226,6 +206,10 @@ def _load(clip: ClipModel) -> tuple[Any, Any]:
         )
     # open_clip and the hub below it raise nearly anything: no network, no such tag, weights of another shape.
     except Exception as error:
+        if out_of_memory(error):
+            raise UserError(
+                f"the CLIP model {clip.name!r} doesn't fit into the memory of {clip.device}; name another device"
+            ) from error
         raise UserError(
             f"open_clip cannot load {clip.name!r} with weights {clip.pretrained!r} ({first_line(error)}); without a network, "
             "name a local folder with --clip_model or a local file with --clip_pretrained"

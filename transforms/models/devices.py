@@ -2,6 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from transforms.errors import UserError
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+
+
+class Batched(Protocol):
+    """A model that works on so many things at once.
+
+    Attributes:
+        batch_size: how many; less from then on where the device had too little memory.
+    """
+
+    batch_size: int
+
+
+def in_batches(
+    model: Batched, items: Sequence[Item], work: Callable[[Sequence[Item], int], Done], too_little: str
+) -> Iterator[tuple[Sequence[Item], Done]]:
+    """Works through things in batches; where the device has too little memory for one, batches are halved for good.
+
+    Args:
+        model: says how many make a batch, and keeps what is learned. Threads may share it.
+        items: what is worked on, in order.
+        work: what is done with some of them, at most as many as a full batch has, which is its other argument.
+        too_little: what to say where the memory doesn't do for a single one.
+
+    Yields:
+        each batch, and what became of it.
+
+    Raises:
+        UserError: a single one is too many.
+    """
+    start = 0
+    while start < len(items):
+        size = model.batch_size
+        batch = items[start : start + size]
+        try:
+            done = work(batch, size)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if size == 1:
+                raise UserError(too_little) from error
+        else:
+            start += len(batch)
+            yield batch, done
+            continue
+        # Here, since an error holds on to what was on the device when it was raised. Another thread may have halved it already.
+        model.batch_size = min(model.batch_size, size // 2)
+        release_memory()
+
 
 def out_of_memory(error: Exception) -> bool:
     """Whether a device, or the machine, had too little memory for what was asked."""

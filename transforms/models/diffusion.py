@@ -17,7 +17,7 @@ import numpy as np
 
 from transforms.errors import UserError, first_line
 from transforms.models.base import Attempt, Wanted, failed
-from transforms.models.devices import out_of_memory, release_memory
+from transforms.models.devices import in_batches, out_of_memory
 from transforms.models.hub import hub_commit, hub_files
 from transforms.models.parts import Weights, check_folder, choose_weights, parts_of, pipeline_class, unused_options
 from transforms.store.identity import folder_digest
@@ -35,10 +35,6 @@ class _Picture(NamedTuple):
     number: int
     text: str
     seed: int
-
-
-class _TooMany(Exception):
-    """A batch for which the device has not enough memory."""
 
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
@@ -220,17 +216,10 @@ class DiffusersGenerator:
         left = collections.Counter(picture.prompt for picture in pictures)
         made: list[dict[int, Attempt]] = [{} for _ in wanted]
         encoded: dict[str, torch.Tensor] = {}
-        given = start = 0
-        while start < len(pictures):
-            batch = pictures[start : start + self.batch_size]
-            try:
-                attempts = self._batch(batch, encoded)
-            except _TooMany:
-                attempts = None
-            if attempts is None:  # here, since an error holds on to what was on the device when it was raised
-                self._take_fewer()
-                continue
-            start += len(batch)
+        given = 0
+        too_little = f"out of memory on {self.device} with a single picture at once; name --dtype float16, or another device"
+        work = functools.partial(self._batch, encoded=encoded)
+        for batch, attempts in in_batches(self, pictures, work, too_little):
             for picture, attempt in zip(batch, attempts, strict=True):
                 made[picture.prompt][picture.number] = attempt
                 left[picture.prompt] -= 1
@@ -240,20 +229,11 @@ class DiffusersGenerator:
                 given += 1
         yield from made[given:]
 
-    def _take_fewer(self) -> None:
-        """Halves the batches for good. UserError where they hold a single picture already."""
-        if self.batch_size == 1:
-            raise UserError(
-                f"out of memory on {self.device} with a single picture at once; name --dtype float16, or another device"
-            )
-        self.batch_size //= 2
-        release_memory()
-
-    def _batch(self, batch: list[_Picture], encoded: dict[str, torch.Tensor]) -> list[Attempt]:
+    def _batch(self, batch: Sequence[_Picture], size: int, encoded: dict[str, torch.Tensor]) -> list[Attempt]:
         """One attempt a picture, in order; where the model doesn't take the batch, those of each prompt are tried alone."""
         begun = time.perf_counter()
         try:
-            return self._attempts(batch, encoded)
+            return self._attempts(batch, size, encoded)
         except (TypeError, AttributeError) as error:
             # Nothing that a prompt could be at fault for: the pipeline is asked for what it hasn't.
             raise UserError(
@@ -262,19 +242,21 @@ class DiffusersGenerator:
             ) from error
         except (RuntimeError, ValueError) as error:
             if out_of_memory(error):
-                raise _TooMany from error
+                raise
             # A prompt that the model can't take is a fact about the prompt. A model that can't take any is an error.
             texts = {picture.text for picture in batch}
             if len(texts) == 1:
                 return [failed(error, (time.perf_counter() - begun) / len(batch))] * len(batch)
-            alone = {text: iter(self._batch([one for one in batch if one.text == text], encoded)) for text in sorted(texts)}
+            alone = {
+                text: iter(self._batch([one for one in batch if one.text == text], size, encoded)) for text in sorted(texts)
+            }
             return [next(alone[picture.text]) for picture in batch]
 
-    def _attempts(self, batch: list[_Picture], encoded: dict[str, torch.Tensor]) -> list[Attempt]:
+    def _attempts(self, batch: Sequence[_Picture], size: int, encoded: dict[str, torch.Tensor]) -> list[Attempt]:
         import torch
 
         begun = time.perf_counter()
-        filled = batch + [batch[-1]._replace(seed=0)] * (self.batch_size - len(batch))
+        filled = [*batch, *[batch[-1]._replace(seed=0)] * (size - len(batch))]
         # Noise comes from the CPU, one generator a picture, so it is the same on every device and in every batch.
         noise = [torch.Generator("cpu").manual_seed(picture.seed) for picture in filled]
         with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,9 +13,11 @@ from typing import Any, ClassVar
 
 from transforms.errors import UserError
 from transforms.models.base import Attempt, Wanted
-from transforms.store.files import exists, is_url, read_bytes
+from transforms.store.files import exists, is_url, name_here, read_bytes
 from transforms.store.identity import digest
+from transforms.store.listings import decode_text
 from transforms.store.pictures import decode_stranger
+from transforms.store.texts import written_name
 
 MAX_BYTES = 256 << 20
 """Of one picture's file."""
@@ -53,13 +56,13 @@ class FolderGenerator:
             raise UserError(f"{path!r} is no file; {advice}")
         files: dict[str, list[str]] = {}
         # Only line feeds end a line: JSON may hold what else Python takes for the end of one.
-        for number, line in enumerate(read_bytes(path).decode("utf-8-sig", "replace").split("\n"), start=1):
+        for number, line in enumerate(decode_text(read_bytes(path)).split("\n"), start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
                 prompt = _text(next(row[name] for name in ("prompt", "text", "caption") if row.get(name)))
-                name = _text(row["file_name"])
+                name = _text(_named(row["file_name"]))
             except (ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
                 raise UserError(f"{path!r}, line {number}: {line[:80]!r}; {advice}") from error
             if os.path.isabs(name) or ".." in name.split("/"):
@@ -76,7 +79,7 @@ class FolderGenerator:
         # The index and the pictures' sizes, not their bytes: a folder may hold millions of them.
         sizes = []
         for name in sorted(name for names in self.files.values() for name in names):
-            path = os.path.join(self.model, name)
+            path = self._place(name)
             sizes.append((name, os.path.getsize(path) if os.path.isfile(path) else -1))
         return digest("generations", self.files, sizes, length=40)
 
@@ -96,9 +99,13 @@ class FolderGenerator:
             reason = getattr(error, "strerror", None) or error
             return Attempt(None, "failed", f"{name}: {reason}", time.perf_counter() - begun)
 
+    def _place(self, name: str) -> str:
+        """Where a picture lies."""
+        return os.path.join(self.model, name if is_url(self.model) else name_here(self.model, name))
+
     def _content(self, name: str) -> bytes:
         """The bytes of a picture. ValueError for what is no picture's file: a pipe, say, would be read for ever."""
-        path = os.path.join(self.model, name)
+        path = self._place(name)
         if not is_url(path):
             if not os.path.realpath(path).startswith(os.path.realpath(self.model) + os.sep):
                 raise ValueError("a link that leads out of the folder")
@@ -111,6 +118,16 @@ class FolderGenerator:
 
     def describe(self) -> dict[str, Any]:
         return {"steps": None, "guidance_scale": None, "device": None, "dtype": None}
+
+
+def _named(value: Any) -> Any:
+    """The name of a file, if it is one that Python wrote of bytes that are no UTF-8, with those as escapes; else as it is."""
+    if not isinstance(value, str):
+        return value
+    with contextlib.suppress(UnicodeEncodeError):
+        value.encode("utf-8", "surrogateescape")
+        return written_name(value)
+    return value
 
 
 def _text(value: Any) -> str:

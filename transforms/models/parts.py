@@ -196,6 +196,7 @@ def pipeline_class(model: str, **source: Any) -> Any:
             f"{model!r} is a {found.__name__}, which takes a picture beside the prompt, and prompts alone are tried; "
             "name the model that it steers"
         )
+    _refuse_what_has_no_loader(model, index)
     # Some bring a part of themselves from another place on the hub, which their README.md names.
     whole = os.path.isdir(model) and not (found._load_connected_pipes and os.path.isfile(os.path.join(model, "README.md")))
     named = inspect.signature(found.__init__).parameters.values()
@@ -204,6 +205,24 @@ def pipeline_class(model: str, **source: Any) -> Any:
     if missing and whole:
         raise UserError(f"{model!r} is a {found.__name__} and names no {', '.join(missing)} in {INDEX}; {_ADVICE}")
     return found
+
+
+def _refuse_what_has_no_loader(model: str, index: dict[str, Any]) -> None:
+    """UserError where a part is of a library that this diffusers loads nothing from: it would fail once all stages before ran.
+
+    So it is with what diffusers has put among its deprecated pipelines and still takes for text-to-image ones (Würstchen),
+    and with code of a model's own, which is never run here.
+    """
+    import diffusers
+    from diffusers import pipelines
+    from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+
+    for part, (library, name) in parts_of(index).items():
+        if library not in LOADABLE_CLASSES and not hasattr(pipelines, library):
+            raise UserError(
+                f"the part {part} of {model!r} is a {name} of {library}, which diffusers {diffusers.__version__} loads nothing "
+                "from; name another --model, or pictures that were made with it (--generations)"
+            )
 
 
 def unused_options(found: Any, model: str, **source: Any) -> list[str]:

@@ -18,6 +18,7 @@ import io
 import os
 import re
 import shutil
+import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple
@@ -26,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.errors import Damaged, UserError, fault_of_the_machine
+from transforms.store.texts import raw_name
 
 MAX_ROW_GROUP_BYTES = 64 << 20
 """Row groups are kept near this size, so that a reader needs little memory."""
@@ -47,6 +49,20 @@ def _beam() -> Any:
 
 def exists(path: str) -> bool:
     return _beam().exists(path) if is_url(path) else os.path.exists(path)
+
+
+def name_here(folder: str, name: str) -> str:
+    """What a file in a local folder is called, whose name came as text: as it is, or as the machine that made it wrote it.
+
+    Names are bytes, and a list of them was often written elsewhere: in the other form of Unicode, with bytes of cp1252, or with
+    escapes for bytes that are no text (``texts.written_name``). ``name`` itself where there is none.
+    """
+    if os.path.lexists(os.path.join(folder, name)) or (name.isascii() and "\\" not in name):
+        return name
+    forms = [raw_name(name), *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    with contextlib.suppress(UnicodeEncodeError):
+        forms.append(name.encode("cp1252").decode("utf-8", "surrogateescape"))
+    return next((one for one in forms if os.path.lexists(os.path.join(folder, one))), name)
 
 
 def list_files(folder: str, suffix: str) -> list[str]:

@@ -277,7 +277,7 @@ class Lake:
     def _write_manifest(self, manifest: Manifest) -> None:
         value = json.loads(json.dumps(dataclasses.asdict(manifest)))  # as it will be read: keys are texts
         content = json.dumps({**value, "digest": digest("manifest", value)}, indent=2, ensure_ascii=False)
-        write_bytes(self.manifest_path(manifest.stage, manifest.snapshot_id), content.encode())
+        write_bytes(self.manifest_path(manifest.stage, manifest.snapshot_id), content.encode("utf-8", "backslashreplace"))
 
     def begin_anew(self, stage: str, snapshot: str) -> None:
         """Removes a manifest that is damaged, and what else there is of its snapshot.

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from transforms.kernels.distances import MAX_ASPECT_RATIO
 from transforms.kernels.thumbnails import SIDE
+from transforms.store import avif
 from transforms.store.confined import Confined, Exceeded
 
 # Pillow only warns between its limit and twice its limit; ours is checked when a picture is opened. Said once: filters are the
@@ -68,6 +69,11 @@ def opened(content: bytes, max_pixels: int | None = None) -> Image.Image:
         raise ValueError(f"cannot decode the picture: {error}") from error
     if picture.width * picture.height > most:
         raise ValueError(f"cannot decode the picture: {picture.width} x {picture.height} pixels are more than {most:,}")
+    if picture.format == "AVIF":
+        for said, coded in avif.sizes(content):
+            if coded != said:
+                held = f"says {said[0]} x {said[1]} pixels and holds {coded[0]} x {coded[1]}"
+                raise ValueError(f"cannot decode the picture: an AVIF that {held}")
     if picture.format in ("JPEG", "MPO") and has_too_many_scans(content):
         raise ValueError(f"cannot decode the picture: a JPEG of more than {MAX_SCANS} scans")
     return picture

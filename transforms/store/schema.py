@@ -497,7 +497,13 @@ EIDETIC_COUNTS = Table(
             *_AUDIT,
             _SAMPLE_ID,
             _column("eidetic_delta", DOUBLE, "two training images within this l2 are counted as one memory"),
-            _column("k", LONG, "training images within eidetic_delta of it, itself included (paper, definition 2)"),
+            _column(
+                "k",
+                LONG,
+                "training images within eidetic_delta of it, itself included (paper, definition 2); null where its own picture "
+                "could not be decoded any more: see unreadable",
+                nullable=True,
+            ),
         ]
     ),
     ROWS_GO,

@@ -73,6 +73,29 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(letter if letter.isprintable() or letter in keep else _escaped(letter) for letter in text)
 
 
+def written_name(name: str) -> str:
+    r"""The name of a file as text that a table can hold: \xe9 for a byte that is no UTF-8, ? for other lone surrogates.
+
+    ``files.name_here`` finds the file again.
+    """
+    if name.isascii():
+        return name
+    name = _BYTE_OF_A_NAME.sub(lambda found: f"\\x{ord(found[0]) - _SURROGATES:02x}", name)
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def raw_name(name: str) -> str:
+    r"""The name that ``written_name`` wrote, as Python has names that aren't UTF-8: with a surrogate for \xe9."""
+    return _ESCAPED_BYTE.sub(lambda found: chr(_SURROGATES + int(found[1], 16)), name)
+
+
+_SURROGATES = 0xDC00
+"""Python's ``surrogateescape``: this and the byte make the surrogate that stands for it."""
+
+_BYTE_OF_A_NAME = re.compile("[\udc80-\udcff]")
+_ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f])")
+
+
 def _escaped(letter: str) -> str:
     if unicodedata.category(letter) == "Zs":
         return " "

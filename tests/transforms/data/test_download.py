@@ -1,5 +1,6 @@
 """One picture from a stranger: every limit holds, only the open internet is asked, and only FetchError comes out."""
 
+import dataclasses
 import datetime
 import gzip
 import http.server
@@ -8,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from multiprocessing.pool import ThreadPool
 
 import pytest
 from cryptography import x509
@@ -569,3 +571,121 @@ def test_what_nobody_thought_of_is_the_fault_of_one_row():
         raise ZeroDivisionError(f"at {url}\n\ud800")
 
     assert as_download_image(broken, LIMITS)((3, "u")) == (3, None, "unexpected ZeroDivisionError: at u ?")
+
+
+# -- how much is held ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Says how many bytes of files are on their way or open, and the most there ever were; the limit is 80,000 bytes."""
+    monkeypatch.setattr(download, "HELD_BYTES", 80_000)
+    counts, lock = {"now": 0, "most": 0, "asked": 0}, threading.Lock()
+
+    def hold(size):
+        with lock:
+            counts["now"] += size
+            counts["most"] = max(counts["most"], counts["now"])
+
+    class Counted(download.Fetched):
+        def __init__(self, content, *rest):
+            super().__init__(content, *rest)
+            self.size = len(content)
+            hold(self.size)
+
+        def close(self):
+            if not self.closed:
+                hold(-self.size)
+            super().close()
+
+    def fetch(url, limits):
+        size, says = int(url.split()[0]), "silent" not in url
+        counts["asked"] += 1
+        if says and size > limits.max_bytes:
+            raise download.TooLarge(limits.max_bytes, size)
+        hold(min(size, limits.max_bytes))
+        time.sleep(0.01)
+        hold(-min(size, limits.max_bytes))
+        if size > limits.max_bytes:
+            raise download.TooLarge(limits.max_bytes)
+        return bytes(size)
+
+    monkeypatch.setattr(download, "Fetched", Counted)
+    return counts, fetch
+
+
+@pytest.mark.parametrize("said", ["", " silent"])
+def test_files_that_wait_to_be_decoded_are_bounded_together(held, said):
+    """As img2dataset does it: threads that download, one that takes what they bring, and slowly; two files a thread at most."""
+    counts, fetch = held
+    limits = dataclasses.replace(LIMITS, max_bytes=30_000)
+    download_image = as_download_image(fetch, limits, threads=4)
+    sizes = [30_000, 20_000, 4_000, 25_000, 30_000, 5_001, 100, 30_000] * 4
+    ready = threading.Semaphore(8)
+
+    def rows():
+        for key, size in enumerate(sizes):
+            ready.acquire()
+            yield key, f"{size}{said}"
+
+    with ThreadPool(4) as pool:
+        for key, stream, error in pool.imap_unordered(download_image, rows()):
+            assert error is None and len(stream.getvalue()) == sizes[key]
+            time.sleep(0.005)
+            stream.close()
+            ready.release()
+    assert 30_000 < counts["most"] <= download.HELD_BYTES and counts["now"] == 0
+    # A larger one is asked for once more, or twice where nobody says how large it is.
+    assert counts["asked"] <= len(sizes) + sum(size > 5_000 for size in sizes)
+
+
+def test_what_needs_no_more_than_its_share_never_waits_and_is_asked_for_once(held):
+    counts, fetch = held
+    download_image = as_download_image(fetch, LIMITS, threads=4)
+    large = [download_image((key, "20000"))[1] for key in range(2)]  # nothing more fits beside these
+    asked = counts["asked"]
+    small = [download_image((key, "5000"))[1] for key in range(2, 8)]
+    assert counts["asked"] == asked + 6 and counts["most"] <= download.HELD_BYTES
+    assert all(len(stream.getvalue()) == 5000 for stream in small) and all(large)
+
+
+def test_waiting_for_room_is_not_the_servers_time(held):
+    _, fetch = held
+    download_image = as_download_image(fetch, dataclasses.replace(LIMITS, seconds=0.5), threads=4)
+    first = download_image((0, "40000"))[1]
+    threading.Timer(1.0, first.close).start()
+    begun = time.monotonic()
+    _, stream, error = download_image((1, "40000"))
+    assert time.monotonic() - begun > 0.9 and error is None and 0.2 < stream.seconds <= 0.5
+
+
+def test_room_is_given_back_whatever_happens(held):
+    _, fetch = held
+    times = iter([None, download.FetchError("HTTP 404"), ZeroDivisionError("x"), None])
+
+    def failing(url, limits):
+        if limits.max_bytes > 5_000 and (fault := next(times)):
+            raise fault
+        return fetch(url, limits)
+
+    download_image = as_download_image(failing, LIMITS, threads=4)
+    assert download_image((0, "40000"))[1].size == 40_000  # forgotten, and never closed
+    assert [download_image((key, "40000"))[2] for key in (1, 2)] == ["HTTP 404", "unexpected ZeroDivisionError: x"]
+    assert download_image((3, "40000"))[2] is None
+
+
+def test_one_that_is_larger_than_the_room_has_it_alone_and_the_limit_is_the_one_that_was_given(held):
+    _, fetch = held
+    download_image = as_download_image(fetch, dataclasses.replace(LIMITS, max_bytes=90_000), threads=4)
+    for key, said in enumerate(("", " silent")):
+        assert download_image((key, f"90000{said}"))[1].size == 90_000
+        assert download_image((key + 2, f"90001{said}"))[2] == "more than 90000 bytes"
+
+
+def test_a_server_is_asked_for_a_large_file_as_often_as_it_must(web, monkeypatch):
+    monkeypatch.setattr(download, "HELD_BYTES", 80_000)
+    download_image = as_download_image(fetch_http, LIMITS, threads=4)
+    content = picture(3).ljust(20_000, b"x")
+    assert download_image((1, web.answer("/large.png", content)))[1].read() == content
+    assert download_image((2, web.answer("/small.png", picture(3))))[1].read() == picture(3)
+    assert (web.hits["/large.png"], web.hits["/small.png"]) == (2, 1)

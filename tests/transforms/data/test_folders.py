@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -86,10 +87,49 @@ def test_a_folder_with_captions_beside_the_pictures(tmp_path):
     assert FolderSource(str(moved)).survey().fingerprint != found.survey().fingerprint
 
 
-def test_a_name_that_is_not_utf8(tmp_path):
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
-        file.write(b"x")
-    assert [row["url"] for row in rows(FolderSource(str(tmp_path)))] == ["caf?.png"]
+@pytest.mark.parametrize("listed", [None, "as Python writes it", "as text", "as it is shown"])
+def test_a_name_that_is_not_utf8(tmp_path, listed):
+    """It stands in the lake with an escape for each byte that is no text, and its picture and its caption are found."""
+    for folder in (b"/caf\xe9", b"/caf\xea"):
+        os.mkdir(os.fsencode(tmp_path) + folder)
+        for name, content in ((b"na\xefve.png", folder), (b"na\xefve.txt", b"beside it")):
+            with open(os.fsencode(tmp_path) + folder + b"/" + name, "wb") as file:
+                file.write(content)
+    if listed:
+        names = [os.fsdecode(b"caf%c/na\xefve.png" % byte) for byte in (0xE9, 0xEA)]
+        if listed == "as text":
+            names = ["café/naïve.png", "cafê/naïve.png"]
+        if listed == "as it is shown":
+            names = ["caf\\xe9/na\\xefve.png", "caf\\xea/na\\xefve.png"]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": name, "text": "listed"}) for name in names))
+    found = FolderSource(str(tmp_path))
+    caption = "listed" if listed else "beside it"
+    assert captions(tmp_path) == {f"caf\\{byte}/na\\xefve.png": caption for byte in ("xe9", "xea")}
+    for byte in (0xE9, 0xEA):
+        assert found.fetch(f"caf\\x{byte:02x}/na\\xefve.png", DownloadLimits()) == b"/caf%c" % byte
+    survey = found.survey()
+    assert sum(survey.left_out.values()) == (2 if listed else 0), "the captions beside what is listed"
+    with pytest.raises(FetchError, match="No such file"):
+        found.fetch("caf\\xeb/na\\xefve.png", DownloadLimits())
+
+
+def test_a_name_that_another_system_spells_otherwise(tmp_path):
+    """macOS takes letters and their accents apart; a list that was made elsewhere doesn't."""
+    apart, together = (unicodedata.normalize(form, "höhle/nøré.png") for form in ("NFD", "NFC"))
+    fill(tmp_path, **{apart: b"ours"})
+    found = listing(tmp_path, {"file_name": together, "text": "a cave"})
+    assert captions(tmp_path) == {apart: "a cave"} and found.survey().left_out == {}
+    assert found.fetch(together, DownloadLimits()) == found.fetch(apart, DownloadLimits()) == b"ours"
+    # Where both are there, each is itself.
+    fill(tmp_path, **{together: b"another"})
+    assert found.fetch(together, DownloadLimits()) == b"another"
+
+
+def test_an_escape_leads_nowhere_else(tmp_path):
+    fill(tmp_path, **{"in/a.png": b"ours", "secret.png": b"secret"})
+    for url in ("\\x2e\\x2e/secret.png", "..\\x2fsecret.png", "\\xc0\\xae./secret.png"):
+        with pytest.raises(FetchError, match=r"No such file|leads out"):
+            FolderSource(str(tmp_path / "in")).fetch(url, DownloadLimits())
 
 
 def test_a_folder_without_pictures_or_no_folder(tmp_path):

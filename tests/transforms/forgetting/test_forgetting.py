@@ -227,6 +227,16 @@ def test_lists(name, content, ids, urls, tmp_path):
     assert read_list(str(tmp_path / name)) == Named(frozenset(ids), frozenset(urls))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("list.txt", "http://x/ä\r\nhttp://x/b\r\n"), ("list.csv", "who;Url \r\nme;http://x/ä\r\nyou;http://x/b\r\n")],
+)
+def test_a_list_is_read_however_it_was_stored(name, content, encoding, tmp_path):
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    assert read_list(str(tmp_path / name)) == Named(frozenset(), frozenset({"http://x/ä", "http://x/b"}))
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.string())], ids=str)
 def test_a_list_whose_texts_are_of_another_type(kind, tmp_path):
     pq.write_table(pa.table({"url": pa.array(["http://x/ä", None]).cast(kind), "n": [1, 2]}), tmp_path / "list.parquet")
@@ -256,9 +266,12 @@ def test_what_a_killed_client_wrote_beside_the_database_goes(lake):
     ("name", "content", "message"),
     [
         ("list.txt", b"\n \n", "names nothing"),
-        ("list.txt", b"\xff\xfe", "cannot read"),
+        ("list.txt", b"\xff\xfe", "names nothing"),
+        ("list.txt", b"http://x\n\nhttp://x/\xd0\x9f\xd1\x80\xff", "line 3 holds bytes that are no text"),
+        ("list.csv", b"url\nhttp://x/a,b\n", "line 2: 2 values for 1 columns"),
+        ("list.csv", b"", r"has columns \[\]; expected sample_id or url"),
         ("list.txt", b"http://x\n\n0A0a\n", r"line 3: '0A0a' is neither a sample_id \(32 .*\) nor a url"),
-        ("list.csv", b"link\nhttp://x\n", r"has columns \['link'\], expected sample_id or url"),
+        ("list.csv", b"link\nhttp://x\n", r"has columns \['link'\]; expected sample_id or url"),
         ("list.csv", b"url\n", "names nothing"),
         ("list.parquet", b"url", "is not a Parquet file"),
     ],

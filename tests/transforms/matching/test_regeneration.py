@@ -3,15 +3,17 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.execution import Execution
 from pipelines.generate import build, build_compaction
 from pipelines.match import build_regeneration
-from tests.models import PlantedGenerator
+from tests.models import PlantedGenerator, save_random_pipeline, short_of_memory
 from tests.planted import embedding_rows, picture, write_embeddings, write_images
 from transforms.attacks.attempts import Filter, GeneratorHandler
 from transforms.data.images import ImageStore
+from transforms.errors import UserError
 from transforms.kernels.copies import CopyLimits
 from transforms.kernels.distances import l2
 from transforms.matching.candidates import FindCandidates, merge
@@ -28,8 +30,9 @@ from transforms.matching.regeneration import (
     write_counts,
 )
 from transforms.matching.tasks import THUMBNAIL, Round, Snapshots, Task
-from transforms.models.base import Attempt
-from transforms.store.files import list_files, read_parquet
+from transforms.models.base import Attempt, Wanted
+from transforms.models.diffusion import DiffusersGenerator
+from transforms.store.files import list_files, read_parquet, write_parquet
 from transforms.store.identity import prompt_id
 from transforms.store.lake import Lake
 from transforms.store.pictures import decode, encode_png, thumbnail
@@ -282,3 +285,29 @@ def test_counts_are_added_up(tmp_path):
     assert read_parquet(str(tmp_path / "counts.parquet")).to_pylist() == [{"known": 7, "agreeing": 6}]
     write_counts([], str(tmp_path / "none.parquet"))
     assert read_parquet(str(tmp_path / "none.parquet")).to_pylist() == [{"known": 0, "agreeing": 0}]
+
+
+def test_on_a_device_that_is_short_of_memory_it_goes_on_in_smaller_batches(tmp_path, monkeypatch):
+    save_random_pipeline(str(tmp_path / "model"))
+    settings = {"steps": 1, "guidance_scale": 1.0, "device": "cpu", "dtype": "float32"}
+    enough = DiffusersGenerator(str(tmp_path / "model"), batch_size=2, **settings)
+    enough.load()
+    (before,) = enough.generate([Wanted("a logo", dict(enumerate(range(6))))])
+    lake = Lake(str(tmp_path / "lake"))
+    write_parquet(pointed_file(lake, MATCH, 0), pa.Table.from_pylist([
+        {"prompt_id": "a", "text": "a logo", "sample_index": number, "seed": number, "group_id": "group", "bound": 0.0,
+         "thumbnail": thumbnail(one.image)} for number, one in before.items()
+    ]))  # fmt: skip
+    handler = RegenerateHandler(DiffusersGenerator(str(tmp_path / "model"), batch_size=8, **settings), lake, MATCH, IDENTITY)
+    model = handler.load_model()
+    sizes = short_of_memory(monkeypatch, model._pipeline.unet, "forward", 2)
+    for _ in range(2):
+        ((result,),) = [list(handler.run_inference([0], model))]
+        assert [row["status"] for row in result.inference] == ["success"] * 6
+        for row, one in zip(result.inference, before.values(), strict=True):
+            assert np.abs(np.asarray(decode(row["image"]), int) - one.image).max() <= 1
+    # What was learned holds for the next part.
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2] and model.batch_size == 2
+    short_of_memory(monkeypatch, model._pipeline.unet, "forward", 0)
+    with pytest.raises(UserError, match="out of memory on cpu with a single picture at once"):
+        list(handler.run_inference([0], model))

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.execution import Execution
 from pipelines.match import build, build_gathering, build_search
-from tests.planted import embedding_rows, picture, write_embeddings, write_images
+from tests.models import short_of_memory
+from tests.planted import embedding_rows, picture, write_embeddings, write_images, write_tiny_clip
 from transforms.data.images import LAST_ROW
 from transforms.kernels.distances import (
     COARSE,
@@ -27,13 +28,14 @@ from transforms.matching import candidates, directory, tasks
 from transforms.matching.candidates import Chunk, candidates_file, chunks, merge
 from transforms.matching.comparison import Measure
 from transforms.matching.directory import Directory, own_file, write_own
-from transforms.matching.eidetic_counts import CountWithin
+from transforms.matching.eidetic_counts import CountMemories
 from transforms.matching.gathering import read_block
 from transforms.matching.parts import sampled_rows
-from transforms.matching.queries import SCHEMA
+from transforms.matching.queries import SCHEMA, EmbedTaskHandler
 from transforms.matching.recall import NearestOfAll, recall
 from transforms.matching.tasks import CLIP, PLACE_BITS, THUMBNAIL, Round, Snapshots, Task
 from transforms.matching.unreadable import noted
+from transforms.models.clip import ClipModel
 from transforms.store.files import delete, read_parquet, write_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake
@@ -142,25 +144,31 @@ class World:
         write_own(self.lake, "match0", "audit0", made)
         return made
 
-    def embedded(self, round):
-        """What the step with CLIP would leave: vectors near those of what each generation was made of, one without any."""
+    def vectors_made(self):
+        """What CLIP would say: vectors near those of what each generation was made of, None of one."""
         random = np.random.default_rng(3)
         vectors = []
         for number, (_, group, _) in enumerate(self.made):
             vector = random.normal(size=DIMENSIONS) * 0.1 + (self.vectors[self.first[group]] if group else 0)
             vectors.append(None if number == 7 else (vector / np.linalg.norm(vector)).astype(np.float32).tolist())
+        return vectors
+
+    def embedded(self, round):
+        """What the step with CLIP would leave."""
+        vectors = self.vectors_made()
         columns = {
-            "vector": vectors, "thumbnail": [thumbnail(made) for _, _, made in self.made],
+            "place": list(range(len(self.made))), "vector": vectors,
+            "thumbnail": [thumbnail(made) for _, _, made in self.made],
             "control": [number % 4 == 3 for number in range(len(self.made))],
         }  # fmt: skip
         write_parquet(round.file("queries", 0, "parquet"), pa.table(columns, schema=SCHEMA))
         return vectors
 
-    def run(self, round, rows=7, sampled=1.0):
-        """All steps but CLIP's; the rows of ``matches``."""
+    def run(self, round, rows=7, embed=None):
+        """All steps but CLIP's, unless ``embed`` takes it; the rows of ``matches``."""
         execution = Execution(self.lake, [])
         self.index()
-        self.embedded(round)
+        (embed or self.embedded)(round)
         execution.run(lambda pipeline: build_search(pipeline, round, rows))
         parts = merge(round)
         execution.run(lambda pipeline: build_gathering(pipeline, round, parts))
@@ -377,40 +385,87 @@ def test_a_damaged_picture_is_near_to_nothing_and_a_row_says_so(world, tmp_path,
     assert all(mine[one]["l2"] == row["l2"] for one, row in kept.items() if row["prompt_id"] != last)
 
     # And for those that count afterwards.
-    counter = CountWithin(world.lake, world.snapshots, _targets(world, leave_out=lost), 0.1)
-    counter.setup()
-    assert sum(number for part in range(3) for _, number in counter.process(part)) > 0
+    k = counted(world)
+    plain = counted(whole)
+    assert k.keys() == plain.keys() and k[lost] is None
+    twin = world.first[groups[6]]  # the damaged member is no more counted for its group
+    assert (k[twin], plain[twin]) == (4, 5)
+    assert {one: number for one, number in k.items() if one not in (lost, twin)} == {
+        one: number for one, number in plain.items() if one not in (lost, twin)
+    }
+    assert {one["sample_id"] for one in noted(world.lake, "match0")} == {lost, member, None}
 
 
-def _targets(world, leave_out):
+def targets(world):
     codes = Directory(world.lake, "groups0").codes(world.pictures)
-    rows = [
-        {"sample_id": s, "code": codes[s], "offset": 0, **world.frame._asdict()} for s in world.first.values() if s != leave_out
+    # Beside those of the generations' size some of another one: an audit may have several.
+    frames = [world.frame if number % 3 else Frame(40, 24) for number in range(len(world.first))]
+    return [
+        {"sample_id": first, "code": codes[first], "offset": 0, **frame._asdict()}
+        for first, frame in zip(world.first.values(), frames, strict=True)
     ]
+
+
+def counted(world):
+    """sample_id → k of the first image of each group, as ``match`` writes it."""
     path = world.lake.work("match", "match0", "targets.parquet")
-    write_parquet(path, pa.Table.from_pylist(rows))
-    return path
+    write_parquet(path, pa.Table.from_pylist(targets(world)))
+    counting = CountMemories(world.lake, "match0", world.snapshots, path, 0, 0.1, AUDIT)
+    Execution(world.lake, []).run(lambda pipeline: pipeline | beam.Create([0, 1, 2]) | counting)
+    return {row["sample_id"]: row["k"] for row in world.lake.read("eidetic_counts", "match0").to_pylist()}
+
+
+@pytest.mark.parametrize("broken", ["when embedded", "when compared"])
+def test_a_generation_that_breaks_between_two_steps_moves_no_other(world, tmp_path, broken):
+    """Whichever step can't decode it, the others keep their own candidates; and it has no row, rather than half of one."""
+    whole = World(tmp_path / "whole", [1, 2, 1, 3, 1, 1, 5, 1, 1, 2, 1, 1])
+    expected = whole.run(whole.round(neighbours=2))
+    sound = read_parquet(world.lake.part("generations", "audit0", 0)).to_pylist()
+    hurt = [{**row, "image": damaged(row["image"])} if number in (0, 6, 13) else row for number, row in enumerate(sound)]
+    at_first, later = (hurt, sound) if broken == "when embedded" else (sound, hurt)
+
+    class Encoder:
+        def encode(self, pictures):
+            known = {thumbnail(made): vector for (_, _, made), vector in zip(world.made, world.vectors_made(), strict=True)}
+            return np.array([known[thumbnail(np.asarray(one))] or [np.nan] * DIMENSIONS for one in pictures], np.float32)
+
+    def embed(round):
+        world.lake.write("generations", "audit0", 0, at_first)
+        (made,) = EmbedTaskHandler(None, round).run_inference([(0, round.tasks[0])], Encoder())
+        write_parquet(round.file("queries", 0, "parquet"), made.inference[0])
+        world.lake.write("generations", "audit0", 0, later)
+
+    found = world.run(world.round(neighbours=2), embed=embed)
+    lost = {world.made[number][0] for number in (0, 6, 13)}
+    assert found == [row for row in expected if row["prompt_id"] not in lost]
+    assert {one["prompt_id"] for one in noted(world.lake, "match0")} == lost
+
+
+def test_on_a_device_that_is_short_of_memory_all_are_embedded_in_smaller_batches(world, tmp_path, monkeypatch):
+    clip = ClipModel(write_tiny_clip(tmp_path / "clip"), batch_size=16)
+    round = world.round()
+    world.index()
+
+    def embed(encoder):
+        (made,) = EmbedTaskHandler(clip, round).run_inference([(0, round.tasks[0])], encoder)
+        return made.inference[0]["vector"].to_pylist()
+
+    enough = embed(clip.load())
+    assert len(enough) == len(world.made) == 24 and None not in enough
+    encoder = EmbedTaskHandler(clip, round).load_model()
+    sizes = short_of_memory(monkeypatch, encoder._model, "encode_image", 5)
+    for _ in range(2):
+        assert np.array(embed(encoder)) == pytest.approx(np.array(enough), abs=1e-5)
+    # What was learned holds for the next task.
+    assert sizes == [16, 8, *[4] * 12] and encoder.batch_size == 4
 
 
 def test_k_is_that_of_the_plain_count(framed):
     world = framed
     world.index()
-    codes = Directory(world.lake, "groups0").codes(world.pictures)
-    # Beside targets of the generations' size some of another one: an audit may have several.
-    frames = [world.frame if number % 3 else Frame(40, 24) for number in range(len(world.first))]
-    targets = [
-        {"sample_id": first, "code": codes[first], "offset": 0, **frame._asdict()}
-        for first, frame in zip(world.first.values(), frames, strict=True)
-    ]
-    path = world.lake.work("match", "match0", "targets.parquet")
-    write_parquet(path, pa.Table.from_pylist(targets))
-    counter = CountWithin(world.lake, world.snapshots, path, 0.1)
-    counter.setup()
-    found = {}
-    for part in range(3):
-        for sample, number in counter.process(part):
-            found[sample] = found.get(sample, 0) + number
-    for target, frame in zip(targets, frames, strict=True):
+    found = counted(world)
+    for target in targets(world):
+        frame = Frame(target["height"], target["width"])
         crop = crop_at(covering(world.pictures[target["sample_id"]], frame), frame, 0)
         expected = sum(
             any(

@@ -24,6 +24,7 @@ from transforms.models.diffusion import DiffusersGenerator
 from transforms.models.folder import FolderGenerator
 from transforms.models.hub import hub_commit, hub_files
 from transforms.store.identity import folder_digest
+from transforms.store.pictures import encode_png
 
 
 @pytest.fixture(scope="module")
@@ -590,6 +591,35 @@ def test_lines_of_finished_generations_end_at_line_feeds(tmp_path):
     lines = [json.dumps({"file_name": "x.png", "prompt": prompt}, ensure_ascii=False) for prompt in prompts]
     (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\n\n")
     assert list(FolderGenerator(str(tmp_path)).prompts()) == prompts
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("named", [b"caf\xe9.png", "café.png".encode(), "café.png".encode()])
+def test_names_of_finished_generations_are_found_however_they_and_their_list_were_written(tmp_path, encoding, named):
+    picture = encode_png(np.full((16, 16, 3), 90, np.uint8))
+    with open(os.path.join(os.fsencode(tmp_path), named), "wb") as file:
+        file.write(picture)
+    line = json.dumps({"file_name": "café.png", "prompt": "naïve"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(f"{line}\r\n".encode(encoding))
+    made = FolderGenerator(str(tmp_path))
+    ((attempt,),) = (one.values() for one in made.generate([Wanted("naïve", {0: None})]))
+    assert attempt.status == "success" and attempt.image[0, 0].tolist() == [90, 90, 90]
+
+
+def test_names_that_are_no_text_are_found_and_shown_with_escapes(tmp_path):
+    """As Python lists them, and writes them as JSON."""
+    for name, content in ((b"a\xff.png", encode_png(np.full((16, 16, 3), 90, np.uint8))), (b"b\xff.png", b"no picture")):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(content)
+    lines = [json.dumps({"file_name": name, "prompt": "p"}) for name in sorted(os.listdir(tmp_path))]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    made = FolderGenerator(str(tmp_path))
+    before = made.revision()
+    (attempts,) = made.generate([Wanted("p", {0: None, 1: None})])
+    assert [one.status for one in attempts.values()] == ["success", "failed"]
+    assert attempts[1].reason.startswith("b\\xff.png: cannot decode the picture")
+    os.remove(os.path.join(os.fsencode(tmp_path), b"b\xff.png"))
+    assert FolderGenerator(str(tmp_path)).revision() != before
 
 
 def test_a_list_that_is_no_file_is_not_waited_for(tmp_path):

@@ -125,7 +125,23 @@ WUERSTCHEN = ("decoder", "prior_prior", "prior_scheduler", "prior_text_encoder",
 )
 def test_pipelines_that_are_taken(tmp_path, name, parts, made):
     """By the class that diffusers makes of it, as of one on the hub: some have no vae, or call it otherwise."""
-    assert pipeline_class(_index(tmp_path, _class_name=name, **{part: ["x", "y"] for part in parts})).__name__ == made
+    assert pipeline_class(_index(tmp_path, _class_name=name, **{part: ["diffusers", "y"] for part in parts})).__name__ == made
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "part", "library"),
+    [
+        # As diffusers 0.42.1 writes it, and can't read it again.
+        ("WuerstchenCombinedPipeline", WUERSTCHEN, "decoder", "wuerstchen"),
+        ("StableDiffusionPipeline", ["vae", "text_encoder", "tokenizer", "unet", "scheduler"], "unet", "my_code.unet"),
+    ],
+)
+def test_a_part_that_diffusers_has_no_loader_for_is_found_before_anything_runs(tmp_path, name, parts, part, library):
+    index = {one: ["diffusers", "y"] for one in parts} | {part: [library, "Mine"]}
+    said = f"the part {part} of .* is a Mine of {library}, which diffusers .* loads nothing from; name another --model"
+    with pytest.raises(UserError, match=said) as caught:
+        pipeline_class(_index(tmp_path, _class_name=name, **index))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -141,7 +157,7 @@ def test_pipelines_that_are_taken(tmp_path, name, parts, made):
 )
 def test_pipelines_that_can_not_be_asked(tmp_path, name, parts, message):
     with pytest.raises(UserError, match=message) as caught:
-        pipeline_class(_index(tmp_path, _class_name=name, **{part: ["x", "y"] for part in parts}))
+        pipeline_class(_index(tmp_path, _class_name=name, **{part: ["diffusers", "y"] for part in parts}))
     assert "\n" not in str(caught.value)
 
 

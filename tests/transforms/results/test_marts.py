@@ -1146,6 +1146,28 @@ def test_a_check_finds_what_it_is_there_for(tmp_path, check, table, change):
     assert not any(fake.lake.parts(mart, "measured") for mart in marts.MARTS)
 
 
+def test_what_could_not_be_decoded_is_no_fault_of_the_audit_and_nothing_is_said_of_it(tmp_path):
+    """Neither that a generation is no copy, nor how many images are near to one whose own picture is gone."""
+    fake = fake_lake(tmp_path, sizes=(4, 4), controls=4, behaviours=("copy",), unflagged_fraction=0.0)
+    first, second = measured(fake)["extractions"]
+    lost, prompt = first["sample_id"], second["prompt_id"]
+    audit = {name: fake.rows("audits")[0][name] for name in AUDIT}
+    said = {
+        **audit, "sample_id": None, "prompt_id": None, "sample_index": None, "status": "failed_to_decode", "reason": "gone",
+    }  # fmt: skip
+    generations = [row["sample_index"] for row in fake.rows("generations") if row["prompt_id"] == prompt and row["image"]]
+    rewrite(fake, "unreadable", lambda _: [
+        {**said, "source": "images", "sample_id": lost},
+        *({**said, "source": "generations", "prompt_id": prompt, "sample_index": index} for index in generations),
+    ])  # fmt: skip
+    rewrite(fake, "eidetic_counts", lambda rows: [{**row, "k": None} if row["sample_id"] == lost else row for row in rows])
+    rewrite(fake, "matches", lambda rows: [row for row in rows if row["prompt_id"] != prompt])
+    made = measured(fake)
+    assert first["k"] == 4 and [(row["sample_id"], row["k"]) for row in made["extractions"]] == [(lost, None)]
+    (verdict,) = (row for row in made["verdicts"] if row["prompt_id"] == prompt)
+    assert (verdict["copied"], verdict["seen"]) == (None, None)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"rate": 1.2}, {"rate_lower": 0.5}, {"rate_calibrated_upper": 1.1}, {"rate_copied": 0.4}, {"rate_seen_lower": -0.1}],
