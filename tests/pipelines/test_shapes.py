@@ -1,6 +1,7 @@
 """Audits of generations that aren't square, on planted truth: what is a copy is found where it lies, and nothing else is."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -58,7 +59,8 @@ def rows_of(lake, sql):
 def audit(root, lake, **options):
     words = {
         "lake": lake, "metadata": root / "pictures", "source": "folder", "controls": root / "controls", "image_size": 192,
-        "encode_format": "png", "clip_model": root / "clip", "device": "cpu", "images_per_prompt": 3, "clique_size": 2, "keep": "all",
+        "encode_format": "png", "clip_model": root / "clip", "device": "cpu", "images_per_prompt": 3, "clique_size": 2,
+        "keep": "all",
     } | options  # fmt: skip
     assert cli.main(["audit", *(f"--{name}={value}" for name, value in words.items())]) == 0
 
@@ -112,7 +114,8 @@ def test_copies_of_every_shape_are_found_in_one_folder(world, tmp_path):
     assert foreign == [{"n": 0}]
     with open(next((tmp_path / "lake" / "reports").glob("*.html"))) as file:
         page = file.read()
-    assert "--shape:208/304" in page and "--shape:304/208" in page
+    shapes = {round(int(width) / int(height), 1) for width, height in re.findall(r"--shape:(\d+)/(\d+)}", page)}
+    assert shapes == {0.7, 1.5} and page.count("--generated:") == 12
 
 
 def test_a_pipeline_that_makes_upright_pictures(world, tmp_path):
