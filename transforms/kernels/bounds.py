@@ -16,9 +16,9 @@ import numpy as np
 from transforms.kernels.distances import Frame
 from transforms.kernels.thumbnails import SIDE
 
-SLACK = 0.02
-"""More than thumbnails of stored pictures, in bytes, are off from the block means of the same pictures resized: see the
-test.
+SLACK = 0.03
+"""More than thumbnails of stored pictures, in bytes, are off from the block means of the same pictures resized: 0.026 was the
+most that was seen, of pictures under 64 pixels; see the test.
 """
 
 ROUNDING = 1.5 / 255
