@@ -201,7 +201,7 @@ class DiffusersGenerator:
         for part, (library, name) in parts_of(DiffusionPipeline.load_config(self.model, **self._source)).items():
             modules = (library, f"diffusers.pipelines.{library}")
             kind = next((getattr(importlib.import_module(one), name, None) for one in modules if _importable(one)), None)
-            if kind is None:
+            if not hasattr(kind, "from_pretrained"):  # model_index.json may name any function
                 return part
             takes = {"variant": weights.variant, "use_safetensors": not weights.pickle or None} if _has_weights(kind) else {}
             try:
@@ -260,7 +260,7 @@ class DiffusersGenerator:
                 f"the pipeline {type(self._pipeline).__name__} of {self.model!r} makes no pictures of prompts alone "
                 f"({first_line(error)}); name another --model"
             ) from error
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, LookupError, ArithmeticError) as error:
             if out_of_memory(error):
                 raise _TooMany from error
             # A prompt that the model can't take is a fact about the prompt. A model that can't take any is an error.

@@ -14,6 +14,7 @@ from transforms.errors import UserError
 from transforms.models.base import Attempt, Wanted
 from transforms.store.files import exists, is_url, read_bytes
 from transforms.store.identity import digest
+from transforms.store.listings import decode_text
 from transforms.store.pictures import decode_stranger
 
 MAX_BYTES = 256 << 20
@@ -53,7 +54,7 @@ class FolderGenerator:
             raise UserError(f"{path!r} is no file; {advice}")
         files: dict[str, list[str]] = {}
         # Only line feeds end a line: JSON may hold what else Python takes for the end of one.
-        for number, line in enumerate(read_bytes(path).decode("utf-8-sig", "replace").split("\n"), start=1):
+        for number, line in enumerate(decode_text(read_bytes(path)).split("\n"), start=1):
             if not line.strip():
                 continue
             try:

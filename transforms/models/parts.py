@@ -136,6 +136,8 @@ def check_folder(folder: str, variant: str | None = None, pickle: bool = False) 
 
 def damage(path: str) -> str | None:
     """What keeps a file from being loaded; None where nothing is seen."""
+    if not os.path.isfile(path):  # a pipe would keep its reader waiting for ever
+        return "is no file, or a link that leads nowhere; mend or remove it"
     try:
         with open(path, "rb") as file:
             if file.read(len(_LFS)) == _LFS:
