@@ -201,7 +201,7 @@ class DiffusersGenerator:
         for part, (library, name) in parts_of(DiffusionPipeline.load_config(self.model, **self._source)).items():
             modules = (library, f"diffusers.pipelines.{library}")
             kind = next((getattr(importlib.import_module(one), name, None) for one in modules if _importable(one)), None)
-            if not hasattr(kind, "from_pretrained"):  # model_index.json may name any function
+            if kind is None or not hasattr(kind, "from_pretrained"):  # model_index.json may name any function
                 return part
             takes = {"variant": weights.variant, "use_safetensors": not weights.pickle or None} if _has_weights(kind) else {}
             try:
