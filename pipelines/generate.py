@@ -24,7 +24,7 @@ import apache_beam as beam
 
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
-from pipelines.options import Options, Parsed, option, parameters
+from pipelines.options import Options, Parsed, check_url, option, parameters
 from pipelines.stages import Planned, Stage
 from transforms.attacks import prompts as prompt_rows
 from transforms.errors import UserError
@@ -88,6 +88,8 @@ class GenerateOptions(Options):
         super().__post_init__()
         if self.model is not None and self.generations is not None:
             raise UserError("--model and --generations exclude each other: name the one that makes the images")
+        for name in ("prompts", "generations"):
+            check_url(f"--{name}", getattr(self, name) or "")
 
     @property
     def filter(self) -> Filter:

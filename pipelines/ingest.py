@@ -26,7 +26,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.execution import Execution, Progress, say
-from pipelines.options import Options, Parsed, option
+from pipelines.options import Options, Parsed, check_url, option
 from pipelines.stages import Planned, Stage
 from transforms.data.download import DownloadLimits
 from transforms.data.folders import told_left_out
@@ -44,6 +44,9 @@ QUALITY = {"jpg": 95, "webp": 95, "png": 6}
 
 MAX_TIMEOUT = 3600.0
 """Seconds for one URL. A part waits for the slowest of its pictures."""
+
+MOST_THREADS = 1024
+"""img2dataset starts all of them at once, and many more than that for ever."""
 
 MOST_PIXELS = 178_956_970
 """Pillow, which reads the headers, opens no picture with more."""
@@ -74,7 +77,7 @@ class IngestOptions(Options):
         16.0, "how many times longer than the other a side of a picture may be", least=1, most=MAX_ASPECT_RATIO
     )
     retries: int = option(0, "further tries where a connection broke or a server was busy, within the same --timeout", least=0)
-    threads: int = option(32, "downloads at once, in each worker", least=1)
+    threads: int = option(32, "downloads at once, in each worker", least=1, most=MOST_THREADS)
     user_agent_token: str = option("eidetic", "who asks: part of the User-Agent, and looked for in X-Robots-Tag")
     honour_opt_outs: bool = option(True, "leave pictures alone whose server opts out by X-Robots-Tag")
     carry_over: bool = option(
@@ -88,6 +91,8 @@ class IngestOptions(Options):
         for name in ("url_column", "caption_column"):
             if getattr(self, name) == "":
                 raise UserError(f"--{name} is '', expected a column's name")
+        for name in ("metadata", "controls"):
+            check_url(f"--{name}", getattr(self, name) or "")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.user_agent_token):
             raise UserError(f"--user_agent_token is {self.user_agent_token!r}, expected letters, digits, '.', '_' or '-'")
         most = 9 if self.encode_format == "png" else 100

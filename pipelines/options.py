@@ -95,6 +95,24 @@ FILESYSTEMS = {
 """Kind of URL that a lake may have → the package that reads it, and Beam's extra that brings that."""
 
 
+def check_url(name: str, value: str) -> None:
+    """UserError where the value of an option is a URL that nothing here reads, with what to do. What is no URL passes."""
+    scheme, is_url, rest = value.partition("://")
+    if not is_url:
+        return
+    if scheme.lower() == "file":
+        raise UserError(f"{name} is {value!r}, expected a path of this machine; name it as {name} {'/' + rest.lstrip('/')!r}")
+    if scheme not in FILESYSTEMS:
+        known = ", ".join(f"{one}://…" for one in FILESYSTEMS)
+        raise UserError(f"{name} is {value!r}, expected a local path, or a URL of a kind that Beam knows: {known}")
+    package, extra = FILESYSTEMS[scheme]
+    if not _is_installed(package):
+        raise UserError(
+            f"{name} is {value!r}, and the package {package!r} that reads it is not installed; "
+            f"pip install 'apache-beam[{extra}]', or name a local path"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class CommonOptions(Options):
     """What every verb takes."""
@@ -104,22 +122,7 @@ class CommonOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        scheme, is_url, rest = self.lake.partition("://")
-        if not is_url:
-            return
-        if scheme.lower() == "file":
-            raise UserError(
-                f"--lake is {self.lake!r}, expected a folder by its path; name it as --lake {'/' + rest.lstrip('/')!r}"
-            )
-        if scheme not in FILESYSTEMS:
-            known = ", ".join(f"{one}://…" for one in FILESYSTEMS)
-            raise UserError(f"--lake is {self.lake!r}, expected a local folder, or a URL of a kind that Beam knows: {known}")
-        package, extra = FILESYSTEMS[scheme]
-        if not _is_installed(package):
-            raise UserError(
-                f"--lake is {self.lake!r}, and the package {package!r} that reads it is not installed; "
-                f"pip install 'apache-beam[{extra}]', or name a local folder"
-            )
+        check_url("--lake", self.lake)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +256,7 @@ def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
         values = tomllib.loads(text.decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read --config {path!r} ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # it is no TOML or no UTF-8, or has a number of thousands of digits
         raise UserError(f"--config {path!r} is not TOML ({error})") from error
     except RecursionError as error:
         raise UserError(f"--config {path!r} is nested too deeply, expected a TOML file with options") from error
@@ -305,7 +308,7 @@ def _check_runner(name: str | None) -> None:
         raise UserError(
             f"--runner is {name!r}, which is not installed ({error}); install it{extra}, or name another"
         ) from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: what has that name is no runner
         raise UserError(f"--runner is {name!r}, expected one that Beam knows ({error})") from error
 
 

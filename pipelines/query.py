@@ -135,6 +135,10 @@ def check_question(lake: Lake, sql: str) -> None:
     import duckdb
 
     try:
+        sql.encode()
+    except UnicodeEncodeError as error:  # the shell gave bytes of another encoding
+        raise UserError(f"the query {sql!a} is not UTF-8; give it in that encoding") from error
+    try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
         raise UserError(f"DuckDB refuses the query: {error}") from error

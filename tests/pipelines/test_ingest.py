@@ -227,6 +227,7 @@ def test_a_wrong_folder_leaves_no_lake(what, tmp_path):
         {"max_pixels": 0},
         {"max_pixels": 1 << 40},
         {"threads": 0},
+        {"threads": 99_999_999},
         {"rows_per_part": 0},
         {"retries": -1},
         {"timeout": 0.0},

@@ -68,6 +68,7 @@ def test_config_file_and_command_line(tmp_path):
         ("apples = true", "apples is True, expected int"),
         ('kind = "blue"', "expected one of"),
         ("apples = ", "is not TOML"),
+        ("apples = " + "9" * 5000, "is not TOML"),
     ],
 )
 def test_mistakes_in_the_config_file(tmp_path, text, message):

@@ -118,6 +118,7 @@ def test_no_control_character_reaches_the_terminal(lake, capsys, format):
         ("SELECT CAST(caption AS INTEGER) FROM extractions", "Conversion Error"),
         ("CREATE TABLE mine (a INTEGER)", "of the kind CREATE"),
         ("", "there is no query"),
+        ("SELECT '\udce9'", "is not UTF-8"),
         ("-- nothing", "there is no query"),
     ],
 )

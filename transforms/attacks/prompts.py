@@ -25,7 +25,18 @@ from transforms.errors import UserError
 from transforms.store.files import is_url, open_parquet, read_bytes
 from transforms.store.identity import prompt_id
 from transforms.store.lake import Lake, Manifest
-from transforms.store.listings import PARQUET, column_named, decode_text, first_of, json_lines, parse_json, separated_rows
+from transforms.store.listings import (
+    PARQUET,
+    column_named,
+    decode_text,
+    first_of,
+    json_lines,
+    parse_json,
+    readable_texts,
+    refuse_twice,
+    sayable,
+    separated_rows,
+)
 from transforms.store.tombstones import Tombstones, sha256
 
 CAPTION_COLUMNS = ("caption", "prompt", "text")
@@ -50,7 +61,7 @@ def read_prompt_list(path: str) -> list[str]:
     if not is_url(path) and os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path!r} is a folder, a pipe or a device; {EXPECTED_PROMPTS}")
     try:
-        prompts = list(dict.fromkeys(prompt.strip() for prompt in _prompts_of(path) if prompt.strip()))
+        prompts = list(dict.fromkeys(sayable(prompt.strip()) for prompt in _prompts_of(path) if prompt.strip()))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"cannot read prompts from {path!r} ({error}); {EXPECTED_PROMPTS}") from error
     if not prompts:
@@ -104,8 +115,9 @@ def _of_parquet(path: str) -> Iterator[str]:
         name = column_named(names, CAPTION_COLUMNS)
         if name is None:
             raise UserError(f"{path!r} has columns {names}; {EXPECTED_PROMPTS}")
+        refuse_twice(path, names, (name,))
         for batch in file.iter_batches(columns=[name]):
-            for prompt in batch.column(0).drop_null().to_pylist():
+            for prompt in readable_texts(batch).column(0).drop_null().to_pylist():
                 if not isinstance(prompt, str):
                     raise UserError(f"{path!r} has {prompt!r} among its prompts, expected text; mend its column {name!r}")
                 yield prompt

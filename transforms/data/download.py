@@ -267,7 +267,7 @@ def _open(url: str, limits: DownloadLimits, deadline: float) -> Any:
             raise FetchError("took longer than allowed") from None
         raise
     except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
-        if expired.is_set() or isinstance(error, TimeoutError):
+        if expired.is_set() or isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
             raise FetchError("took longer than allowed") from error
         raise PassingFault(f"broken connection: {error}") from error
     except Exception as error:  # http.client's own errors have no common base with the rest

@@ -17,7 +17,17 @@ from transforms.data.survey import BATCH_ROWS, ROW, Partition, Survey
 from transforms.errors import UserError
 from transforms.store.files import name_here, open_parquet, read_bytes
 from transforms.store.identity import digest
-from transforms.store.listings import column_named, decode_text, first_of, json_lines, parse_json, separated_rows
+from transforms.store.listings import (
+    column_named,
+    decode_text,
+    first_of,
+    json_lines,
+    parse_json,
+    readable_texts,
+    refuse_twice,
+    sayable,
+    separated_rows,
+)
 from transforms.store.texts import written_name
 
 PICTURES = (
@@ -271,7 +281,7 @@ class FolderSource:
 
     def _caption(self, inside: str, left_out: collections.Counter[str]) -> str | None:
         try:
-            return _sayable(decode_text(read_file(os.path.join(self.path, inside), MAX_CAPTION_BYTES)).strip()) or None
+            return sayable(decode_text(read_file(os.path.join(self.path, inside), MAX_CAPTION_BYTES)).strip()) or None
         except (FetchError, OSError):
             left_out["captions that cannot be read"] += 1
             return None
@@ -286,7 +296,7 @@ class FolderSource:
                 # Their paths begin where they lie.
                 url = written_name(os.path.join(inside, self._as_here(inside, name)))
                 if speaks.setdefault(url, inside) == inside:
-                    found.append(self._sample(url, None if caption is None else _sayable(caption)))
+                    found.append(self._sample(url, None if caption is None else sayable(caption)))
         return found
 
     def _as_here(self, inside: str, name: str) -> str:
@@ -308,7 +318,7 @@ class FolderSource:
             rows = json_lines(decode_text(read_bytes(path)), path, f"expected a JSON object with {files[0]} and {texts[0]}")
         else:
             advice = f"{expected}, or name them with --url_column and --caption_column"
-            rows = separated_rows(decode_text(read_bytes(path)), path, files, advice)
+            rows = separated_rows(decode_text(read_bytes(path)), path, files, advice, once=texts)
         for number, row in rows:
             name, caption = (first_of(row, files), first_of(row, texts)) if isinstance(row, dict) else (None, None)
             if not isinstance(name, str) or not isinstance(caption, str | None):
@@ -382,7 +392,7 @@ class _Kohya:
         if isinstance(entry, dict):
             # As its trainer puts them together.
             said = [text for text in (entry.get("caption"), entry.get("tags")) if isinstance(text, str) and text.strip()]
-        return _sayable(", ".join(text.strip() for text in said)) or None
+        return sayable(", ".join(text.strip() for text in said)) or None
 
     def unused(self) -> int:
         return len(self._entries) - len(self._used)
@@ -399,13 +409,9 @@ def _parquet_rows(path: str, wanted: tuple[str, ...], expected: str) -> Iterator
         columns = list(dict.fromkeys(found for one in wanted if (found := column_named(names, (one,))) is not None))
         if column_named(names, wanted[:1]) is None:
             raise UserError(f"{path!r} has columns {names}; {expected}")
+        refuse_twice(path, names, wanted)
         number = 0
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-            for row in batch.to_pylist():
+            for row in readable_texts(batch).to_pylist():
                 number += 1
                 yield number, row
-
-
-def _sayable(text: str) -> str:
-    """``text`` without lone surrogates, which JSON can hold and no table can."""
-    return text.encode("utf-8", "replace").decode("utf-8")

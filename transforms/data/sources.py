@@ -27,7 +27,7 @@ from transforms.errors import UserError
 from transforms.store.counters import count
 from transforms.store.files import is_url, open_parquet, walk
 from transforms.store.identity import digest
-from transforms.store.listings import PARQUET, column_named
+from transforms.store.listings import PARQUET, column_named, readable_text
 
 READ_WHOLE = 64 << 20
 """Metadata files of up to as many bytes are recognised by all that they hold, larger ones by their footers."""
@@ -281,19 +281,9 @@ def _number(value: object) -> float | None:
 
 def _text(values: pa.Array, name: str, file: str) -> pa.Array:
     try:
-        return _readable(pc.cast(values, pa.string(), safe=False))
+        return readable_text(pc.cast(values, pa.string(), safe=False))
     except pa.ArrowException as error:
         raise UserError(f"{file!r}: column for {name} is {values.type}, expected string ({error})") from error
-
-
-def _readable(values: pa.Array) -> pa.Array:
-    """``values`` with U+FFFD for what is not UTF-8: Parquet does not promise that text is."""
-    try:
-        values.validate(full=True)
-        return values
-    except pa.ArrowInvalid:
-        raw = values.cast(pa.binary()).to_pylist()
-        return pa.array([None if one is None else one.decode("utf-8", "replace") for one in raw], pa.string())
 
 
 def _recognised_by(file: str) -> list[str | int]:

@@ -81,9 +81,14 @@ class DiffusersGenerator:
         # Where it goes the model may lie elsewhere, or not at all.
         return {name: value for name, value in self.__dict__.items() if name != "_source"} | {"_pipeline": None}
 
+    @property
+    def _left_out(self) -> tuple[str, ...]:
+        """Parts that aren't loaded."""
+        return ("safety_checker",) if self.safety_checker == "off" else ()
+
     def revision(self) -> str:
         if os.path.isdir(self.model):
-            check_folder(self.model, self.variant, self.allow_pickle)
+            check_folder(self.model, self.variant, self.allow_pickle, self._left_out)
             return folder_digest(self.model)
         return self._source["revision"]
 
@@ -125,7 +130,7 @@ class DiffusersGenerator:
     def _weights(self) -> Weights:
         """Which weights are loaded. UserError where they're damaged, or not there."""
         if os.path.isdir(self.model):
-            return check_folder(self.model, self.variant, self.allow_pickle)
+            return check_folder(self.model, self.variant, self.allow_pickle, self._left_out)
         files = hub_files(self.model, self._source["revision"])
         return choose_weights(self.model, files, self.variant, self.allow_pickle)
 
@@ -197,7 +202,7 @@ class DiffusersGenerator:
         for part, (library, name) in parts_of(DiffusionPipeline.load_config(self.model, **self._source)).items():
             modules = (library, f"diffusers.pipelines.{library}")
             kind = next((getattr(importlib.import_module(one), name, None) for one in modules if _importable(one)), None)
-            if kind is None:
+            if kind is None or not hasattr(kind, "from_pretrained"):  # model_index.json may name any function
                 return part
             takes = {"variant": weights.variant, "use_safetensors": not weights.pickle or None} if _has_weights(kind) else {}
             try:
@@ -240,7 +245,7 @@ class DiffusersGenerator:
                 f"the pipeline {type(self._pipeline).__name__} of {self.model!r} makes no pictures of prompts alone "
                 f"({first_line(error)}); name another --model"
             ) from error
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, LookupError, ArithmeticError) as error:
             if out_of_memory(error):
                 raise
             # A prompt that the model can't take is a fact about the prompt. A model that can't take any is an error.

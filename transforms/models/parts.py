@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from transforms.errors import UserError, first_line
@@ -115,9 +115,12 @@ def parts_of(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {name: (value[0], value[1]) for name, value in named.items() if value[0] is not None}
 
 
-def check_folder(folder: str, variant: str | None = None, pickle: bool = False) -> Weights:
-    """The weights to load of ``folder``. UserError unless it is a pipeline with all its parts, whole as far as files tell."""
-    parts = parts_of(read_index(folder))
+def check_folder(folder: str, variant: str | None = None, pickle: bool = False, leave_out: Collection[str] = ()) -> Weights:
+    """The weights to load of ``folder``, but for the parts to ``leave_out``, which won't be loaded.
+
+    UserError unless it is a pipeline with all its parts, whole as far as files tell.
+    """
+    parts = {name: one for name, one in parts_of(read_index(folder)).items() if name not in leave_out}
     missing = sorted(name for name in parts if not os.path.isdir(os.path.join(folder, name)))
     if missing:
         raise UserError(f"the model folder {folder!r} lacks its part(s) {', '.join(missing)}; {_ADVICE}")
@@ -131,11 +134,34 @@ def check_folder(folder: str, variant: str | None = None, pickle: bool = False) 
             loaded = weights is not None and weights["kind"] == "safetensors" and weights["variant"] in (None, chosen.variant)
             if (loaded or name.endswith(_READ)) and (found := damage(os.path.join(folder, part, name))) is not None:
                 raise UserError(f"the part {part} of {folder!r} is damaged: {name} {found}")
+        if (lacking := _lacking(folder, part, names, parts[part][1], chosen.variant)) is not None:
+            raise UserError(f"the part {part} of {folder!r} lacks {lacking}; {_ADVICE}")
     return chosen
+
+
+_WEIGHTLESS = re.compile(r".*(Scheduler|Tokenizer(Fast)?|Processor(Fast)?|FeatureExtractor|ImageProcessor(Fast)?)")
+"""Classes of parts that have no weights."""
+
+
+def _lacking(folder: str, part: str, names: Sequence[str], kind: str, variant: str | None) -> str | None:
+    """Which weights a part lacks, by the names of its files; None where it has all of them, or needs none."""
+    index_ends = ".safetensors.index.json" if variant is None else f".safetensors.index.{variant}.json"
+    for name in names:
+        if name.endswith(index_ends):
+            index = _read_json(os.path.join(folder, part, name))
+            shards = index.get("weight_map", {}) if isinstance(index, dict) else {}
+            wanted = {str(one) for one in shards.values()} if isinstance(shards, dict) else set()
+            if missing := sorted(wanted - set(names)):
+                return f"{missing[0]}, which {name} names"
+    has = any(_WEIGHTS.fullmatch(f"{part}/{name}") for name in names)
+    # Where the configuration is all that there is; who knows what other libraries call their weights.
+    return "its weights" if not has and set(names) <= {"config.json"} and not _WEIGHTLESS.fullmatch(kind) else None
 
 
 def damage(path: str) -> str | None:
     """What keeps a file from being loaded; None where nothing is seen."""
+    if not os.path.isfile(path):  # a pipe would keep its reader waiting for ever
+        return "is no file, or a link that leads nowhere; mend or remove it"
     try:
         with open(path, "rb") as file:
             if file.read(len(_LFS)) == _LFS:

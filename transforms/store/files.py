@@ -407,7 +407,8 @@ def open_parquet(path: str) -> CheckedFile:
     """A Parquet file, to be read by row group. A file that is not Parquet is a UserError."""
     # Arrow itself reads what it can reach: its threads that read by way of Python may still hold some of it when the
     # interpreter ends, which aborts the process, and its exit code is lost.
-    source = open_file(path) if is_url(path) else path
+    # By its absolute path: it takes a relative one that begins like a:b for a URL.
+    source = open_file(path) if is_url(path) else os.path.abspath(path)
     try:
         return CheckedFile(source, path)
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ import json
 import os
 from typing import Any
 
+from transforms.errors import UserError
 from transforms.store.texts import public_url
 
 
@@ -51,15 +52,26 @@ def unit_interval(*parts: Any) -> float:
 
 
 def folder_digest(folder: str) -> str:
-    """Digest of every file of a local model by its path inside the folder and its content: a moved model is the same."""
+    """Digest of every file of a local model by its path inside the folder and its content: a moved model is the same.
+
+    UserError where there is what is no file, which could keep its reader waiting for ever, or a link that leads back into a
+    folder that it is in.
+    """
     files = []
     # A part may be a link to a folder that several models share.
     for parent, folders, names in os.walk(folder, followlinks=True):
+        within = os.path.realpath(parent)
+        for name in folders:
+            real = os.path.realpath(os.path.join(parent, name))
+            if os.path.commonpath([real, within]) == real:
+                raise UserError(f"{os.path.join(parent, name)!r} is a link to a folder that it is in; remove it")
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.startswith(".") or name == "README.md":  # a model card changes nothing
                 continue
             path = os.path.join(parent, name)
+            if not os.path.isfile(path):
+                raise UserError(f"{path!r} is no file, or a link that leads nowhere; mend or remove it")
             with open(path, "rb") as file:
                 files.append((os.path.relpath(path, folder), hashlib.file_digest(file, "sha256").hexdigest()))
     return digest("folder", files, length=40)

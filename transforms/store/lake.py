@@ -24,6 +24,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -132,6 +133,9 @@ class Lake:
     root: str
 
     def __post_init__(self) -> None:
+        if not self.root or "\0" in self.root:
+            # What an unset variable of a shell leaves would be the root of the machine.
+            raise UserError(f"the lake's path is {self.root!r}, expected a folder; name it with --lake ('.' is the one here)")
         if set("*?[\\") & set(self.root):
             # Beam looks for files by patterns, and a lake's own path would be one.
             raise UserError(
@@ -142,7 +146,9 @@ class Lake:
         except UnicodeEncodeError as error:
             # Neither Arrow nor DuckDB takes bytes for a path.
             raise UserError(f"the lake's path is {self.root!r}, expected one in UTF-8; rename it, or name another") from error
-        object.__setattr__(self, "root", self.root.rstrip("/") or self.root)
+        root = self.root.rstrip("/") or self.root
+        # A path that goes up again from a folder that isn't there would lead nowhere until that is made.
+        object.__setattr__(self, "root", root if is_url(root) or ".." not in root.split("/") else os.path.normpath(root))
 
     @property
     def is_local(self) -> bool:

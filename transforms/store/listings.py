@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from transforms.errors import UserError
 
 PARQUET = (".parquet", ".pq", ".parq")
@@ -63,9 +65,21 @@ def column_named(names: Sequence[str], wanted: Sequence[str]) -> str | None:
 
 
 def first_of(row: dict[str, Any], wanted: Sequence[str]) -> Any:
-    """The first value that isn't null among the ``wanted`` columns of one row, which need not have those of others."""
+    """The first value among the ``wanted`` columns of one row that says something, which is neither null nor blank.
+
+    The row need not have the columns of others. None where no value does.
+    """
     plain = {plain_name(name): value for name, value in reversed(row.items())}
-    return next((plain[plain_name(one)] for one in wanted if plain.get(plain_name(one)) is not None), None)
+    found = (plain.get(plain_name(one)) for one in wanted)
+    return next((one for one in found if one is not None and not (isinstance(one, str) and not one.strip())), None)
+
+
+def refuse_twice(path: str, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """UserError where a wanted column is there twice: a row could be read by either."""
+    for one in wanted:
+        name = column_named(names, (one,))
+        if name is not None and list(names).count(name) > 1:
+            raise UserError(f"{path!r} has columns {list(names)}, among them {name!r} twice; rename one of them")
 
 
 def parse_json(text: str, place: str, expected: str) -> Any:
@@ -85,10 +99,13 @@ def json_lines(text: str, path: str, expected: str) -> Iterator[tuple[int, Any]]
             yield number, parse_json(line, f"{path!r}, line {number}", expected)
 
 
-def separated_rows(text: str, path: str, wanted: Sequence[str], expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def separated_rows(
+    text: str, path: str, wanted: Sequence[str], expected: str, once: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row) of text with a header, separated by tabs, commas or semicolons: by whichever has a ``wanted`` column.
 
-    UserError where none has, and for a row with more values than the header, whose text was cut at a comma of its own.
+    UserError where none has, where one of these or of ``once`` is there twice, for a row with more values than the header,
+    whose text was cut at a comma of its own, and for a double quote that is never closed: it would swallow all that follows.
     """
     signs = ("\t", ",", ";") if path.lower().endswith(".tsv") else (",", ";", "\t")
     try:
@@ -96,8 +113,9 @@ def separated_rows(text: str, path: str, wanted: Sequence[str], expected: str) -
         sign = next((sign for sign in signs if column_named(headers[sign], wanted) is not None), None)
         if sign is None:
             raise UserError(f"{path!r} has columns {headers[signs[0]]}; {expected}")
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=sign)
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
         names = next(rows)
+        refuse_twice(path, names, (*wanted, *once))
         for values in rows:
             if len(values) > len(names):
                 raise UserError(
@@ -108,3 +126,25 @@ def separated_rows(text: str, path: str, wanted: Sequence[str], expected: str) -
                 yield rows.line_num, dict(zip(names, values, strict=False))
     except csv.Error as error:
         raise UserError(f"{path!r} cannot be read as columns ({error}); {expected}") from error
+
+
+def readable_text(values: pa.Array) -> pa.Array:
+    """``values`` with U+FFFD for what is not UTF-8: Parquet does not promise that text is."""
+    try:
+        values.validate(full=True)
+        return values
+    except pa.ArrowInvalid:
+        raw = values.cast(pa.large_binary() if pa.types.is_large_string(values.type) else pa.binary()).to_pylist()
+        return pa.array([None if one is None else one.decode("utf-8", "replace") for one in raw], pa.string())
+
+
+def readable_texts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """``batch`` with its columns of text as ``readable_text`` makes them."""
+    kinds = (pa.types.is_string, pa.types.is_large_string)
+    columns = [readable_text(one) if any(kind(one.type) for kind in kinds) else one for one in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def sayable(text: str) -> str:
+    """``text`` without lone surrogates, which JSON and names of files can hold and no table can."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -50,6 +50,8 @@ def test_prompts_as_windows_writes_them(tmp_path, encoding, name):
         ("p.ndjson", '{"prompt": "one"}\n{"prompt": "two, \\"quoted\\"\\nlines"}\n'),
         ("p.JSONL", '{"prompt": "one", "score": 1}\n{"text": "two, \\"quoted\\"\\nlines", "score": "high"}\n{"score": [1]}\n'),
         ("p.jsonl", '"one"\nnull\n{"prompt": null, "text": "two, \\"quoted\\"\\nlines"}\n'),
+        ("p.csv", 'caption,text\n,one\n"two, ""quoted""\nlines",three\n'),
+        ("p.jsonl", '{"caption": " ", "text": "one"}\n{"caption": "", "prompt": "two, \\"quoted\\"\\nlines"}\n'),
         ("p.json", '[\n "one",\n {"caption": "two, \\"quoted\\"\\nlines"}\n]'),
     ],
 )
@@ -70,6 +72,17 @@ def test_prompts_in_parquet_among_columns_of_any_kind(tmp_path):
         read_prompt_list(str(tmp_path / "null.parquet"))
 
 
+def test_prompts_that_no_table_can_hold_are_mended(tmp_path):
+    """As a folder's captions are: then they find their pictures."""
+    assert prompts_in(tmp_path, "p.jsonl", '{"prompt": "half \\ud83d of one"}\n') == ["half ? of one"]
+    broken = pa.array([b"caf\xe9", b"two"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": broken}), tmp_path / "p.parquet")
+    assert read_prompt_list(str(tmp_path / "p.parquet")) == ["caf\ufffd", "two"]
+    pq.write_table(pa.table([broken, broken], ["prompt", "prompt"]), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="among them 'prompt' twice; rename one"):
+        read_prompt_list(str(tmp_path / "p.parquet"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -77,6 +90,8 @@ def test_prompts_in_parquet_among_columns_of_any_kind(tmp_path):
         ("p.csv.gz", b"\x1f\x8b", r"whose ending is '\.gz'"),
         ("p.csv", "id,url\n1,x\n", r"has columns \['id', 'url'\]; expected"),
         ("p.csv", "prompt,id\na cat, sitting,1\n", "line 2: 3 values for 2 columns; put texts that hold ',' between"),
+        ("p.csv", 'prompt\n"a cat\na dog\n', "cannot be read as columns .*unexpected end of data"),
+        ("p.csv", "prompt,prompt\na,b\n", "among them 'prompt' twice; rename one"),
         ("p.jsonl", '{"id": 1}\n{"url": "x"}\n', r"has columns \['id', 'url'\]; expected"),
         ("p.jsonl", '{"prompt": "one"}\n{"prompt": 5}\n', "line 2: '5' is no text"),
         ("p.jsonl", '{"prompt": "one"}\n[1]\n', r"line 2: '\[1\]' is no text"),

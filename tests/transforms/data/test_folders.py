@@ -326,12 +326,33 @@ def test_a_row_of_a_list_says_what_it_says(tmp_path):
     assert captions(tmp_path, url_column="image", caption_column="recaption") == {"a.png": "y"}
 
 
+def test_a_blank_value_says_nothing(tmp_path):
+    """As in CSV, which has no null."""
+    fill(tmp_path, **dict.fromkeys(("a.png", "b.png"), b"x"))
+    fill(tmp_path, **{"metadata.csv": "file_name,text,caption\na.png, ,a\nb.png,b,c\n"})
+    assert captions(tmp_path) == {"a.png": "a", "b.png": "b"}
+
+
+def test_metadata_in_parquet_may_hold_what_is_not_utf8_and_no_column_twice(tmp_path):
+    fill(tmp_path, **dict.fromkeys(("a.png", "b.png"), b"x"))
+    names = pa.array(["a.png", "b.png"])
+    for kind in (pa.string(), pa.large_string()):
+        broken = pa.array([b"caf\xe9", None], pa.large_binary() if kind == pa.large_string() else pa.binary()).view(kind)
+        pq.write_table(pa.table({"file_name": names, "text": broken}), tmp_path / "metadata.parquet")
+        assert captions(tmp_path) == {"a.png": "caf\ufffd", "b.png": None}
+    pq.write_table(pa.table([names, names, names], ["file_name", "text", "text"]), tmp_path / "metadata.parquet")
+    with pytest.raises(UserError, match="among them 'text' twice; rename one"):
+        captions(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("metadata.csv", "path,text\na.png,x\n", r"has columns \['path', 'text'\]; expected file_name and text.*--url_column"),
         ("metadata.csv", "file_name,text\na.png,red, green\n", "line 2: 3 values for 2 columns"),
         ("metadata.csv", "", "has columns"),
+        ("metadata.csv", 'file_name,text\na.png,"red\nb.png,green\n', "cannot be read as columns .*unexpected end of data"),
+        ("metadata.csv", "file_name,text,text\na.png,red,green\n", "among them 'text' twice; rename one"),
         ("metadata.jsonl", "[" * 100_000, "line 1: .*nested too deeply"),
         ("meta_cap.json", '{"a":' * 100_000, "nested too deeply"),
         ("meta_cap.json", "[]", "is a JSON list; expected an object"),

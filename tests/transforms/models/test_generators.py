@@ -126,6 +126,12 @@ def test_a_prompt_that_the_model_can_not_take_fails_alone(folder, monkeypatch):
         assert apart([attempt.image for attempt in attempts.values()], before) <= 1
 
 
+def test_settings_that_no_prompt_survives_are_failures_with_a_reason(folder, tmp_path):
+    path = _without(folder, tmp_path, lambda copy: edit(copy / "unet" / "config.json", sample_size="x"))
+    (attempts,) = generator(path).generate([Wanted("a logo", {0: 1, 1: 2})])
+    assert {(one.status, one.reason) for one in attempts.values()} == {("failed", "IndexError: string index out of range")}
+
+
 def short_of_memory(made, most, monkeypatch, error=torch.cuda.OutOfMemoryError):
     """Makes the device too small for more than ``most`` pictures at once; returns the sizes that were tried."""
     real, sizes = made._pipeline.unet.forward, []
@@ -278,6 +284,22 @@ def test_the_revision_sees_parts_that_are_links(folder, tmp_path):
     assert folder_digest(str(tmp_path / "model")) != folder_digest(str(folder))
 
 
+def test_model_folders_that_never_end_are_not_read(folder, tmp_path):
+    for change, message in (
+        (lambda copy: os.mkfifo(copy / "unet" / "notes.md"), "notes.md' is no file"),
+        (lambda copy: os.mkfifo(copy / "unet" / "notes.txt"), "part unet of .* is damaged: notes.txt is no file"),
+        (
+            lambda copy: (copy / "vae" / "zeros.json").symlink_to("/dev/zero"),
+            "part vae of .*: zeros.json is no file",
+        ),
+        (lambda copy: (copy / "vae" / "again").symlink_to(copy), "again' is a link to a folder that it is in; remove it"),
+        (lambda copy: (copy / "vae" / "itself").symlink_to("."), "itself' is a link to a folder that it is in; remove it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            DiffusersGenerator(_without(folder, tmp_path, change), 2, 1.0, 2, "cpu", "float32").revision()
+        shutil.rmtree(tmp_path / "copy")
+
+
 def _without(folder, tmp_path, change):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -322,6 +344,7 @@ def test_weights_that_do_not_load_are_named(folder, tmp_path):
         (widen, "cannot load the part text_encoder of"),
         (empty_words, "cannot load the part tokenizer of"),
         (forget_words, "the part tokenizer of .* knows no words"),
+        (lambda copy: edit(copy / "model_index.json", unet=["os", "system"]), "the part unet of .* is a system of os"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             generator(_without(folder, tmp_path, change))
@@ -620,6 +643,13 @@ def test_names_that_are_no_text_are_found_and_shown_with_escapes(tmp_path):
     assert attempts[1].reason.startswith("b\\xff.png: cannot decode the picture")
     os.remove(os.path.join(os.fsencode(tmp_path), b"b\xff.png"))
     assert FolderGenerator(str(tmp_path)).revision() != before
+
+
+def test_lists_of_finished_generations_as_windows_writes_them(tmp_path):
+    text = json.dumps({"file_name": "x.png", "prompt": "crème brûlée"}, ensure_ascii=False)
+    for encoding in ("utf-16", "utf-16-le", "cp1252", "utf-8-sig"):
+        (tmp_path / "metadata.jsonl").write_bytes(f"{text}\r\n".encode(encoding))
+        assert FolderGenerator(str(tmp_path)).files == {"crème brûlée": ["x.png"]}
 
 
 def test_a_list_that_is_no_file_is_not_waited_for(tmp_path):

@@ -94,6 +94,21 @@ def test_weights_that_are_not_loaded_may_be_pointers(tmp_path):
     assert check_folder(str(tmp_path)) == Weights(None, False)
 
 
+def test_a_part_without_its_weights(tmp_path):
+    save_random_pipeline(str(tmp_path))
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "weights")
+    with pytest.raises(UserError, match=r"the part unet of .* lacks its weights"):
+        check_folder(str(tmp_path))
+    shards = ["diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors"]
+    index = {"weight_map": {f"layer{number}": name for number, name in enumerate(shards)}}
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "unet" / shards[0]).write_bytes((tmp_path / "weights").read_bytes())
+    with pytest.raises(UserError, match=rf"the part unet of .* lacks {shards[1]}, which .*index.json names"):
+        check_folder(str(tmp_path))
+    (tmp_path / "unet" / shards[1]).write_bytes((tmp_path / "weights").read_bytes())
+    assert check_folder(str(tmp_path)) == Weights(None, False)
+
+
 def test_a_part_without_files(tmp_path):
     save_random_pipeline(str(tmp_path))
     for path in (tmp_path / "tokenizer").iterdir():

@@ -5,6 +5,7 @@ import json
 import os
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from transforms.errors import Damaged, UserError
@@ -125,6 +126,25 @@ def test_every_file_is_found_however_the_path_is_spelt(spelt, lake):
     lake.create()
     lake.write("tombstones", "one", 0, [])
     assert [lake.inside(path) for path in lake.files()] == ["lake.json", "tombstones/snapshot_id=one/part-00000.parquet"]
+
+
+def test_paths_that_lead_elsewhere(tmp_path):
+    """An unset variable of a shell leaves '', which would be the root of the machine."""
+    for path in ("", "a\0b"):
+        with pytest.raises(UserError, match="expected a folder; name it with --lake"):
+            Lake(path)
+    assert Lake(f"{tmp_path}/not there/../b/").root == f"{tmp_path}/b"
+    assert Lake("../b").root == "../b" and Lake("/").root == "/" and Lake("gs://b/x/../y/").root == "gs://b/x/../y"
+
+
+@pytest.mark.parametrize("name", ["s3:", "a:b"])
+def test_a_folder_may_be_called_as_urls_begin(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    pq.write_table(pa.table({"a": [1]}), f"{tmp_path}/{name}/x.parquet")
+    assert list(files.read_rows(f"{name}/x.parquet")) == [{"a": 1}]
+    with pytest.raises(FileNotFoundError):
+        list(files.read_rows(f"{name}/y.parquet"))
 
 
 def test_a_lake_that_cannot_be_written(tmp_path):
