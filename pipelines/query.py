@@ -46,8 +46,41 @@ class QueryOptions(Options):
     sql: str = option("", "one SELECT, or a COPY (SELECT …) TO 'a file outside the lake'")
     format: str = option("table", "how the answer is printed", choices=("table", "csv", "json"))
     memory: int = option(
-        4096, "MiB that DuckDB may take before it goes on in files of the temporary folder, and the printed table", least=64
+        4096,
+        "MiB that DuckDB may take before it goes on in files of the temporary folder, and the printed table; what can't go there "
+        "ends the query",
+        least=64,
     )
+
+
+BESIDE = 512 << 20
+"""Bytes that a query may take beside ``--memory``: the stacks of threads, and what is printed."""
+
+
+@contextlib.contextmanager
+def bounded(memory: int) -> Iterator[None]:
+    """Meanwhile this process gets no more than ``memory`` MiB and ``BESIDE``: DuckDB's own limit knows neither long texts nor
+    the files that it reads. DuckDB says of what it can't get that it is out of memory. Where the system has no such limit, that
+    one alone holds.
+    """
+    try:
+        import resource
+
+        with open("/proc/self/status") as file:
+            now = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmData:"))
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+    except (ImportError, OSError, StopIteration):
+        yield
+        return
+    most = now + (memory << 20) + BESIDE + (os.cpu_count() or 1) * (16 << 20)
+    known = [limit for limit in (most, *before) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(known), before[1]))
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(f"the answer takes more than --memory {memory} (MiB) allows; ask for less, or allow more") from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 ADVICE = 'give one SELECT, as in: eidetic query "SELECT * FROM extraction_rate"'
@@ -321,7 +354,12 @@ def _json_value(value: Any) -> Any:
 
 def main(argv: Sequence[str]) -> None:
     parsed = parse(argv, "query", __doc__, (CommonOptions, QueryOptions), positional=("sql",))
-    options, lake = parsed[QueryOptions], Lake(parsed[CommonOptions].lake)
+    with bounded(parsed[QueryOptions].memory):
+        show(Lake(parsed[CommonOptions].lake), parsed[QueryOptions])
+
+
+def show(lake: Lake, options: QueryOptions) -> None:
+    """Prints the answer as it was asked for."""
     if options.format == "table":
         print(as_table(*answer(lake, options.sql, options.memory)))
         return

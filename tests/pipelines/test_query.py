@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -260,6 +261,11 @@ def test_an_answer_and_a_query_have_a_limit_of_memory(lake, capsys):
     assert "the answer takes more than --memory 64 (MiB)" in said and "LIMIT" in said
     said = refused(lake, capsys, "SELECT length(string_agg(repeat('x', 1000), '')) FROM range(1000000)", "--memory=64")
     assert "the query needs more than --memory 64 (MiB)" in said
+    # DuckDB counts neither of these.
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    for sql in ("SELECT length(repeat('x', 4000000000))", "SELECT length(content) FROM read_text('/dev/zero')"):
+        assert "the query needs more than --memory 64 (MiB)" in refused(lake, capsys, sql, "--memory=64")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def test_csv_and_json_are_written_as_they_come(lake, monkeypatch):
