@@ -47,8 +47,8 @@ class QueryOptions(Options):
     format: str = option("table", "how the answer is printed", choices=("table", "csv", "json"))
     memory: int = option(
         4096,
-        "MiB that DuckDB may take before it goes on in files of the temporary folder, and the printed table; what can't go there "
-        "ends the query",
+        "MiB that DuckDB may take before it goes on in files of the temporary folder, and the printed table; a query that needs "
+        "more ends",
         least=64,
     )
 
