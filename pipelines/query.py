@@ -47,7 +47,7 @@ class QueryOptions(Options):
     format: str = option("table", "how the answer is printed", choices=("table", "csv", "json"))
     memory: int = option(
         4096,
-        "MiB that DuckDB may take before it goes on in files of the temporary folder, and the printed table; a query that needs "
+        "MiB that DuckDB may take before it goes on in files of the temporary folder, and the printed table; what needs "
         "more ends",
         least=64,
     )
