@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -35,8 +36,10 @@ def halved(path: Path) -> bool:
 def exchanged(path: Path) -> bool:
     """As many rows of the same kind, in another order: what another snapshot might have."""
     rows = read_parquet(str(path))
-    path.write_bytes(parquet_bytes(rows.take(list(reversed(range(rows.num_rows))))))
-    return rows.num_rows > 1
+    # Not by ``take``, which knows no column of type null, as marts without rows in one have it.
+    other = pa.concat_tables([rows.slice(number, 1) for number in reversed(range(rows.num_rows))] or [rows])
+    path.write_bytes(parquet_bytes(other))
+    return not other.equals(rows)
 
 
 def flipped(path: Path) -> bool:
