@@ -87,7 +87,7 @@ def test_a_part_that_is_damaged_is_named(kind, whole, tmp_path, capsys):
         (line,) = lines(capsys)
         assert line.startswith("eidetic: ") and inside in line and "'eidetic verify --mend'" in line
     assert times
-    tried(f"a part of a table: {kind}", times, "one line that names it, exit code 2", times)
+    tried(f"a part of a table: {kind}", times, "one line that names it, exit code 2")
 
 
 def _tables():
@@ -144,7 +144,7 @@ def test_a_manifest_that_is_damaged_counts_as_absent(damage, whole, world, tmp_p
         assert f"{str(path)!r} is damaged" in capsys.readouterr().err
         assert differences(whole, lake) == []
         assert run_verb(verify.main, [f"--lake={lake.root}"]) == 0
-    tried(f"a manifest: {damage.__name__.replace('_', ' ')}", len(names), "said, and the same audit makes it anew", len(names))
+    tried(f"a manifest: {damage.__name__.replace('_', ' ')}", len(names), "said, and the same audit makes it anew")
 
 
 MENDED = ("samples", "images", "embeddings", "duplicate_pairs", "generations", "matches", "verdicts")
@@ -160,7 +160,7 @@ def test_what_is_damaged_is_made_again(table, lake, world, whole, capsys):
     assert differences(whole, lake) == []
     assert run_verb(verify.main, [f"--lake={lake.root}"]) == 0
     assert "nothing is damaged" in capsys.readouterr().out
-    tried(f"verify --mend of a damaged part of {table}, and the same audit", 1, "the same tables", 1)
+    tried("a damaged part: verify --mend, and the same audit", 1, "the same tables", table)
 
 
 def test_a_part_too_many_is_named(lake, capsys):
