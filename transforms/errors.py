@@ -17,9 +17,10 @@ class UserError(Exception):
 
 
 MEND = (
-    "restore it from a backup, or run 'eidetic verify --mend' on its lake, which removes what is damaged and what was made of it, "
-    "and then the same command again"
+    "restore it from a backup, or run 'eidetic verify --mend' on its lake, which removes what is damaged and what was made of "
+    "it, and then the same command again"
 )
+"""What to do about a file of a lake that is damaged."""
 
 
 class Damaged(UserError):
