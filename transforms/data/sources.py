@@ -344,7 +344,7 @@ PAGE_BYTES = 1 << 20
 """Of a column with pictures that are read from disk at once."""
 
 PICTURE_BYTES = 64 << 20
-"""Of pictures that are held at once, by the mean of their row group; one alone may be larger."""
+"""Of pictures that are held at once, by the mean of their row group; one alone may be larger, and so may the page it is in."""
 
 
 def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:

@@ -368,7 +368,7 @@ class CheckedFile(pq.ParquetFile):
     """A Parquet file whose pages are held against their checksums when they're read: ``Damaged`` where one isn't as written."""
 
     def __init__(self, source: Any, path: str, buffer_size: int = 0):
-        super().__init__(source, page_checksum_verification=True, buffer_size=buffer_size)
+        super().__init__(source, page_checksum_verification=True, buffer_size=buffer_size, pre_buffer=not buffer_size)
         self._path = path
 
     def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:

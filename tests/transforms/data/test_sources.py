@@ -343,3 +343,17 @@ def test_no_more_than_a_batch_of_pictures_is_held(tmp_path, monkeypatch):
     tables = list(found.read(partition))
     assert [row for table in tables for row in table["source_row"].to_pylist()] == list(range(50))
     assert max(table.num_rows for table in tables) <= 10
+
+
+def test_of_a_large_row_group_no_more_than_its_pages_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PICTURE_BYTES", 1 << 20)
+    pictures = pa.table({"image": [os.urandom(100_000) for _ in range(400)]})
+    pq.write_table(pictures, tmp_path / "a.parquet", write_batch_size=4, use_dictionary=False)
+    del pictures
+    found = ParquetSource(str(tmp_path / "a.parquet"))
+    (partition,) = found.survey().partitions
+    before = pa.total_allocated_bytes()
+    tables = found.read(partition)
+    for _ in range(3):
+        assert next(tables).num_rows <= 10
+        assert pa.total_allocated_bytes() - before < 10 << 20
