@@ -1,14 +1,15 @@
 """Downloads the training images, and the controls, into the lake.
 
 reads   metadata: LAION-style Parquet (URL, TEXT, and punsafe, pwatermark, … where present), or a folder of pictures with
-        captions (--source folder: metadata.jsonl, .csv or .parquet, kohya's meta_cap.json, .txt or .caption beside a picture)
+        captions (--source folder: metadata.jsonl, .csv or .parquet, kohya's meta_cap.json, .txt or .caption beside a picture),
+        or Parquet with encoded pictures inside (--source parquet: as Hugging Face's data sets have them, with labels)
 writes  samples: one row per row of metadata, with its status and reason; images: the pictures that were had
 
 The download is img2dataset's, within limits on bytes, pixels and total time; addresses inside private networks are refused,
 and pictures whose server opts out (X-Robots-Tag) are left alone. Pictures are resized as --resize_mode says: what is thrown
-away can't be had again. Those of a folder are turned as their EXIF orientation says, as their trainers see them; those of
-LAION stay as they are stored, as its models saw them. Controls are pictures that the model never saw; with them, verdicts can
-be calibrated. What failed to download stays failed until --retry_failed, or a night, tries it again.
+away can't be had again. Those of a folder, or inside Parquet, are turned as their EXIF orientation says, as their trainers see
+them; those of LAION stay as they are stored, as its models saw them. Controls are pictures that the model never saw; with them,
+verdicts can be calibrated. What failed to download stays failed until --retry_failed, or a night, tries it again.
 
   eidetic ingest --lake lake --metadata relaion2B-en/ --controls held_out.parquet --image_size 512
 """
@@ -40,6 +41,9 @@ from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import check_lineage
 from transforms.store.scan import ask
 
+COLUMNS = ("url_column", "caption_column", "image_column", "label_column")
+"""Options that say what the metadata call their columns."""
+
 QUALITY = {"jpg": 95, "webp": 95, "png": 6}
 
 MAX_TIMEOUT = 3600.0
@@ -57,10 +61,16 @@ class IngestOptions(Options):
     """Ingest: what to download, and how it is stored."""
 
     metadata: str | None = option(None, "the training set: Parquet file, folder or glob; for --source folder, the folder")
-    source: str = option("laion", "what the metadata is", choices=("laion", "folder"))
+    source: str = option("laion", "what the metadata is", choices=("laion", "folder", "parquet"))
     controls: str | None = option(None, "pictures that the model never saw, in the same form as --metadata")
     url_column: str | None = option(None, "column of the url (default URL or url); of a folder's metadata, of the file's name")
     caption_column: str | None = option(None, "column of the caption (default TEXT, text or caption)")
+    image_column: str | None = option(
+        None, "of --source parquet: column of the encoded picture (default image, img, picture, …)"
+    )
+    label_column: str | None = option(
+        None, "of --source parquet: column of the class (default label, labels, fine_label, class)"
+    )
     image_size: int = option(512, "side that pictures are resized to, in pixels", least=1)
     resize_mode: str = option(
         "keep_ratio", "img2dataset's", choices=("no", "keep_ratio", "center_crop", "border", "keep_ratio_largest")
@@ -88,9 +98,12 @@ class IngestOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("url_column", "caption_column"):
+        for name in COLUMNS:
             if getattr(self, name) == "":
                 raise UserError(f"--{name} is '', expected a column's name")
+        for name in ("image_column", "label_column") if self.source != "parquet" else ("url_column",):
+            if getattr(self, name) is not None:
+                raise UserError(f"--{name} is of no use with --source {self.source}; leave it out, or choose another --source")
         for name in ("metadata", "controls"):
             check_url(f"--{name}", getattr(self, name) or "")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.user_agent_token):
@@ -127,7 +140,7 @@ class IngestOptions(Options):
         found = {}
         for role, flag, path in (("training", "--metadata", self.metadata), ("control", "--controls", self.controls)):
             if path is not None:
-                one = source(self.source, path, self.url_column, self.caption_column)
+                one = source(self.source, path, **{name: getattr(self, name) for name in COLUMNS})
                 try:
                     found[role] = one, one.survey()
                 except UserError as error:
@@ -168,7 +181,7 @@ def shaping(options: IngestOptions) -> dict[str, Any]:
         "punsafe_max": options.punsafe_max,
         # Said only where it is so: a lake of before is the same without.
         **({"turns": True} if any(one.turns for one, _ in options.surveyed.values()) else {}),
-        **{name: value for name in ("url_column", "caption_column") if (value := getattr(options, name)) is not None},
+        **{name: value for name in COLUMNS if (value := getattr(options, name)) is not None},
         # The number of parts follows from it, and a restarted run must find its parts.
         "rows_per_part": options.rows_per_part,
         "metadata": {role: survey.fingerprint for role, survey in options.surveys.items()},

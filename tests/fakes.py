@@ -220,7 +220,7 @@ def _sample_row(row: dict[str, Any]) -> dict[str, Any]:
         "status": "failed_to_download" if lost else "success", "reason": "404" if lost else None,
         "sha256": None if lost else "0" * 64,
         "original_width": size, "original_height": size, "width": size, "height": size,
-        "punsafe": None, "pwatermark": None, "similarity": None, "metadata_hash": None, "metadata_width": None,
+        "label": None, "punsafe": None, "pwatermark": None, "similarity": None, "metadata_hash": None, "metadata_width": None,
         "metadata_height": None, "ingested_at": MOMENT,
     }  # fmt: skip
 

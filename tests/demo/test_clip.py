@@ -63,7 +63,7 @@ def test_training_reads_a_lake_leaves_controls_out_and_writes_a_model(tmp_path):
     ingest = write_images(lake, [rows])
     nothing = dict.fromkeys(
         ("reason", "sha256", "original_width", "original_height", "width", "height", "punsafe", "pwatermark",
-         "similarity", "metadata_hash", "metadata_width", "metadata_height")
+         "similarity", "label", "metadata_hash", "metadata_width", "metadata_height")
     )  # fmt: skip
     lake.write(
         "samples",

@@ -16,19 +16,21 @@ from PIL import Image
 
 from demo import corpus
 from demo.serve import serving
-from pipelines import audit, embed, forget
+from pipelines import audit, deduplicate, embed, forget, generate
 from pipelines import ingest as ingest_verb
 from pipelines.cli import run_verb
 from pipelines.execution import Execution
 from pipelines.ingest import STAGE, IngestOptions, in_bins, plan, retry
 from pipelines.options import Parsed
 from tests.models import save_random_pipeline
+from tests.planted import write_tiny_clip
 from tests.servers import free_port
 from tests.web import picture, serve
 from transforms.data import download
+from transforms.data.folders import FolderSource
 from transforms.data.ingestion import IngestBucket
 from transforms.data.orientation import ORIENTATION
-from transforms.data.sources import FolderSource
+from transforms.data.sources import ParquetSource
 from transforms.errors import UserError
 from transforms.store.lake import Lake
 
@@ -628,3 +630,155 @@ def test_options_of_columns(web, tmp_path):
     assert [(row["caption"], row["status"]) for row in samples] == [("c", "success")]
     with pytest.raises(UserError, match="--url_column is '', expected a column's name"):
         IngestOptions(url_column="")
+
+
+def inside(path, pictures, **columns):
+    """A Parquet file with encoded pictures inside, in the columns of ``datasets``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = pa.array(
+        [{"bytes": one, "path": None} for one in pictures], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    )
+    pq.write_table(pa.table({"image": images, **columns}), path, row_group_size=3)
+    return path
+
+
+def digests(pictures):
+    return {f"sha256:{hashlib.sha256(one).hexdigest()}" for one in pictures}
+
+
+def test_pictures_inside_parquet_become_samples_with_labels_or_rows_with_reasons(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(ingest_verb, "say", said.append)
+    good = [picture(number) for number in range(5)]
+    large = picture(9, 400, 400)
+    pictures = [*good, good[0], None, b"", b"no picture", large]
+    path = inside(tmp_path / "d" / "train.parquet", pictures, label=[*"abcdef", *"ghij"])
+    samples, manifest = ingest(tmp_path / "lake", path, source="parquet", rows_per_part=3, max_bytes=len(large) - 1)
+    by_label = {row["label"]: row for row in samples}
+    assert sorted(by_label) == list("abcdefghij")
+    assert {row["status"] for label, row in by_label.items() if label in "abcdef"} == {"success"}
+    assert {row["url"] for row in samples if row["status"] == "success"} == digests(good)
+    assert all(row["sha256"] == row["url"].removeprefix("sha256:") for row in samples if row["status"] == "success")
+    assert (by_label["g"]["url"], by_label["g"]["status"]) == ("train.parquet#6", "failed_to_download")
+    assert by_label["g"]["reason"] == "the row holds no picture: its bytes are null, and no path is followed"
+    assert [by_label[label]["status"] for label in "hi"] == ["failed_to_resize"] * 2
+    assert (by_label["j"]["status"], by_label["j"]["reason"]) == ("failed_to_download", f"more than {len(large) - 1} bytes")
+    # The same picture twice is two samples, and each has its picture.
+    assert sorted(by_label[label]["occurrence"] for label in "af") == [0, 1]
+    lake = Lake(str(tmp_path / "lake"))
+    images = {row["sample_id"]: row["image"] for row in lake.read("images", manifest.snapshot_id).to_pylist()}
+    assert images[by_label["a"]["sample_id"]] == images[by_label["f"]["sample_id"]]
+    assert len(images) == 6 and len(set(images.values())) == 5
+    assert said == ["ingest       6 of 6 training pictures have no caption, by which they could be asked for"]
+    # What was read for it is gone.
+    assert not os.path.exists(lake.work("ingest", manifest.snapshot_id, "pictures"))
+
+
+def test_moved_cut_and_shuffled_pictures_inside_parquet_are_the_same_samples(tmp_path):
+    pictures = [picture(number % 6) for number in range(8)]
+    texts = [f"caption {number % 6}" for number in range(8)]
+    first, _ = ingest(tmp_path / "one", inside(tmp_path / "a.parquet", pictures, text=texts), source="parquet", rows_per_part=3)
+    inside(tmp_path / "cut" / "z.parquet", pictures[5:], text=texts[5:])
+    inside(tmp_path / "cut" / "b.parquet", pictures[4::-1], text=texts[4::-1])
+    second, _ = ingest(tmp_path / "two", tmp_path / "cut", source="parquet", rows_per_part=3)
+    assert len(first) == 8 and {row["status"] for row in first} == {"success"}
+    assert lasting(first) == lasting(second)
+
+
+def test_of_parquet_with_one_more_file_only_what_is_new_is_read(tmp_path, monkeypatch):
+    folder = tmp_path / "pictures"
+    inside(folder / "train-00000-of-00001.parquet", [picture(number) for number in range(5)])
+    first, before = ingest(tmp_path / "lake", folder, source="parquet", rows_per_part=2)
+    # As ``datasets`` calls them when there is one more.
+    (folder / "train-00000-of-00001.parquet").rename(folder / "train-00000-of-00002.parquet")
+    inside(folder / "train-00001-of-00002.parquet", [picture(5), picture(1)])
+    asked = []
+    read = ParquetSource.read
+
+    def counting(self, partition):
+        asked.append(os.path.basename(partition.name))
+        return read(self, partition)
+
+    monkeypatch.setattr(ParquetSource, "read", counting)
+    both, after = ingest(tmp_path / "lake", folder, source="parquet", rows_per_part=2)
+    assert asked == ["train-00001-of-00002.parquet"]
+    assert after.upstream == {"ingest": before.snapshot_id} and after.rows == {"samples": 7, "images": 7}
+    assert [row for row in both if row in first] == first
+    assert len({row["sample_id"] for row in both}) == 7
+
+
+def test_a_picture_inside_parquet_is_forgotten_by_its_url(tmp_path):
+    path = inside(tmp_path / "a.parquet", [picture(number) for number in range(3)], text=list("xyz"), label=["me", "b", "c"])
+    ingest(tmp_path / "lake", path, source="parquet")
+    (url,) = digests([picture(0)])
+    assert run_verb(forget.main, [f"--lake={tmp_path}/lake", "--urls", url, "--reason=asked for"]) == 0
+    # In other words and another file, too.
+    again = inside(tmp_path / "b.parquet", [picture(0), picture(1)], text=["other words", "y"])
+    for metadata, there in ((path, 3), (again, 2)):
+        samples, manifest = ingest(tmp_path / "lake", metadata, source="parquet", carry_over=False)
+        assert [row["status"] for row in samples].count("forgotten") == 1 and len(samples) == there
+        (gone,) = (row for row in samples if row["status"] == "forgotten")
+        assert (gone["url"], gone["caption"], gone["label"], gone["sha256"]) == (None,) * 4
+        assert manifest.rows["images"] == there - 1 or metadata == path
+
+
+def test_pictures_inside_parquet_are_turned(tmp_path):
+    (sample,), manifest = ingest(tmp_path / "lake", inside(tmp_path / "a.parquet", [turned(6)]), source="parquet")
+    assert (sample["original_width"], sample["original_height"]) == (16, 24)
+    assert manifest.parameters["turns"] is True
+
+
+def test_columns_of_another_source_are_refused_in_one_line():
+    for options, told in (
+        ({"image_column": "a"}, "--image_column is of no use with --source laion"),
+        ({"source": "folder", "label_column": "a"}, "--label_column is of no use with --source folder"),
+        ({"source": "parquet", "url_column": "a"}, "--url_column is of no use with --source parquet"),
+        ({"source": "parquet", "image_column": ""}, "--image_column is '', expected a column's name"),
+    ):
+        with pytest.raises(UserError, match=told):
+            IngestOptions(**options)
+
+
+def cifar(path, pictures):
+    """A file as CIFAR-10's: id, split, label and jpeg."""
+    names = [f"train/{number % 10}/{number:04d}" for number in range(len(pictures))]
+    labels = [f"class {number % 10}" for number in range(len(pictures))]
+    pq.write_table(pa.table({"id": names, "split": ["train"] * len(names), "label": labels, "jpeg": pictures}), path)
+    return path
+
+
+def through_deduplicate(lake, metadata):
+    """Ingest, embed, deduplicate; the samples by status, and the rows of duplicate groups."""
+    clip = write_tiny_clip(lake.parent / "clip")
+    samples, _ = ingest(lake, metadata, source="parquet", image_size=32, rows_per_part=100)
+    assert run_verb(embed.main, [f"--lake={lake}", f"--clip_model={clip}", "--device=cpu"]) == 0
+    assert run_verb(deduplicate.main, [f"--lake={lake}", "--duplicate_threshold=0.999"]) == 0
+    made = Lake(str(lake))
+    return samples, made.read("duplicate_groups", made.latest("deduplicate").snapshot_id).to_pylist()
+
+
+def test_a_file_like_cifars_goes_through_deduplicate_and_generate_finds_no_prompt(tmp_path, capsys):
+    pictures = [picture(number, 32, 32) for number in range(20)]
+    samples, groups = through_deduplicate(tmp_path / "lake", cifar(tmp_path / "train.parquet", [*pictures, pictures[3]]))
+    assert {row["status"] for row in samples} == {"success"} and len(samples) == len(groups) == 21
+    twins = {row["sample_id"] for row in samples if row["url"] in digests([pictures[3]])}
+    assert len({row["group_id"] for row in groups if row["sample_id"] in twins}) == 1 and len(twins) == 2
+    assert {row["label"] for row in samples} == {f"class {number}" for number in range(10)}
+    save_random_pipeline(tmp_path / "model")
+    capsys.readouterr()
+    assert run_verb(generate.main, [f"--lake={tmp_path}/lake", f"--model={tmp_path}/model", "--device=cpu"]) == 2
+    assert "there is no prompt to try: no group has a caption" in capsys.readouterr().err
+
+
+def test_three_hundred_pictures_of_cifar_10_go_through_deduplicate(tmp_path):
+    shared = Path(os.environ.get("EIDETIC_SHARED", Path(__file__).parents[3] / "shared"))
+    path = shared / "data" / "cifar10_train.parquet"
+    if not path.exists():
+        pytest.skip(f"there is no {path}; EIDETIC_SHARED names the folder with shared data")
+    some = pq.read_table(path).take(list(range(0, 45_000, 150)))
+    pq.write_table(some, tmp_path / "some.parquet")
+    samples, groups = through_deduplicate(tmp_path / "lake", tmp_path / "some.parquet")
+    assert {row["status"] for row in samples} == {"success"} and len(samples) == len(groups) == 300
+    assert {row["url"] for row in samples} == digests(some["jpeg"].to_pylist())
+    assert sorted(row["label"] for row in samples) == sorted(some["label"].to_pylist())
+    assert {(row["original_width"], row["original_height"]) for row in samples} == {(32, 32)}

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from transforms.data.download import OPTED_OUT, DownloadLimits, as_download_image
 from transforms.data.resizing import ConfinedResizer, Storage
 from transforms.data.sources import Source
+from transforms.data.spool import Spool, fetching
 from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
 from transforms.store.counters import count
@@ -75,11 +76,14 @@ class SpreadRows(beam.DoFn):
         population, number, partition = element
         gathered: list[pa.Table] = []
         piece = 0
-        for table in population.source.read(partition):
-            gathered.append(_with_buckets(table, population))
-            if sum(one.nbytes for one in gathered) >= SPREAD_BYTES:
-                yield from self._spread(gathered, population, partition.name, f"{number:05d}-{piece:05d}")
-                gathered, piece = [], piece + 1
+        # Nobody reads it before all rows are spread.
+        spool = self.lake.work("ingest", self.snapshot, "pictures", f"{population.role}-{number:05d}")
+        with Spool(spool) as pictures:
+            for table in population.source.read(partition):
+                gathered.append(_with_buckets(pictures.keep(table), population))
+                if sum(one.nbytes for one in gathered) >= SPREAD_BYTES:
+                    yield from self._spread(gathered, population, partition.name, f"{number:05d}-{piece:05d}")
+                    gathered, piece = [], piece + 1
         if gathered:
             yield from self._spread(gathered, population, partition.name, f"{number:05d}-{piece:05d}")
 
@@ -188,7 +192,7 @@ class IngestBucket(beam.DoFn):
             outcomes.append(self._before(sample) if reason is None else {"status": FORGOTTEN, "reason": reason})
         wanted = [index for index, outcome in enumerate(outcomes) if outcome["status"] == "wanted"]
         if wanted:
-            found = self._download([samples[index]["url"] for index in wanted], source)
+            found = self._download([samples[index] for index in wanted], source)
             for place, index in enumerate(wanted):
                 # A row that img2dataset loses is printed by it, and no more.
                 outcome = found.get(place, {"status": "failed_to_download", "reason": LOST})
@@ -206,15 +210,16 @@ class IngestBucket(beam.DoFn):
             return {"status": "failed_to_download", "reason": "the metadata has no url"}
         return {"status": "wanted", "reason": None}
 
-    def _download(self, urls: list[str], source: Source) -> dict[int, dict[str, Any]]:
-        """Place in ``urls`` → outcome, by img2dataset's own machinery, in a folder of this machine's."""
+    def _download(self, samples: list[dict[str, Any]], source: Source) -> dict[int, dict[str, Any]]:
+        """Place in ``samples`` → outcome, by img2dataset's own machinery, in a folder of this machine's."""
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else an import looks for a newer version on the network
         with _downloader_lock, tempfile.TemporaryDirectory() as folder:
             from img2dataset import downloader
             from img2dataset.writer import ParquetSampleWriter
 
             shard = os.path.join(folder, "shard.feather")
-            table = pa.table({"url": urls, "place": pa.array(range(len(urls)), pa.int64())})
+            urls = pa.array([sample["url"] for sample in samples], pa.string())
+            table = pa.table({"url": urls, "place": pa.array(range(len(samples)), pa.int64())})
             with pa.OSFile(shard, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
             download = downloader.Downloader(
@@ -226,7 +231,7 @@ class IngestBucket(beam.DoFn):
                 output_folder=folder,
                 column_list=["url", "place"],
                 timeout=self.limits.seconds,
-                number_sample_per_shard=max(2, len(urls)),
+                number_sample_per_shard=max(2, len(samples)),
                 oom_shard_count=5,
                 compute_hash="sha256",
                 verify_hash_type=None,
@@ -236,7 +241,7 @@ class IngestBucket(beam.DoFn):
                 disallowed_header_directives=None,  # ours looks at them, at every redirect
             )
             original = downloader.download_image
-            downloader.download_image = as_download_image(source.fetch, self.limits, self.threads)
+            downloader.download_image = as_download_image(fetching(samples, source.fetch), self.limits, self.threads)
             try:
                 done, _ = download((0, shard))
             finally:
@@ -280,7 +285,7 @@ class IngestBucket(beam.DoFn):
             count(f"samples {status}", number)
 
 
-_NOTHING_SAID = dict.fromkeys(("url", "caption", "metadata_hash"))
+_NOTHING_SAID = dict.fromkeys(("url", "caption", "label", "metadata_hash"))
 """What the row of a forgotten sample doesn't repeat."""
 
 _OUTCOME = ("status", "reason", "sha256", "original_width", "original_height", "width", "height")

@@ -1,7 +1,7 @@
-"""Where training samples come from, behind one interface: LAION-style metadata, or a folder of pictures with captions.
+"""Where training samples come from, behind one interface: LAION-style metadata, a folder of pictures, or Parquet with pictures.
 
 Another kind (WebDataset tars, say) is one more class with the methods of ``Source``: it surveys what it holds, reads one
-partition as rows of ``ROW``, and fetches one picture's bytes.
+partition as rows of ``ROW``, and fetches one picture's bytes, or yields them with the rows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import glob
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from typing import Protocol
@@ -17,17 +18,20 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from transforms.data.download import DownloadLimits, fetch_http
-from transforms.data.folders import NO_FILES, FolderSource, data_folders, ending_of
+from transforms.data.download import DownloadLimits, FetchError, fetch_http
+from transforms.data.folders import CAPTION_COLUMNS, NO_FILES, FolderSource, data_folders, ending_of
+from transforms.data.spool import PICTURE
 from transforms.data.survey import BATCH_ROWS, ROW, Partition, Survey
-from transforms.errors import UserError
+from transforms.errors import Damaged, UserError
 from transforms.store.counters import count
 from transforms.store.files import is_url, open_parquet, walk
 from transforms.store.identity import digest
-from transforms.store.listings import PARQUET, column_named, readable_text
+from transforms.store.listings import PARQUET, column_named, readable_text, refuse_twice
+from transforms.store.texts import written_name
 
 READ_WHOLE = 64 << 20
 """Metadata files of up to as many bytes are recognised by all that they hold, larger ones by their footers."""
@@ -62,7 +66,7 @@ class Source(Protocol):
         """
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
-        """The rows of a partition's pieces as tables of ``ROW``, in order."""
+        """The rows of a partition's pieces as tables of ``ROW``, in order; with the column ``PICTURE`` where it has them."""
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
         """One picture's bytes. FetchError says why not."""
@@ -216,6 +220,189 @@ class LaionSource:
 EXPECTED_METADATA = "expected Parquet with the columns URL and TEXT: a file, a folder with *.parquet, or a glob"
 
 
+@dataclasses.dataclass(frozen=True)
+class ParquetSource:
+    """Parquet with encoded pictures inside, as ``datasets`` of Hugging Face has them: a column of bytes, or of {bytes, path}.
+
+    The url of a sample is ``sha256:`` and the digest of the picture's bytes. Names of files hold how many there are
+    (train-00000-of-00002), and rows move when others are added: what a picture is stays through all of that. A row without
+    bytes is known by file and row. A path beside the bytes is never followed.
+
+    Attributes:
+        path: a file, a folder (the Parquet files in it and below), or a glob; of any filesystem that Beam knows.
+        image_column, caption_column, label_column: what the columns are called; None for the usual names.
+    """
+
+    path: str
+    image_column: str | None = None
+    caption_column: str | None = None
+    label_column: str | None = None
+
+    # ``datasets`` turns them when it decodes, so whoever trains on them sees them so.
+    turns = True
+
+    def survey(self) -> Survey:
+        try:
+            files, left_out = LaionSource(self.path)._files()
+            # By what is in it, not by its name, which changes when there are more.
+            partitions = [Partition(file, self._rows(file), (digest("parquet", _recognised_by(file)[1:]),)) for file in files]
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"cannot read {self.path!r} ({reason}); {EXPECTED_PICTURES}") from error
+        survey = Survey(partitions, left_out)
+        if not survey.rows:
+            told = f"the Parquet at {self.path!r} has no rows" if files else f"no Parquet at {self.path!r}"
+            raise UserError(f"{told}; {EXPECTED_PICTURES}")
+        return survey
+
+    def _rows(self, file: str) -> int:
+        try:
+            with open_parquet(file) as parquet:
+                schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+        except UserError as error:
+            raise UserError(f"{error}; {EXPECTED_PICTURES}") from error
+        self._columns(file, schema)
+        return rows
+
+    def _columns(self, file: str, schema: pa.Schema) -> dict[str, str]:
+        """Our column → the file's. UserError where there is no picture, or where a named column isn't there or holds others."""
+        kinds = {
+            "image": (self.image_column, IMAGE_COLUMNS, _holds_pictures, "encoded pictures (binary, or a struct with bytes)"),
+            "caption": (self.caption_column, CAPTION_COLUMNS, _holds_text, "text"),
+            "label": (self.label_column, LABEL_COLUMNS, _holds_labels, "whole numbers or text"),
+        }
+        found = {}
+        for ours, (named, usual, fits, expected) in kinds.items():
+            there = [name for one in ((named,) if named else usual) if (name := column_named(schema.names, (one,))) is not None]
+            fitting = [name for name in there if fits(_field(schema, name).type)]
+            if fitting:
+                found[ours] = fitting[0]
+                refuse_twice(file, schema.names, (fitting[0],))
+            elif there and (named or ours == "image"):
+                raise UserError(
+                    f"{file!r}: column {there[0]!r} is {_field(schema, there[0]).type}, expected {expected}; say with "
+                    f"--{ours}_column which it is (there are {schema.names})"
+                )
+            elif named or ours == "image":
+                raise UserError(
+                    f"{file!r} has columns {schema.names}, expected one called {named or ', '.join(IMAGE_COLUMNS)}; say with "
+                    f"--{ours}_column which it is"
+                )
+        return found
+
+    def read(self, partition: Partition) -> Iterator[pa.Table]:
+        file = partition.name
+        try:
+            with open_parquet(file, PAGE_BYTES) as parquet:
+                columns = self._columns(file, parquet.schema_arrow)
+                names = _class_names(parquet.schema_arrow, columns.get("label"))
+                start = 0
+                for group in range(parquet.metadata.num_row_groups):
+                    for batch in parquet.iter_batches(
+                        batch_size=_rows_at_once(parquet.metadata.row_group(group), columns["image"]),
+                        row_groups=[group],
+                        columns=sorted(set(columns.values())),
+                        use_threads=False,
+                    ):
+                        yield self._table(file, batch, columns, names, start)
+                        start += batch.num_rows
+        except Damaged as error:
+            raise UserError(f"{error.path!r} is damaged ({error.what}); get it anew") from error
+
+    def _table(self, file: str, batch: pa.RecordBatch, columns: dict[str, str], names: list[str], start: int) -> pa.Table:
+        pictures = _pictures(batch.column(columns["image"]))
+        rows = range(start, start + batch.num_rows)
+        urls = []
+        for picture, row in zip(pictures, rows, strict=True):
+            buffer = picture.as_buffer()
+            known = f"sha256:{hashlib.sha256(memoryview(buffer)).hexdigest()}" if buffer is not None else None
+            urls.append(known or f"{written_name(os.path.basename(file))}#{row}")
+        made = {
+            "url": pa.array(urls, pa.string()),
+            "source_row": pa.array(rows, pa.int64()),
+        }
+        if "caption" in columns:
+            made["caption"] = _text(batch.column(columns["caption"]), "caption", file)
+        if "label" in columns:
+            made["label"] = _labels(batch.column(columns["label"]), names, file)
+        arrays = [made.get(field.name, pa.nulls(batch.num_rows, field.type)) for field in ROW]
+        return pa.Table.from_arrays([*arrays, pictures], schema=ROW.append(pa.field(PICTURE, pictures.type)))
+
+    def fetch(self, url: str, limits: DownloadLimits) -> bytes:
+        """Never a picture: they come with the rows."""
+        if url.startswith("sha256:"):
+            raise FetchError("pictures inside Parquet come with their rows; --no_carry_over reads all of them again")
+        raise FetchError("the row holds no picture: its bytes are null, and no path is followed")
+
+
+IMAGE_COLUMNS = ("image", "img", "picture", "bytes", "jpg", "jpeg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+
+EXPECTED_PICTURES = "expected Parquet with encoded pictures in a column: a file, a folder with *.parquet, or a glob"
+
+PAGE_BYTES = 1 << 20
+"""Of a column with pictures that are read from disk at once."""
+
+PICTURE_BYTES = 64 << 20
+"""Of pictures that are held at once, by the mean of their row group; one alone may be larger, and so may the page it is in."""
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
+    """How many rows of a row group hold about ``PICTURE_BYTES``."""
+    chunks = map(group.column, range(group.num_columns))
+    size = sum(one.total_uncompressed_size for one in chunks if one.path_in_schema.split(".")[0] == column)
+    return max(1, min(BATCH_ROWS, PICTURE_BYTES * group.num_rows // max(1, size)))
+
+
+def _field(schema: pa.Schema, name: str) -> pa.Field:
+    return schema.field(schema.get_all_field_indices(name)[0])
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _is_binary(kind.field(place).type)
+    return _is_binary(kind)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _holds_labels(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or _holds_text(kind)
+
+
+def _pictures(values: pa.Array) -> pa.Array:
+    """Encoded pictures; null where there is none."""
+    # A struct that is null has no bytes either.
+    return pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
+
+
+def _class_names(schema: pa.Schema, label: str | None) -> list[str]:
+    """The names of the classes, where ``datasets`` wrote them into the file: number → name."""
+    try:
+        said = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return []
+    return [str(one) for one in said] if isinstance(said, list) else []
+
+
+def _labels(values: pa.Array, names: list[str], file: str) -> pa.Array:
+    """Labels as text: by name where the number has one; null for -1, by which ``datasets`` says that there is none."""
+    if not pa.types.is_integer(values.type):
+        return _text(values, "label", file)
+    said = values.to_pylist()
+    if names:
+        said = [names[one] if one is not None and 0 <= one < len(names) else None if one == -1 else one for one in said]
+    return pa.array([None if one is None else str(one) for one in said], pa.string())
+
+
 def _is_metadata(name: str) -> bool:
     # Spark's and Delta's own files begin with _, and are left alone by whoever reads such folders.
     return not name.startswith((".", "_"))
@@ -301,7 +488,16 @@ def _recognised_by(file: str) -> list[str | int]:
         return [os.path.basename(file), size, hashlib.sha256(source.read()).hexdigest()]
 
 
-def source(kind: str, path: str, url_column: str | None = None, caption_column: str | None = None) -> Source:
-    """The source of a kind: laion or folder. The columns are what its metadata call theirs; None for the usual names."""
+def source(
+    kind: str,
+    path: str,
+    url_column: str | None = None,
+    caption_column: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Source:
+    """The source of a kind: laion, folder or parquet. The columns are what its files call theirs; None for the usual names."""
+    if kind == "parquet":
+        return ParquetSource(path, image_column, caption_column, label_column)
     made = LaionSource if kind == "laion" else FolderSource
     return made(path, url_column, caption_column)

@@ -17,6 +17,7 @@ ROW = pa.schema(
     [
         ("url", pa.string()),
         ("caption", pa.string()),
+        ("label", pa.string()),
         ("punsafe", pa.float32()),
         ("pwatermark", pa.float32()),
         ("similarity", pa.float32()),

@@ -372,8 +372,8 @@ def is_part(path: str) -> bool:
 class CheckedFile(pq.ParquetFile):
     """A Parquet file whose pages are held against their checksums when they're read: ``Damaged`` where one isn't as written."""
 
-    def __init__(self, source: Any, path: str):
-        super().__init__(source, page_checksum_verification=True)
+    def __init__(self, source: Any, path: str, buffer_size: int = 0):
+        super().__init__(source, page_checksum_verification=True, buffer_size=buffer_size, pre_buffer=not buffer_size)
         self._path = path
 
     def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
@@ -409,14 +409,17 @@ def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
         return file.read(columns=columns)
 
 
-def open_parquet(path: str) -> CheckedFile:
-    """A Parquet file, to be read by row group. A file that is not Parquet is a UserError."""
+def open_parquet(path: str, buffer_size: int = 0) -> CheckedFile:
+    """A Parquet file, to be read by row group. A file that is not Parquet is a UserError.
+
+    With a ``buffer_size`` so many bytes of a column are read at once, and otherwise all that a row group has of it.
+    """
     # Arrow itself reads what it can reach: its threads that read by way of Python may still hold some of it when the
     # interpreter ends, which aborts the process, and its exit code is lost.
     # By its absolute path: it takes a relative one that begins like a:b for a URL.
     source = open_file(path) if is_url(path) else os.path.abspath(path)
     try:
-        return CheckedFile(source, path)
+        return CheckedFile(source, path, buffer_size)
     except FileNotFoundError as error:
         if is_part(path):  # whoever asks for it was told that it is there
             raise Damaged(path, "it is missing") from error

@@ -10,7 +10,7 @@ import dataclasses
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of the lake as a whole. A reader of another version refuses the lake and says what to do."""
 
 
@@ -81,10 +81,12 @@ SAMPLES = Table(
             _column(
                 "url",
                 TEXT,
-                "as the metadata has it, without secrets; for a folder, the file's path inside it",
+                "as the metadata has it, without secrets; for a folder, the file's path inside it; for pictures inside "
+                "Parquet, sha256: and the digest of the picture's bytes, or file and row where there is no picture",
                 nullable=True,
             ),
             _column("caption", TEXT, "as the metadata has it: hostile text", nullable=True),
+            _column("label", TEXT, "its class, by name where the metadata name it: hostile text", nullable=True),
             _column("occurrence", INT, "which repetition of this url and caption: 0 is the first"),
             _column("source_file", TEXT, "provenance: the metadata file"),
             _column("source_row", LONG, "provenance: row in that file, from 0"),
@@ -104,7 +106,7 @@ SAMPLES = Table(
             _column("ingested_at", MOMENT, "when the row was decided"),
         ]
     ),
-    Forgets("cells", ("url", "caption", "sha256", "metadata_hash")),
+    Forgets("cells", ("url", "caption", "label", "sha256", "metadata_hash")),
 )
 
 IMAGES = Table(

@@ -1,5 +1,7 @@
 """Metadata in every shape that strangers give it: read as it is, or refused in one line before anything is written."""
 
+import hashlib
+import json
 import os
 import shutil
 
@@ -9,7 +11,9 @@ import pytest
 
 from tests.servers import object_store
 from transforms.data import sources
-from transforms.data.sources import LaionSource, source
+from transforms.data.download import DownloadLimits, FetchError
+from transforms.data.sources import LaionSource, ParquetSource, source
+from transforms.data.spool import PICTURE
 from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
 from transforms.store.files import write_parquet
@@ -236,3 +240,130 @@ def test_rows_without_any_url_are_refused_by_the_footer(tmp_path):
     # One that has a url is enough, and the others are rows.
     path = parquet(tmp_path / "one.parquet", URL=pa.array([None, "u"], pa.string()), TEXT=["t", "t"])
     assert [row["url"] for row in rows(LaionSource(path))] == [None, "u"]
+
+
+def encoded(path, pictures, **columns):
+    return parquet(path, image=pa.array(pictures, pa.binary()), **columns)
+
+
+def known(picture):
+    return f"sha256:{hashlib.sha256(picture).hexdigest()}"
+
+
+def test_pictures_inside_parquet_are_known_by_their_bytes_wherever_they_lie(tmp_path):
+    path = encoded(tmp_path / "a.parquet", [b"one", None, b"two"], text=["x", "y", None], label=["cat", None, "dog"])
+    found = rows(ParquetSource(path))
+    assert [(row["url"], row["caption"], row["label"], row["source_row"], row[PICTURE]) for row in found] == [
+        (known(b"one"), "x", "cat", 0, b"one"),
+        ("a.parquet#1", "y", None, 1, None),
+        (known(b"two"), None, "dog", 2, b"two"),
+    ]
+    assert list(found[0]) == [*ROW.names, PICTURE]
+    survey = ParquetSource(path).survey()
+    os.rename(path, tmp_path / "b.parquet")
+    assert ParquetSource(str(tmp_path)).survey().fingerprints == survey.fingerprints
+    # Others before it, and it stays.
+    encoded(tmp_path / "c.parquet", [b"zero", b"one"])
+    assert [row["url"] for row in rows(ParquetSource(str(tmp_path / "c.parquet")))] == [known(b"zero"), known(b"one")]
+
+
+def test_data_sets_of_hugging_face_with_structs_and_names_of_classes(tmp_path):
+    features = {"features": {"fine_label": {"names": ["apple", "fish"], "_type": "ClassLabel"}}}
+    images = [{"bytes": b"one", "path": "1.png"}, {"bytes": None, "path": "/etc/passwd"}, None, {"bytes": b"", "path": None}]
+    table = pa.table({"img": images, "fine_label": pa.array([1, 0, -1, 7])})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": features})})
+    pq.write_table(table, tmp_path / "train.parquet")
+    found = rows(ParquetSource(str(tmp_path)))
+    assert [(row["url"], row["label"], row[PICTURE]) for row in found] == [
+        (known(b"one"), "fish", b"one"),
+        ("train.parquet#1", "apple", None),
+        ("train.parquet#2", None, None),
+        (known(b""), "7", b""),
+    ]
+    assert {row["caption"] for row in found} == {None}
+    with pytest.raises(FetchError, match="bytes are null, and no path is followed"):
+        ParquetSource(str(tmp_path)).fetch("train.parquet#1", DownloadLimits())
+
+
+@pytest.mark.parametrize("said", [b"no json", b"[]", b'{"info": {"features": null}}', b'{"info": {"features": {"label": {}}}}'])
+def test_numbers_without_names_are_labels_as_they_are(tmp_path, said):
+    table = pa.table({"image": [b"a", b"b", b"c"], "label": [-1, 3, None]}).replace_schema_metadata({b"huggingface": said})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [row["label"] for row in rows(ParquetSource(str(tmp_path)))] == ["-1", "3", None]
+
+
+def test_columns_of_pictures_that_are_named_and_every_kind_of_bytes(tmp_path):
+    for kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
+        path = parquet(
+            tmp_path / "a.parquet", image=["a text"], Photo=pa.array([b"one"], kind), says=["s"], kind=pa.array([2], pa.int8())
+        )
+        (row,) = rows(source("parquet", path, None, "says", "photo", "kind"))
+        assert (row["url"], row["caption"], row["label"], bytes(row[PICTURE])) == (known(b"one"), "s", "2", b"one")
+    # What is called like a picture and is none doesn't hide the one that is.
+    assert rows(ParquetSource(parquet(tmp_path / "b.parquet", image=["x.png"], jpeg=[b"one"])))[0]["url"] == known(b"one")
+    # A column of lists is no label, unless it is named as one.
+    lists = encoded(tmp_path / "c.parquet", [b"one"], label=[[1, 2]])
+    assert rows(ParquetSource(lists))[0]["label"] is None
+
+
+@pytest.mark.parametrize(
+    "columns, named, told",
+    [
+        ({"URL": ["u"], "TEXT": ["t"]}, {}, r"has columns \['URL', 'TEXT'\], expected one called image, img.*--image_column"),
+        ({"image": ["u"]}, {}, "column 'image' is string, expected encoded pictures.*--image_column"),
+        ({"image": [1]}, {}, "column 'image' is int64, expected encoded pictures"),
+        ({"image": [{"path": "a"}]}, {}, "column 'image' is struct<path: string>, expected encoded pictures"),
+        ({"image": [b"a"]}, {"image_column": "photo"}, "expected one called photo; say with --image_column"),
+        ({"image": [b"a"]}, {"caption_column": "says"}, "expected one called says; say with --caption_column"),
+        (
+            {"image": [b"a"], "label": [[1]]},
+            {"label_column": "label"},
+            "column 'label' is list.*whole numbers or text",
+        ),
+        ({"image": pa.array([], pa.binary())}, {}, "has no rows; expected Parquet with encoded pictures"),
+    ],
+)
+def test_parquet_without_pictures_is_refused_in_one_line(tmp_path, columns, named, told):
+    with pytest.raises(UserError, match=told) as caught:
+        ParquetSource(parquet(tmp_path / "a.parquet", **columns), **named).survey()
+    assert "\n" not in str(caught.value)
+
+
+def test_no_parquet_and_damaged_parquet_are_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="no Parquet at"):
+        ParquetSource(str(tmp_path)).survey()
+    path = encoded(tmp_path / "a.parquet", [bytes([number]) * 5000 for number in range(50)])
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="is not a Parquet file") as caught:
+        ParquetSource(path).survey()
+    assert "\n" not in str(caught.value)
+    # The footer is whole, a page isn't.
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\xff" * 400 + content[404:])
+    with pytest.raises(UserError, match=r"is damaged .*; get it anew$") as caught:
+        rows(ParquetSource(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_more_than_a_batch_of_pictures_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PICTURE_BYTES", 10_000)
+    path = encoded(tmp_path / "a.parquet", [os.urandom(1000) for _ in range(50)])
+    found = ParquetSource(path)
+    (partition,) = found.survey().partitions
+    tables = list(found.read(partition))
+    assert [row for table in tables for row in table["source_row"].to_pylist()] == list(range(50))
+    assert max(table.num_rows for table in tables) <= 10
+
+
+def test_of_a_large_row_group_no_more_than_its_pages_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PICTURE_BYTES", 1 << 20)
+    pictures = pa.table({"image": [os.urandom(100_000) for _ in range(400)]})
+    pq.write_table(pictures, tmp_path / "a.parquet", write_batch_size=4, use_dictionary=False)
+    del pictures
+    found = ParquetSource(str(tmp_path / "a.parquet"))
+    (partition,) = found.survey().partitions
+    before = pa.total_allocated_bytes()
+    tables = found.read(partition)
+    for _ in range(3):
+        assert next(tables).num_rows <= 10
+        assert pa.total_allocated_bytes() - before < 10 << 20
