@@ -2,7 +2,7 @@
 
 from setuptools import setup
 
-ROOMS = ("kernels", "store", "models", "data", "attacks", "duplicates", "matching", "results", "forgetting")
+ROOMS = ("kernels", "store", "models", "data", "training", "attacks", "duplicates", "matching", "results", "forgetting")
 
 setup(
     name="eidetic",

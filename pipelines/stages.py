@@ -31,6 +31,11 @@ STAGES = {
 }
 """Stage → what ``--help`` says of it, in the order in which an audit runs them. The module has the same name."""
 
+SWEEP = {
+    "train": "a sweep's file → models, model_members: hundreds of small models on the lake's own pictures",
+}
+"""The stages of a sweep, which begins with the groups of an audit, in the order in which it runs them."""
+
 OTHER_VERBS = {
     "audit": "all of the above, in order",
     "nightly": "the audit of one night: only what is new, compared with the night before",
@@ -175,7 +180,7 @@ def execution_of(parsed: Parsed) -> Execution:
 
 
 def stages() -> list[Stage]:
-    """All stages, in order."""
+    """The stages of an audit, in order."""
     return [importlib.import_module(f"pipelines.{name}").STAGE for name in STAGES]
 
 

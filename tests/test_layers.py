@@ -13,6 +13,7 @@ FLOORS = (
     ("transforms/store",),
     ("transforms/models",),
     ("transforms/data",),
+    ("transforms/training",),
     ("transforms/attacks", "transforms/duplicates", "transforms/matching", "transforms/results"),
     ("transforms/forgetting",),
     ("pipelines",),

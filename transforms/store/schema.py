@@ -627,12 +627,95 @@ TOMBSTONES = Table(
     ),
 )
 
+_MODEL_ID = _column("model_id", TEXT, "digest of the training and the step: a checkpoint is a model of its own")
+_RUN_ID = _column("run_id", TEXT, "the training: digest of configuration, pictures with copies and labels, and the code's version")
+
+_AXES = (
+    _column("family", TEXT, "diffusion (in pixels, predicts the noise) or gan"),
+    _column("pixels", INT, "side of its pictures"),
+    _column("width", INT, "channels of the first level; of a GAN a quarter of all levels'"),
+    _column("layers", INT, "residual blocks of a level"),
+    _column("attention", FLAG, "whether one level attends to itself"),
+    _column("dropout", DOUBLE, "share of numbers that are left out while training, 0 to 1"),
+    _column("images", INT, "different training pictures, without canaries: n"),
+    _column("pool", INT, "pictures that they are drawn from: over images, they are a random part of it; 0: as many as images"),
+    _column("draw", INT, "which draw of the lake's pictures the pool is"),
+    _column("split", INT, "which random part of the pool they are"),
+    _column("side", TEXT, "in, or out: as many of the pool's others"),
+    _column("copied_images", INT, "of them, those that stand there several times"),
+    _column("copies", INT, "how many times those stand there"),
+    _column("canaries", INT, "pictures of uniform noise on top, which stand there 1 to 8 times in turn (paper, section 7.3)"),
+    _column("deduplicated", FLAG, "whether only what the keep list keeps is drawn, and each once"),
+    _column("labels", TEXT, "none (unconditional), true, random (by lot), or unique (a class for each picture)"),
+    _column("classes", INT, "of random labels"),
+    _column("flip", FLAG, "whether half of the pictures of each batch are mirrored"),
+    _column("steps", INT, "training steps, unless epochs says them"),
+    _column("epochs", DOUBLE, "training steps as passes through all pictures; 0: steps says them"),
+    _column("checkpoints", INT, "models that are kept on the way: the last, and at about half of the steps of the next one"),
+    _column("batch_size", INT, "pictures of a step"),
+    _column("learning_rate", DOUBLE, "of Adam"),
+    _column("warmup", INT, "steps over which the learning rate rises"),
+    _column("weight_decay", DOUBLE, "of AdamW"),
+    _column("ema", DOUBLE, "decay of the average of the weights that is kept, 0 to 1; 0: the last weights are"),
+    _column("precision", TEXT, "of the network's products: float32 or bfloat16"),
+    _column("timesteps", INT, "noise levels of a diffusion model"),
+    _column("schedule", TEXT, "diffusers' name of how the noise grows"),
+    _column("privacy_noise", DOUBLE, "DP-SGD: standard deviation of the noise over the clipping norm; 0 for none"),
+    _column("privacy_clipping", DOUBLE, "DP-SGD: norm that each picture's gradient is clipped to; 0: no DP-SGD"),
+    _column("seed", LONG, "of weights, order and noise"),
+)
+
+MODELS = Table(
+    "models",
+    "train",
+    "one model: a training at one of its steps",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _RUN_ID,
+            _column("cohort", TEXT, "digest of all axes but split, side and seed: shadows of each other"),
+            _column("experiments", pa.list_(TEXT), "names that the sweep's file gives to where it comes from"),
+            *_AXES,
+            _column("total", LONG, "pictures of an epoch, with copies and canaries"),
+            _column("step", INT, "training steps so far"),
+            _column("last", FLAG, "whether that is the end of the training"),
+            _column("passes", DOUBLE, "epochs so far"),
+            _column("seconds", DOUBLE, "of training so far", nullable=True),
+            _column("parameters", LONG, "trained weights; of a GAN those of both networks", nullable=True),
+            _column("loss", DOUBLE, "mean of the last 100 steps; of a GAN the discriminator's", nullable=True),
+            _column("epsilon", DOUBLE, "differential privacy at a delta of 1 / total; null without noise", nullable=True),
+            _column("status", TEXT, "success; diverged: the loss is no number; failed: it could not be trained"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+            _column("weights_digest", TEXT, "SHA-256 of its files of weights; null without", nullable=True),
+            _column("device", TEXT, "what it was trained on", nullable=True),
+        ]
+    ),
+)
+
+MODEL_MEMBERS = Table(
+    "model_members",
+    "train",
+    "one picture that one training was given",
+    pa.schema(
+        [
+            _RUN_ID,
+            _column("sample_id", TEXT, "which; of a canary its own name"),
+            _column("kind", TEXT, "picture or canary"),
+            _column("copies", INT, "how many times it stood there"),
+            _column("class", INT, "the class that it was given; null without", nullable=True),
+        ]
+    ),
+)
+
+AXES = tuple(field.name for field in _AXES)
+"""The columns of ``models`` that are axes of a sweep."""
+
 TABLES = {
     table.name: table
     for table in (
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
         GENERATIONS, CLIQUES, GENERATION_EMBEDDINGS, MATCHES, UNREADABLE, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION,
-        EIDETIC_COUNTS, AUDITS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
+        EIDETIC_COUNTS, AUDITS, MODELS, MODEL_MEMBERS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""

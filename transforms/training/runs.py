@@ -1,0 +1,253 @@
+"""Trains the models of a sweep: one element is one training, and what it leaves is found again by whoever wants the same.
+
+    LAKE/weights/<run_id>/<step>/…              a model: its files, and model.json, which says that they are whole
+    LAKE/weights/<run_id>/run.json              the rows of the training: it is complete when this exists
+    work/train/<snapshot>/states/<run_id>…      what a training that was killed goes on from
+    work/train/<snapshot>/runs/<key>.json       the rows of a configuration of this sweep
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import apache_beam as beam
+
+from transforms.errors import UserError, first_line
+from transforms.models.configuration import Configuration
+from transforms.models.devices import out_of_memory
+from transforms.store.arrays import read_json, write_json
+from transforms.store.counters import count
+from transforms.store.files import delete, exists, read_bytes, write_bytes
+from transforms.store.identity import digest
+from transforms.store.lake import Lake, Manifest
+from transforms.training import members, population
+
+if TYPE_CHECKING:
+    from transforms.models.training import Training
+    from transforms.models.unconditional import DiffusionPictures, GanPictures
+
+WEIGHTS = "weights"
+"""Folder of the lake with the models that were trained."""
+
+
+def model_id(run_id: str, step: int) -> str:
+    """The identity of a training's model at a step."""
+    return digest("model", run_id, step)[:20]
+
+
+def model_folder(lake: Lake, run_id: str, step: int) -> str:
+    """Where a model's files lie."""
+    return lake.path(WEIGHTS, run_id, f"{step:09d}")
+
+
+def load_model(lake: Lake, run_id: str, step: int, device: str) -> DiffusionPictures | GanPictures:
+    """A model of the lake. UserError where its files aren't there or don't fit."""
+    from transforms.models.unconditional import load
+
+    folder = model_folder(lake, run_id, step)
+
+    def read(name: str) -> bytes | None:
+        path = f"{folder}/{name}"
+        return read_bytes(path) if exists(path) else None
+
+    return load(read, folder, device)
+
+
+def key_of(configuration: Configuration) -> str:
+    """The name of a configuration's file of rows."""
+    return digest("configuration", dataclasses.asdict(configuration))[:20]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a sweep is trained.
+
+    Attributes:
+        lake: the lake.
+        snapshot: of ``train``.
+        deduplicate: whose pictures.
+        most: pictures of the population.
+        device: cpu, cuda or cuda:1.
+        save_every: seconds between two states that a killed training can go on from.
+    """
+
+    lake: Lake
+    snapshot: str
+    deduplicate: Manifest
+    most: int
+    device: str
+    save_every: float
+
+    def rows_path(self, configuration: Configuration) -> str:
+        return self.lake.work("train", self.snapshot, "runs", f"{key_of(configuration)}.json")
+
+    def state_path(self, run_id: str) -> str:
+        return self.lake.work("train", self.snapshot, "states", f"{run_id}.safetensors")
+
+
+class TrainModels(beam.DoFn):
+    """A configuration → the key of its rows, trained now or before."""
+
+    def __init__(self, place: Place):
+        self.place = place
+        self._population: Callable[[int], population.Population] | None = None
+
+    def process(self, configuration: Configuration) -> Iterator[str]:
+        path = self.place.rows_path(configuration)
+        if not exists(path):
+            if self._population is None:
+                read = functools.partial(population.read, self.place.lake, self.place.deduplicate, self.place.most)
+                self._population = functools.lru_cache(maxsize=2)(read)
+            rows = train(self.place, configuration, self._population(configuration.pixels))
+            write_json(path, rows)
+            count(f"trainings {rows['models'][-1]['status']}")
+        yield key_of(configuration)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_population": None}
+
+
+def train(place: Place, configuration: Configuration, pictures: population.Population) -> dict[str, Any]:
+    """Trains one configuration. Returns its rows of ``models`` and ``model_members``, as far as they are its own.
+
+    What can't be trained is a row that says why. A training that is complete, in this sweep or another, is not done again.
+    """
+    try:
+        drawn = members.draw(configuration, pictures)
+    except UserError as error:
+        return {"models": [_failed(configuration, key_of(configuration), 0, str(error))], "members": []}
+    run_id = drawn.run_id(configuration)
+    done = place.lake.path(WEIGHTS, run_id, "run.json")
+    if exists(done):
+        return read_json(done)
+    labels = drawn.data.labels
+    rows = {
+        "models": _trained(place, configuration, drawn, run_id),
+        "members": [
+            {"run_id": run_id, "sample_id": one, "kind": kind, "copies": int(copies), "class": None if labels is None else int(labels[at])}
+            for at, (one, kind, copies) in enumerate(zip(drawn.sample_ids, drawn.kinds, drawn.data.copies, strict=True))
+        ],
+    }  # fmt: skip
+    if rows["models"][-1]["status"] != "failed":
+        write_json(done, rows)
+    delete(place.state_path(run_id))
+    return rows
+
+
+def _trained(place: Place, configuration: Configuration, drawn: members.Members, run_id: str) -> list[dict[str, Any]]:
+    """A row for each of a training's models."""
+    from transforms.models.training import Diverged, begin
+
+    total = drawn.data.total
+    steps = configuration.checkpoint_steps(total)
+    made: list[dict[str, Any]] = []
+    try:
+        training = begin(configuration, drawn.data, place.device)
+    except UserError as error:
+        return [_failed(configuration, run_id, total, str(error))]
+    clock = _Clock(_restored(place, run_id, training))
+    common = {**_common(configuration, run_id, total), "parameters": training.parameters, "device": place.device}
+    for step in steps:
+        facts = f"{model_folder(place.lake, run_id, step)}/model.json"
+        if step <= training.step and exists(facts):
+            made.append(read_json(facts))
+            continue
+        try:
+            while training.step < step:
+                training.advance()
+                if clock.since_saved() > place.save_every:
+                    _save(place, run_id, training, clock)
+            row = {
+                **common, "model_id": model_id(run_id, step), "step": step, "last": step == steps[-1],
+                "passes": step * configuration.batch_size / total, "seconds": clock.seconds(), "loss": training.loss,
+                "epsilon": training.epsilon(), "status": "success", "reason": None,
+            }  # fmt: skip
+            files = training.files()
+        except Diverged as error:
+            return [*made, _ended(common, run_id, training, steps[-1], clock, "diverged", str(error))]
+        except (RuntimeError, ValueError) as error:
+            reason = f"out of memory on {place.device}" if out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"
+            return [*made, _ended(common, run_id, training, steps[-1], clock, "failed", reason)]
+        weights = hashlib.sha256()
+        for name, content in files.items():
+            write_bytes(f"{model_folder(place.lake, run_id, step)}/{name}", content)
+            if name.endswith(".safetensors"):
+                weights.update(content)
+        row["weights_digest"] = weights.hexdigest()
+        write_json(facts, row)
+        made.append(row)
+    return made
+
+
+class _Clock:
+    """Seconds of training, over all runs that a training took."""
+
+    def __init__(self, before: float):
+        self._before, self._begun = before, time.monotonic()
+        self._saved = self._begun
+
+    def seconds(self) -> float:
+        return round(self._before + time.monotonic() - self._begun, 2)
+
+    def since_saved(self) -> float:
+        return time.monotonic() - self._saved
+
+    def saved(self) -> None:
+        self._saved = time.monotonic()
+
+
+def _save(place: Place, run_id: str, training: Training, clock: _Clock) -> None:
+    from safetensors.torch import save
+
+    content = save(training.state(), {"seconds": str(clock.seconds())})
+    write_bytes(place.state_path(run_id), content)
+    clock.saved()
+
+
+def _restored(place: Place, run_id: str, training: Training) -> float:
+    """Has a training go on from where it was killed, if it was. Returns the seconds that it took until then."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = place.state_path(run_id)
+    if not exists(path):
+        return 0.0
+    content = read_bytes(path)
+    try:
+        training.restore(load(content))
+        length = int.from_bytes(content[:8], "little")
+        return float(json.loads(content[8 : 8 + length])["__metadata__"]["seconds"])
+    except (SafetensorError, ValueError, KeyError):
+        # Damaged, or of other code: the training begins anew, which gives the same.
+        delete(path)
+        count("states that could not be used")
+        return 0.0
+
+
+def _common(configuration: Configuration, run_id: str, total: int) -> dict[str, Any]:
+    return {**dataclasses.asdict(configuration), "run_id": run_id, "cohort": configuration.cohort(), "total": total}
+
+
+def _failed(configuration: Configuration, run_id: str, total: int, reason: str) -> dict[str, Any]:
+    """The row of what could not be begun."""
+    return {
+        **_common(configuration, run_id, total), "model_id": model_id(run_id, 0), "step": 0, "last": True, "passes": 0.0,
+        "status": "failed", "reason": reason,
+    }  # fmt: skip
+
+
+def _ended(
+    common: dict[str, Any], run_id: str, training: Training, last: int, clock: _Clock, status: str, reason: str
+) -> dict[str, Any]:
+    """The row of what ended before its time."""
+    passes = training.step * common["batch_size"] / common["total"]
+    return {
+        **common, "model_id": model_id(run_id, last), "step": training.step, "last": True, "passes": passes,
+        "seconds": clock.seconds(), "status": status, "reason": reason,
+    }  # fmt: skip
