@@ -97,7 +97,7 @@ def ready_pictures(execution: Execution, deduplicate: Manifest, most: int, sizes
 
 def work(execution: Execution, parsed: Parsed, planned: Planned, deduplicate: Manifest | None) -> dict[str, Any]:
     """Trains what isn't trained yet."""
-    from transforms.training.runs import Place, TrainModels
+    from transforms.training.runs import Place, TrainModels, members_of
 
     assert deduplicate is not None, "it has an upstream"
     lake, options, device = execution.lake, parsed[TrainOptions], parsed[DeviceOptions]
@@ -115,8 +115,8 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, deduplicate: Ma
         models, members = [], []
         for one in wanted[start : start + RUNS_PER_PART]:
             rows = read_json(place.rows_path(one.configuration))
-            models += [{**blank, **row, "experiments": list(one.experiments)} for row in rows["models"]]
-            members += rows["members"]
+            models += [{**blank, **row, "experiments": list(one.experiments)} for row in rows]
+            members += members_of(lake, rows[-1]["run_id"])
         statuses.update(row["status"] for row in models)
         reasons.update(row["reason"] for row in models if row["status"] == "failed")
         lake.write("models", planned.snapshot_id, part, models)

@@ -15,7 +15,7 @@ from transforms.errors import UserError
 from transforms.store.identity import digest
 
 MOST_MODELS = 10_000
-"""Configurations of a sweep, and values of a grid's axes multiplied. More is a slip of the pen, and would be weeks of work."""
+"""Configurations of a sweep, and values of a grid's axes multiplied. More is a slip of the pen, and weeks of work."""
 
 MOST_BYTES = 1 << 20
 """A sweep's file that is larger is none."""
@@ -147,7 +147,7 @@ def read_sweep(path: str) -> list[Planned]:
 
     Raises:
         UserError: for a file that isn't there or is no TOML, an axis that doesn't exist, a value that it doesn't take, a grid of
-            more than ``MOST_MODELS``; which one is said.
+            more than ``MOST_MODELS``; it says which.
     """
     try:
         with open(path, "rb") as file:

@@ -1,9 +1,9 @@
 """A small GAN: residual generator and discriminator with spectral normalisation (Miyato et al. 2018, SNGAN, table 3 and 4).
 
-Why this one, and why here: the packages that are served and hold StyleGAN2 or FastGAN (stylegan2-pytorch 1.9, lightweight-gan 1.2)
-refuse to be imported without CUDA, and torch-mimicry's SNGAN (2020) has fixed sizes of 32 pixels and more. This is SNGAN's
-architecture for 32 pixels with as many blocks as the size needs; the spectral norm is torch's own. Classes: the generator gets one
-more input for each class, the discriminator projects (Miyato and Koyama 2018).
+Why this one, and why here: the packages that are served and hold StyleGAN2 or FastGAN (stylegan2-pytorch 1.9, lightweight-gan
+1.2) refuse to be imported without CUDA, and torch-mimicry's SNGAN (2020) has fixed sizes of 32 pixels and more. This is SNGAN's
+architecture for 32 pixels with as many blocks as the size needs; the spectral norm is torch's own. Classes: the generator gets
+one more input for each class, the discriminator projects (Miyato and Koyama 2018).
 """
 
 from __future__ import annotations

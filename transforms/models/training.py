@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -204,15 +205,15 @@ class DiffusionTraining(_Common):
         noised = level.sqrt() * pictures + (1 - level).sqrt() * noise
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        self.optimizer.zero_grad()
+        (self.private.optimizer if self.private is not None else self.optimizer).zero_grad()
         if self.configuration.dropout:
             # What drops out is drawn from torch's own numbers, which others may draw from meanwhile.
             torch.manual_seed(self.configuration.seed + self.step)
         if len(pictures):
-            with torch.autocast(
-                self.device.split(":")[0], torch.bfloat16, enabled=self.configuration.precision == "bfloat16"
-            ):
-                predicted = self.network(noised, times, labels).sample if labels is not None else self.network(noised, times).sample
+            with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.configuration.precision == "bfloat16"):
+                predicted = (
+                    self.network(noised, times, labels).sample if labels is not None else self.network(noised, times).sample
+                )
             loss = functional.mse_loss(predicted.float(), noise)
             loss.backward()
         else:  # nobody was drawn: there is noise alone to learn from
@@ -260,6 +261,8 @@ class _Private:
         faults = ModuleValidator.validate(training.model, strict=False)
         if faults:
             raise UserError(f"opacus can't take the model ({' '.join(str(faults[0]).split())[:200]}); change its axes")
+        # Its hooks ask for gradients of what is put in as well, which are of no use here.
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
         training.network = GradSampleModule(training.model)
         self.noise, self.rate, self.total = configuration.privacy_noise, configuration.batch_size / total, total
         if self.rate > 1:
@@ -295,7 +298,7 @@ class _Private:
 
 
 class GanTraining(_Common):
-    """The GAN of ``gan.py`` by the hinge loss and Adam (0, 0.9); a step is one of the discriminator and one of the generator."""
+    """The GAN of ``gan.py`` by the hinge loss and Adam (0, 0.9); a step is one of both networks, the discriminator first."""
 
     def __init__(self, configuration: Configuration, data: TrainingSet, device: str):
         super().__init__(configuration, data, device)
@@ -322,7 +325,9 @@ class GanTraining(_Common):
         real, labels = self._batch()
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.configuration.precision == "bfloat16"):
             made = self.generator(self._normal(len(real), gan.LATENT), labels)
-            judged = self.discriminator(torch.cat([real, made.detach().to(real.dtype)]), None if labels is None else labels.repeat(2))
+            judged = self.discriminator(
+                torch.cat([real, made.detach().to(real.dtype)]), None if labels is None else labels.repeat(2)
+            )
             judged_real, judged_made = judged.float().chunk(2)
             loss = functional.relu(1 - judged_real).mean() + functional.relu(1 + judged_made).mean()
         of_discriminator.zero_grad()

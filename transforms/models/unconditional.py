@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -21,8 +22,6 @@ from transforms.models import gan
 from transforms.models.parts import INDEX
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, UNet2DModel
-
     from transforms.models.configuration import Configuration
 
 GAN_INDEX = "gan.json"
@@ -34,8 +33,8 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 # -- diffusion --------------------------------------------------------------------------------------------------------
 
 
-def new_unet(configuration: Configuration, classes: int) -> UNet2DModel:
-    """A U-Net for pictures of ``pixels``: as many levels as lead down to 4 to 7 pixels, the first of ``width`` channels and the
+def new_unet(configuration: Configuration, classes: int) -> Any:
+    """A UNet2DModel for pictures of ``pixels``: as many levels as lead down to 4 to 7 pixels, the first of ``width`` channels and the
     others of twice as many (Ho et al. 2020 have 1, 2, 2, 2).
 
     Args:
@@ -65,14 +64,14 @@ def new_unet(configuration: Configuration, classes: int) -> UNet2DModel:
     )
 
 
-def new_scheduler(configuration: Configuration) -> DDPMScheduler:
-    """The noise that is added while training."""
+def new_scheduler(configuration: Configuration) -> Any:
+    """The noise that is added while training: a DDPMScheduler."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(num_train_timesteps=configuration.timesteps, beta_schedule=configuration.schedule)
 
 
-def saved_diffusion(unet: UNet2DModel, scheduler: DDPMScheduler) -> dict[str, bytes]:
+def saved_diffusion(unet: Any, scheduler: Any) -> dict[str, bytes]:
     """A model's files: name inside its folder → content."""
     from diffusers import __version__
 
@@ -105,7 +104,7 @@ class DiffusionPictures:
         levels: (timesteps,) alphas_cumprod, float32 on the device.
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: Any, device: str):
+    def __init__(self, unet: Any, scheduler: Any, device: str):
         self.unet, self.scheduler, self.device = unet.to(device).eval().requires_grad_(False), scheduler, device
         size = unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -172,7 +171,9 @@ def saved_gan(generator: gan.Generator, discriminator: gan.Discriminator, pixels
     index = {"pixels": pixels, "width": width, "classes": generator.classes}
     return {
         **{
-            f"{name}.safetensors": save_tensors({key: one.detach().cpu().contiguous() for key, one in model.state_dict().items()})
+            f"{name}.safetensors": save_tensors(
+                {key: one.detach().cpu().contiguous() for key, one in model.state_dict().items()}
+            )
             for name, model in (("generator", generator), ("discriminator", discriminator))
         },
         GAN_INDEX: json.dumps(index).encode(),
@@ -223,7 +224,7 @@ def load(read: Callable[[str], bytes | None], where: str, device: str) -> Diffus
         if (index := read(GAN_INDEX)) is not None:
             return _load_gan(json.loads(index), read, device)
         return _load_diffusion(read, where, device)
-    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the model {where!r} can't be loaded ({type(error).__name__}: {reason}); make it again") from error
 
@@ -243,7 +244,7 @@ def _load_diffusion(read: Callable[[str], bytes | None], where: str, device: str
     index = json.loads(_there(read, INDEX))
     if index.get("unet", [None, None])[1] != "UNet2DModel":
         raise UserError(
-            f"the model {where!r} has no part unet of the class UNet2DModel, expected an unconditional diffusion model in pixels; "
+            f"the model {where!r} has no part unet of the class UNet2DModel, expected a diffusion model in pixels; "
             "a text-to-image model is audited by 'eidetic audit --model'"
         )
     config = json.loads(_there(read, "unet/config.json"))

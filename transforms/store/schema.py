@@ -628,7 +628,9 @@ TOMBSTONES = Table(
 )
 
 _MODEL_ID = _column("model_id", TEXT, "digest of the training and the step: a checkpoint is a model of its own")
-_RUN_ID = _column("run_id", TEXT, "the training: digest of configuration, pictures with copies and labels, and the code's version")
+_RUN_ID = _column(
+    "run_id", TEXT, "the training: digest of configuration, pictures with copies and labels, and the code's version"
+)
 
 _AXES = (
     _column("family", TEXT, "diffusion (in pixels, predicts the noise) or gan"),
@@ -707,6 +709,76 @@ MODEL_MEMBERS = Table(
     ),
 )
 
+_NEAREST = {
+    "": "the nearest picture that it was trained on",
+    "control_": "the nearest of as many pictures that it was not trained on",
+}
+
+UNTARGETED_GENERATIONS = Table(
+    "untargeted_generations",
+    "extract",
+    "one picture that a model made of random numbers, or of a class, and nobody asked for by a caption",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _column("sample_index", INT, "which of the model's, from 0: the same seed for all models"),
+            _column("seed", LONG, "of its initial noise; null for finished generations", nullable=True),
+            _column("class", INT, "that was asked for; null without", nullable=True),
+            _column("status", TEXT, "success, failed or forgotten"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+            *(
+                field
+                for prefix, what in _NEAREST.items()
+                for field in (
+                    _column(f"{prefix}sample_id", TEXT, f"{what}, by l2; null without", nullable=True),
+                    _column(f"{prefix}l2", DOUBLE, "to it, over pixels in 0 to 1", nullable=True),
+                    _column(f"{prefix}second_l2", DOUBLE, "to the next of those, which is another picture", nullable=True),
+                    _column(f"{prefix}mean_l2", DOUBLE, "mean to the n next ones (paper, section 5.1: S)", nullable=True),
+                    _column(f"{prefix}by_l2", FLAG, "whether l2 <= delta calls it"),
+                    _column(f"{prefix}by_adaptive_l2", FLAG, "whether l2 <= alpha * mean_l2 does (paper, section 5.1)"),
+                    _column(f"{prefix}by_ratio", FLAG, "whether l2 / second_l2 < 1/3 does (Gu et al. 2023)"),
+                )
+            ),
+            _column("image", pa.binary(), "PNG; null unless a rule calls it, of a member or a control", nullable=True),
+            _column("thumbnail", pa.binary(), "8 x 8 RGB, row by row, the means of its blocks", nullable=True),
+        ]
+    ),
+    Forgets("cells", ("image", "thumbnail")),
+)
+
+UNTARGETED_ATTACKS = Table(
+    "untargeted_attacks",
+    "extract",
+    "one model that was asked for pictures, and how good those are",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _column("generations", LONG, "pictures that it was asked for"),
+            _column("failed", LONG, "of those, what came to nothing"),
+            _column("members", LONG, "pictures that it was trained on, identical ones once, that they were compared with"),
+            _column("controls", LONG, "pictures that it was not trained on, likewise"),
+            _column("delta", DOUBLE, "limit of by_l2"),
+            _column("alpha", DOUBLE, "factor of by_adaptive_l2"),
+            _column("neighbours", INT, "n of by_adaptive_l2"),
+            _column("ratio_limit", DOUBLE, "limit of by_ratio"),
+            _column("sampler", TEXT, "ddim or ddpm; none for a GAN"),
+            _column("sampling_steps", INT, "times that the network is asked for a picture"),
+            _column("seconds", DOUBLE, "of making and comparing them"),
+            _column("frechet", DOUBLE, "Fréchet distance between features of generations and held-out pictures", nullable=True),
+            _column("cmmd", DOUBLE, "squared MMD between them, times 1,000 (Jayasumana et al. 2024)", nullable=True),
+            _column(
+                "precision", DOUBLE, "share of generations among held-out pictures (Kynkäänniemi et al. 2019)", nullable=True
+            ),
+            _column("recall", DOUBLE, "share of held-out pictures among generations", nullable=True),
+            _column("quality_generations", LONG, "generations that quality is made of"),
+            _column("quality_pictures", LONG, "held-out pictures that it is made of: the same for all models of a size"),
+            _column("quality_features", TEXT, "what made the features: the lake's CLIP, or the digest of --quality_weights"),
+            _column("status", TEXT, "success or failed"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+        ]
+    ),
+)
+
 AXES = tuple(field.name for field in _AXES)
 """The columns of ``models`` that are axes of a sweep."""
 
@@ -715,7 +787,8 @@ TABLES = {
     for table in (
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
         GENERATIONS, CLIQUES, GENERATION_EMBEDDINGS, MATCHES, UNREADABLE, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION,
-        EIDETIC_COUNTS, AUDITS, MODELS, MODEL_MEMBERS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
+        EIDETIC_COUNTS, AUDITS, MODELS, MODEL_MEMBERS, UNTARGETED_GENERATIONS,
+        UNTARGETED_ATTACKS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""

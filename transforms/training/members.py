@@ -99,7 +99,9 @@ def _labels(
     names = class_names(population)
     # A canary has no class of its own, and gets one by lot.
     lots = [int(unit_interval("label", configuration.draw, one) * max(1, len(names))) for one in ids]
-    given = [str(population.labels[row]) if row >= 0 else names[lot] if names else "" for row, lot in zip(rows, lots, strict=True)]
+    given = [
+        str(population.labels[row]) if row >= 0 else names[lot] if names else "" for row, lot in zip(rows, lots, strict=True)
+    ]
     if without := given.count(""):
         raise UserError(f"labels = 'true', and {without:,} of its {len(ids):,} pictures have none; ingest them with labels")
     return np.array([names.index(one) for one in given]), len(names)
@@ -121,12 +123,45 @@ def canary(draw: int, number: int, pixels: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (pixels, pixels, 3), np.uint8)
 
 
-def controls(configuration: Configuration, population: Population, members: Members, most: int) -> np.ndarray:
-    """Rows of pictures that the model was not trained on, and none that is a near-duplicate of one: up to ``most``.
+def controls(draw: int, population: Population, members: np.ndarray, most: int) -> np.ndarray:
+    """Rows of pictures that a model was not trained on, and none that is a near-duplicate of one of its: up to ``most``.
 
     The other pictures of the pool come first: which of it is in and out is a coin's toss.
+
+    Args:
+        draw: of the model.
+        population: the pictures.
+        members: (N,) where the model's stand in it.
+        most: how many are wanted.
     """
-    taken = members.rows[members.rows >= 0]
-    of_members = set(population.groups[taken].tolist())
-    order = [row for row in population.order(configuration.draw) if population.groups[row] not in of_members]
+    of_members = set(population.groups[members].tolist())
+    order = [row for row in population.order(draw) if population.groups[row] not in of_members]
     return np.array(order[:most], np.int64)
+
+
+def held_out(population: Population, most: int) -> np.ndarray:
+    """Rows of the pictures that quality is measured against: the same for all models, the last of the first draw's order."""
+    return population.order(0)[::-1][:most].copy()
+
+
+def recalled(rows: list[dict], population: Population, pixels: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The pictures of a model that was trained, by its rows of ``model_members``: those that the lake still has.
+
+    Returns:
+        (N,) ids, (N, pixels, pixels, 3) uint8, and (N,) where each stands in the population, -1 for a canary.
+    """
+    place = {str(one): row for row, one in enumerate(population.sample_ids)}
+    ids, pictures, standing = [], [], []
+    for row in rows:
+        if row["kind"] == "canary":
+            _, draw, number = row["sample_id"].split("-")
+            pictures.append(canary(int(draw), int(number), pixels))
+            standing.append(-1)
+        elif row["sample_id"] in place:
+            standing.append(place[row["sample_id"]])
+            pictures.append(population.pixels[standing[-1]])
+        else:
+            continue
+        ids.append(row["sample_id"])
+    empty = np.zeros((0, pixels, pixels, 3), np.uint8)
+    return ids, np.stack(pictures) if pictures else empty, np.array(standing, np.int64)

@@ -48,14 +48,14 @@ class Population(NamedTuple):
     pixels: np.ndarray
 
     def order(self, draw: int) -> np.ndarray:
-        """Row numbers in an order that depends on ids alone: the first n are a random draw of n, and n + 1 are those and one."""
-        return np.array(sorted(range(len(self.sample_ids)), key=lambda row: rank(draw, self.sample_ids[row])), np.int64)
+        """Row numbers in an order that depends on ids alone: the first n are a random draw, the first n + 1 those and one."""
+        return np.array(sorted(range(len(self.sample_ids)), key=lambda row: rank(draw, str(self.sample_ids[row]))), np.int64)
 
 
 @functools.lru_cache(maxsize=1 << 20)
 def rank(draw: int, sample_id: str) -> float:
     """Where a picture stands in the order of a draw."""
-    return unit_interval("draw", draw, str(sample_id))
+    return unit_interval("draw", draw, sample_id)
 
 
 def folder_of(lake: Lake, deduplicate: Manifest, most: int) -> str:
@@ -140,7 +140,7 @@ def read(lake: Lake, deduplicate: Manifest, most: int, pixels: int) -> Populatio
     chunks = [read_npz(f"{folder}/{pixels}/{number:05d}.npz") for number in range(chunks_of(total))]
     there = np.concatenate([one["there"] for one in chunks]) if chunks else np.zeros(0, bool)
     made = np.concatenate([one["pixels"] for one in chunks]) if chunks else np.zeros((0, pixels, pixels, 3), np.uint8)
-    return Population(*(known[name][there] for name in ("sample_ids", "groups", "labels", "kept")), made[there])
+    return Population(*(known[name][there] for name in Population._fields[:-1]), pixels=made[there])
 
 
 def chunks_of(total: int) -> int:

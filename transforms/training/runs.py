@@ -1,9 +1,9 @@
 """Trains the models of a sweep: one element is one training, and what it leaves is found again by whoever wants the same.
 
-    LAKE/weights/<run_id>/<step>/…              a model: its files, and model.json, which says that they are whole
-    LAKE/weights/<run_id>/run.json              the rows of the training: it is complete when this exists
-    work/train/<snapshot>/states/<run_id>…      what a training that was killed goes on from
-    work/train/<snapshot>/runs/<key>.json       the rows of a configuration of this sweep
+LAKE/weights/<run_id>/<step>/…              a model: its files, and model.json, which says that they are whole
+LAKE/weights/<run_id>/run.json              the rows of the training: it is complete when this exists
+work/train/<snapshot>/states/<run_id>…      what a training that was killed goes on from
+work/train/<snapshot>/runs/<key>.json       likewise, of a configuration of this sweep
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from transforms.store.counters import count
 from transforms.store.files import delete, exists, read_bytes, write_bytes
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
+from transforms.store.schema import TABLES
 from transforms.training import members, population
 
 if TYPE_CHECKING:
@@ -57,6 +58,16 @@ def load_model(lake: Lake, run_id: str, step: int, device: str) -> DiffusionPict
         return read_bytes(path) if exists(path) else None
 
     return load(read, folder, device)
+
+
+def members_of(lake: Lake, run_id: str) -> list[dict[str, Any]]:
+    """The rows of ``model_members`` of a training; none where it wasn't begun."""
+    path = _members_path(lake, run_id)
+    return read_json(path) if exists(path) else []
+
+
+def _members_path(lake: Lake, run_id: str) -> str:
+    return lake.path(WEIGHTS, run_id, "members.json")
 
 
 def key_of(configuration: Configuration) -> str:
@@ -106,35 +117,33 @@ class TrainModels(beam.DoFn):
                 self._population = functools.lru_cache(maxsize=2)(read)
             rows = train(self.place, configuration, self._population(configuration.pixels))
             write_json(path, rows)
-            count(f"trainings {rows['models'][-1]['status']}")
+            count(f"trainings {rows[-1]['status']}")
         yield key_of(configuration)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_population": None}
 
 
-def train(place: Place, configuration: Configuration, pictures: population.Population) -> dict[str, Any]:
-    """Trains one configuration. Returns its rows of ``models`` and ``model_members``, as far as they are its own.
+def train(place: Place, configuration: Configuration, pictures: population.Population) -> list[dict[str, Any]]:
+    """Trains one configuration. Returns its rows of ``models``, as far as they are its own; those of its members lie beside the
+    weights.
 
     What can't be trained is a row that says why. A training that is complete, in this sweep or another, is not done again.
     """
     try:
         drawn = members.draw(configuration, pictures)
     except UserError as error:
-        return {"models": [_failed(configuration, key_of(configuration), 0, str(error))], "members": []}
+        return [_failed(configuration, key_of(configuration), 0, str(error))]
     run_id = drawn.run_id(configuration)
     done = place.lake.path(WEIGHTS, run_id, "run.json")
     if exists(done):
         return read_json(done)
-    labels = drawn.data.labels
-    rows = {
-        "models": _trained(place, configuration, drawn, run_id),
-        "members": [
-            {"run_id": run_id, "sample_id": one, "kind": kind, "copies": int(copies), "class": None if labels is None else int(labels[at])}
-            for at, (one, kind, copies) in enumerate(zip(drawn.sample_ids, drawn.kinds, drawn.data.copies, strict=True))
-        ],
-    }  # fmt: skip
-    if rows["models"][-1]["status"] != "failed":
+    labels = [None] * len(drawn.kinds) if drawn.data.labels is None else drawn.data.labels.tolist()
+    given = zip(drawn.sample_ids, drawn.kinds, drawn.data.copies.tolist(), labels, strict=True)
+    names = TABLES["model_members"].schema.names
+    write_json(_members_path(place.lake, run_id), [dict(zip(names, (run_id, *one), strict=True)) for one in given])
+    rows = _trained(place, configuration, drawn, run_id)
+    if rows[-1]["status"] != "failed":  # what failed for want of memory may do better another time
         write_json(done, rows)
     delete(place.state_path(run_id))
     return rows
@@ -172,7 +181,9 @@ def _trained(place: Place, configuration: Configuration, drawn: members.Members,
         except Diverged as error:
             return [*made, _ended(common, run_id, training, steps[-1], clock, "diverged", str(error))]
         except (RuntimeError, ValueError) as error:
-            reason = f"out of memory on {place.device}" if out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"
+            reason = (
+                f"out of memory on {place.device}" if out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"
+            )
             return [*made, _ended(common, run_id, training, steps[-1], clock, "failed", reason)]
         weights = hashlib.sha256()
         for name, content in files.items():
