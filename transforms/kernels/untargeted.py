@@ -267,7 +267,7 @@ def adaptive_l2(l2: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
     _check_distances(l2)
     if l2.shape[1] < 2:
         return np.full(len(l2), np.nan)
-    return _over(l2[:, 0], alpha * np.mean(l2[:, 1:], axis=1, dtype=np.float64))
+    return _over(l2[:, 0], alpha * l2[:, 1:].mean(axis=1))
 
 
 def nearest_ratio(l2: np.ndarray) -> np.ndarray:
@@ -338,9 +338,10 @@ def _set(marks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     if marks.device.type != "cpu":
-        return marks.nonzero(as_tuple=True)
-    row, column = np.divmod(np.flatnonzero(marks.numpy()), marks.shape[1])
-    return torch.from_numpy(row), torch.from_numpy(column)
+        row, column = marks.nonzero(as_tuple=True)
+        return row, column
+    places = np.flatnonzero(marks.numpy())
+    return torch.from_numpy(places // marks.shape[1]), torch.from_numpy(places % marks.shape[1])
 
 
 def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
