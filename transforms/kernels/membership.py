@@ -34,8 +34,8 @@ def lira(
     can't fit. The mean over draws of noise of one loss is better taken before (paper "Extracting Training Data from Diffusion
     Models", section 5.2): it is then one signal, of less variance.
 
-    Offline, where no shadow model saw the image, the score is −log P(a loss as small, under models that didn't see it): one-sided
-    as in the paper. (Some codes have the negative log-density there, which calls large losses members too.)
+    Offline, where no shadow model saw the image, the score is −log P(a loss as small, under models that didn't see it):
+    one-sided as in the paper. (Some codes have the negative log-density there, which calls large losses members too.)
 
     Args:
         target: (n,) or (n, s) losses under the model that is attacked, s signals.
@@ -125,8 +125,8 @@ def rmia(
         inside: (m, n) bool, whether the shadow model was trained on the image.
         population: (z,) log-likelihoods under the attacked model of other images, which no model was trained on.
         population_shadows: (m, z), under the shadow models.
-        offline: the paper's a: P(x) is ((1 + a) · P_out(x) + (1 − a)) / 2 where only models that didn't see the image are asked.
-            None asks both kinds (online): P(x) is the mean of the mean of each.
+        offline: the paper's a: P(x) is ((1 + a) · P_out(x) + (1 − a)) / 2 where only models that didn't see the image are
+            asked. None asks both kinds (online): P(x) is the mean of the mean of each.
         gamma: how many times likelier the image must be.
 
     Returns:
@@ -387,7 +387,7 @@ def dataset_inference(suspects: np.ndarray, controls: np.ndarray, seed: int = 0)
 
 
 def logistic_regression(features: np.ndarray, labels: np.ndarray, strength: float = 1.0) -> tuple[np.ndarray, float]:
-    """Weights and intercept that minimise ½ |w|² + ``strength`` · Σ log-loss: scikit-learn's ``LogisticRegression(C=strength)``.
+    """Weights and intercept that minimise ½ |w|² + ``strength`` · Σ log-loss, as scikit-learn's with C = ``strength``.
 
     Args:
         features: (n, f) float64.

@@ -244,10 +244,7 @@ def distinct(pictures: np.ndarray) -> np.ndarray:
     The paper counts identical training images once: a picture is its own representative where its place is its own.
     """
     first: dict[bytes, int] = {}
-    found = (
-        first.setdefault(hashlib.sha256(np.ascontiguousarray(picture)).digest(), place)
-        for place, picture in enumerate(pictures)
-    )
+    found = (first.setdefault(hashlib.sha256(picture.tobytes()).digest(), place) for place, picture in enumerate(pictures))
     return np.fromiter(found, np.int64, len(pictures))
 
 
