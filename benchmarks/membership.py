@@ -11,7 +11,7 @@ One that isn't there is skipped, with a line that says so. The model is a small 
 photographs of CIFAR-10 at 16 × 16 pixels; as many others are the non-members. Both sides ask the same model the same number of
 times, in turns, and the fastest round of each counts.
 
-The losses for LiRA are drawn: 20,000 images, 32 models, half of which saw each. PrivacyGuard takes means and standard deviations,
+The losses for LiRA are drawn: 20,000 images, 32 models, half of which saw each. PrivacyGuard takes means and deviations,
 which are made of the same losses in its time.
 """
 
