@@ -4,9 +4,9 @@ frechet   the Fréchet distance of two normal distributions (Heusel et al. 2017;
 cmmd      the squared maximum mean discrepancy, which takes nothing for normal (Jayasumana et al. 2024)
 manifold  precision and recall, density and coverage (Kynkäänniemi et al. 2019; Naeem et al. 2020)
 
-Vectors are (n, d), any floating type, and finite. All is computed in float64, block by block: beside the vectors and two copies
-of them in float64 no more than some ``BLOCK`` numbers are held. Every answer names both sample sizes, since all but the unbiased
-cmmd depend on them: two numbers are comparable at the same sizes alone.
+Vectors are (n, d), any floating type, and finite. All is computed in float64, block by block: beside the vectors and two
+copies of them in float64 no more than some ``BLOCK`` numbers are held. Every answer names both sample sizes, since all but the
+unbiased cmmd depend on them: two numbers are comparable at the same sizes alone.
 """
 
 from __future__ import annotations
