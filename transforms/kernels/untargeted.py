@@ -53,9 +53,9 @@ RATIO = 1 / 3
 class TrainingPictures:
     """Training pictures, prepared to be asked for the nearest ones of many blocks of generations.
 
-    They lie there as signed bytes, in groups of like norm: first some of all norms, which give each generation a distance that
-    its nearest ones don't exceed, then the others. Of the products that are left only the largest of each group is compared
-    with that distance, which takes a tenth of the time of the product itself.
+    They lie there as signed bytes, in blocks that each hold pictures of all norms, and within a block in groups of like norm.
+    The first block gives each generation a distance that its nearest ones don't exceed, the others lower it. Of a group's
+    products only the largest is compared with it, which takes a tenth of the time of the products themselves.
 
     Args:
         pictures: (N, H, W, 3) uint8, N at least 1. Pictures that are equal count as often as they are there: see ``distinct``.
@@ -82,15 +82,13 @@ class TrainingPictures:
         signed = _signed(pictures)
         norms = _squared_norms(signed)
         order = np.argsort(norms, kind="stable")
-        if self.count > COLUMNS:
-            chosen = np.zeros(self.count, bool)
-            chosen[np.linspace(0, self.count - 1, COLUMNS).astype(np.int64)] = True
-            order = np.concatenate([order[chosen], order[~chosen]])
+        blocks = -(-self.count // COLUMNS)
         # What fills the last group is far from all.
         filled = -(-self.count // GROUP) * GROUP
         places = np.full(filled, -1)
-        places[: self.count] = order
-        self._blocks = [(start, min(start + COLUMNS, filled)) for start in range(0, filled, COLUMNS)]
+        places[: self.count] = np.concatenate([order[start::blocks] for start in range(blocks)])
+        width = -(-filled // (GROUP * blocks)) * GROUP
+        self._blocks = [(start, min(start + width, filled)) for start in range(0, filled, width)]
         # A group's pictures stand as far apart as there are groups in the block: processors compare columns that lie side by
         # side. In the first block they're of differing norms already.
         for a, b in self._blocks[1:]:
