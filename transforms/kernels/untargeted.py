@@ -142,7 +142,10 @@ class TrainingPictures:
         for a, b in self._blocks:
             products = _products(rows, self._signed[a:b]).view(len(rows), GROUP, -1)
             # g·x − |x|²/2 of each group at most, a half more at most; |g|² less twice of it is a squared distance.
-            half = self._norms[a:b].div(2, rounding_mode="floor").clamp(max=1 << 30).to(products.dtype).view(GROUP, -1)
+            half = self._norms[a:b].div(2, rounding_mode="floor")
+            if products.dtype == torch.int32:
+                half = half.clamp_(max=1 << 30)  # what fills the last group; no other is over 2²⁹
+            half = half.to(products.dtype).view(GROUP, -1)
             if a == 0:
                 reach = (products - half).amax(dim=1)
                 if reach.shape[1] >= k:

@@ -83,6 +83,18 @@ def test_extremes_and_large_pictures_are_exact():
     assert l2[1, 2] == 1.0 and l2[1, 1] < 1.0
 
 
+def test_large_pictures_of_large_norms_are_exact(small_blocks):
+    # Squared norms over 2³¹, in several blocks of more groups than are asked for.
+    training = np.repeat(RANDOM.choice([0, 255], (70, 1, 1, 1)), 256 * 256 * 3).reshape(70, 256, 256, 3).astype(np.uint8)
+    levels = RANDOM.permutation(70)
+    training ^= levels[:, None, None, None].astype(np.uint8)
+    generated = np.stack([np.full((256, 256, 3), level, np.uint8) for level in (0, 3, 90, 255)])
+    index, l2 = nearest_pictures(generated, training, 4)
+    far = np.abs(generated[:, :1, 0, 0].astype(int) - training[None, :, 0, 0, 0]) / 255
+    np.testing.assert_array_equal(index, np.argsort(far, axis=1, kind="stable")[:, :4])
+    np.testing.assert_allclose(l2, np.sort(far, axis=1)[:, :4], rtol=1e-12)
+
+
 @pytest.mark.parametrize("what", [np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 9, 3), np.uint8)])
 def test_other_types_and_sizes_are_refused(what):
     with pytest.raises(ValueError, match="shape"):
