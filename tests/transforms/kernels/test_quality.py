@@ -123,6 +123,10 @@ def test_manifold_of_equal_far_and_collapsed_sets():
     copies = np.tile(some[:1], (12, 1)) * 1e3 + 0.1
     assert manifold(copies, copies)[:4] == (1, 1, 4, 1)
     assert manifold(some + 1e6, some)[:4] == (0, 0, 0, 0)
+    # Five copies each of many pictures: each lies in the balls of its five, whatever the last digits of their radii, all 0.
+    many = np.repeat(normal(60, 37), 5, axis=0)[RANDOM.permutation(300)]
+    assert manifold(many[:211], many)[:2] == (1, 1)
+    assert manifold(many, many).density == pytest.approx(5 / 3)
     # All generations in one place among the real ones: precise, and of little recall.
     line = np.arange(40.0)[:, None]
     found = manifold(20 + np.arange(5.0)[:, None] / 1000, line)
