@@ -6,7 +6,8 @@ manifold  precision and recall, density and coverage (Kynkäänniemi et al. 2019
 
 Vectors are (n, d), any floating type, and finite. All is computed in float64, block by block: beside the vectors and two
 copies of them in float64 no more than some ``BLOCK`` numbers are held. Every answer names both sample sizes, since all but the
-unbiased cmmd depend on them: two numbers are comparable at the same sizes alone.
+unbiased cmmd depend on them: two numbers are comparable at the same sizes alone. Time goes with the product of the sizes:
+cmmd and manifold take some 6 seconds of a core each for 10⁴ × 10⁴ vectors of 512 numbers, a hundred times that for 10⁵.
 """
 
 from __future__ import annotations
