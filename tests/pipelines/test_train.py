@@ -83,7 +83,9 @@ def but_for_time(some):
     return [{name: value for name, value in row.items() if name not in ("seconds",)} for row in some]
 
 
-def test_every_configuration_is_a_row_and_what_cannot_be_trained_says_why(lake, tmp_path, capfd):
+def test_every_configuration_is_a_row_and_what_cannot_be_trained_says_why(lake, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(train, "say", said.append)
     manifest = trained(lake, sweep(tmp_path))
     found = rows(lake, "models", manifest)
     size = [row for row in found if row["experiments"] == ["size"]]
@@ -97,7 +99,7 @@ def test_every_configuration_is_a_row_and_what_cannot_be_trained_says_why(lake, 
     assert by_name["diverges"]["status"] == "diverged" and by_name["diverges"]["step"] < 400
     assert by_name["canaries"]["total"] == 8 + 2 * 4 + 6
     assert manifest.facts["status"] == {"success": 8, "failed": 1, "diverged": 1}
-    assert "1 could not be trained: it wants 5,000" in capfd.readouterr().err
+    assert [one[:55] for one in said] == ["train        1 could not be trained: it wants 5,000 pic"]
     kept = rows(lake, "model_members", manifest)
     canaries = [row for row in kept if row["kind"] == "canary"]
     assert [row["copies"] for row in canaries] == [1, 2, 3]
@@ -204,7 +206,7 @@ def attacked(lake, weights, **options):
 
 def test_each_picture_meets_members_and_controls_as_by_brute_force(lake, tmp_path, weights):
     models = rows(lake, "models", made := trained(lake, sweep(tmp_path)))
-    found = rows(lake, "untargeted_generations", attacked(lake, weights, delta=0.25, ratio_limit=0.9))
+    found = rows(lake, "untargeted_generations", attacked(lake, weights, delta=0.36, ratio_limit=0.93))
     assert len(found) == 10 * sum(row["status"] == "success" for row in models)
     members = {(row["run_id"], row["sample_id"]) for row in rows(lake, "model_members", made)}
     pictures = population.read(lake, lake.latest("deduplicate"), 50_000, 8)
@@ -226,8 +228,8 @@ def test_each_picture_meets_members_and_controls_as_by_brute_force(lake, tmp_pat
             assert row[f"{prefix}l2"] == pytest.approx(l2(picture, pictures.pixels[place[nearest]]), abs=0.004)
             if inside:
                 assert row["l2"] <= distances[0] + 0.004
-            assert row[f"{prefix}by_l2"] == (row[f"{prefix}l2"] <= 0.25)
-            assert row[f"{prefix}by_ratio"] == (row[f"{prefix}l2"] / row[f"{prefix}second_l2"] < 0.9)
+            assert row[f"{prefix}by_l2"] == (row[f"{prefix}l2"] <= 0.36)
+            assert row[f"{prefix}by_ratio"] == (row[f"{prefix}l2"] / row[f"{prefix}second_l2"] < 0.93)
             assert row[f"{prefix}by_adaptive_l2"] == (row[f"{prefix}l2"] <= 0.5 * row[f"{prefix}mean_l2"])
         flags = [row[f"{prefix}by_{rule}"] for prefix in ("", "control_") for rule in ("l2", "adaptive_l2", "ratio")]
         assert (row["image"] is not None) == any(flags)
@@ -272,7 +274,9 @@ def test_chunks_change_no_row_and_a_killed_extract_makes_no_chunk_twice(lake, tm
     assert [row["members"] for row in found[1]] == [row["members"] for row in expected[1]]
 
 
-def test_a_model_whose_weights_are_gone_is_a_row(lake, tmp_path, weights, capfd):
+def test_a_model_whose_weights_are_gone_is_a_row(lake, tmp_path, weights, monkeypatch):
+    said = []
+    monkeypatch.setattr(extract, "say", said.append)
     models = [row for row in rows(lake, "models", trained(lake, sweep(tmp_path))) if row["status"] == "success"]
     lost = models[0]
     shutil.rmtree(runs.model_folder(lake, lost["run_id"], lost["step"]))
@@ -280,7 +284,7 @@ def test_a_model_whose_weights_are_gone_is_a_row(lake, tmp_path, weights, capfd)
     (row,) = [one for one in rows(lake, "untargeted_attacks", manifest) if one["status"] != "success"]
     assert (row["model_id"], row["failed"], row["frechet"]) == (lost["model_id"], 10, None)
     assert "it lacks model_index.json" in row["reason"]
-    assert "1 of 8 models made nothing" in capfd.readouterr().err
+    assert said == ["extract      1 of 8 models made nothing; untargeted_attacks.reason says why"]
 
 
 def test_planted_pictures_come_back_and_no_other(lake, tmp_path, weights):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 BATCH = 256
 """Pictures that are made at once."""
+
+FEWEST = 8
+"""With fewer pictures nothing is said of quality."""
 
 RULES = ("l2", "adaptive_l2", "ratio")
 
@@ -138,6 +142,7 @@ class Features:
             return lambda pictures: encoder.encode([Image.fromarray(one) for one in pictures])
         import torch
 
+        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
         try:
             network = torch.jit.load(self.weights, map_location=self.device).eval()
         except (RuntimeError, ValueError, OSError) as error:
@@ -347,10 +352,10 @@ class JudgeQuality(beam.DoFn):
 def _quality(real: np.ndarray, made: np.ndarray) -> dict[str, float | None]:
     """The columns of quality; null where there are too few pictures."""
     made = made[np.isfinite(made).all(1)] if len(made) else made
-    if min(len(real), len(made)) < 8:
+    if min(len(real), len(made)) < FEWEST:
         return dict.fromkeys(("frechet", "cmmd", "precision", "recall"))
-    precision, recall = quality.precision_and_recall(real, made)
+    inside = quality.manifold(made, real)
     return {
-        "frechet": float(quality.frechet_distance(real, made)), "cmmd": float(quality.cmmd(real, made)),
-        "precision": float(precision), "recall": float(recall),
+        "frechet": quality.frechet(made, real).distance, "cmmd": quality.cmmd(made, real).distance,
+        "precision": inside.precision, "recall": inside.recall,
     }  # fmt: skip

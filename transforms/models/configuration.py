@@ -146,8 +146,8 @@ def read_sweep(path: str) -> list[Planned]:
     lists; a ``[[model]]`` is one configuration. ``name`` in one of those is its experiment.
 
     Raises:
-        UserError: for a file that isn't there or is no TOML, an axis that doesn't exist, a value that it doesn't take, a grid of
-            more than ``MOST_MODELS``; it says which.
+        UserError: for a file that isn't there or is no TOML, an axis that doesn't exist, a value that it doesn't take, a grid
+            of more than ``MOST_MODELS``; it says which.
     """
     try:
         with open(path, "rb") as file:

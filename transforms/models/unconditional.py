@@ -34,7 +34,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def new_unet(configuration: Configuration, classes: int) -> Any:
-    """A UNet2DModel for pictures of ``pixels``: as many levels as lead down to 4 to 7 pixels, the first of ``width`` channels and the
+    """A UNet2DModel for pictures of ``pixels``: as many levels as lead down to 4 to 7 pixels, the first of ``width`` channels, the
     others of twice as many (Ho et al. 2020 have 1, 2, 2, 2).
 
     Args:
