@@ -4,9 +4,9 @@ reads   models, model_members; the models of LAKE/weights; images
 writes  untargeted_generations: one row a picture, with the nearest picture that the model was trained on, the nearest of as
         many that it wasn't, and what three rules say of both; untargeted_attacks: one row a model, with its pictures' quality
 
-The rules: l2 <= delta; l2 <= alpha times the mean l2 to the n nearest (the paper's); l2 below a third of that to the second nearest
-(Gu et al. 2023). Each is asked of controls as well, so that how often it calls a picture that the model never saw stands beside
-what it finds. Pictures are made and compared in chunks; of them only those are kept that some rule calls.
+The rules: l2 <= delta; l2 <= alpha times the mean l2 to the n nearest (the paper's); l2 below a third of that to the second
+nearest (Gu et al. 2023). Each is asked of controls as well, so that how often it calls a picture that the model never saw stands
+beside what it finds. Pictures are made and compared in chunks; of them only those are kept that some rule calls.
 
   eidetic extract --lake lake --generations 1024
 """
@@ -98,7 +98,7 @@ def trained(lake: Lake, train: Manifest) -> list[dict[str, Any]]:
 
 def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest | None) -> dict[str, Any]:
     """Makes, compares and judges the pictures of each model."""
-    from transforms.attacks.untargeted import Attack, Features, JudgeQuality, MakeAndCompare, Place
+    from transforms.attacks.untargeted import Attack, ExtractionPlace, Features, JudgeQuality, MakeAndCompare
 
     assert train is not None, "it has an upstream"
     lake, options, device = execution.lake, parsed[ExtractOptions], parsed[DeviceOptions]
@@ -109,7 +109,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
     clip = None if options.quality_weights else encoder(made_of["embed"], device)
     name = f"{made_of['embed'].parameters['clip_model']}" if clip else f"sha256:{planned.parameters['quality_weights'][:40]}"
     features = Features(clip, options.quality_weights, name, device.resolved())
-    place = Place(lake, planned.snapshot_id, deduplicate, most, device.resolved(), features)
+    place = ExtractionPlace(lake, planned.snapshot_id, deduplicate, most, device.resolved(), features)
     attack = Attack(
         options.generations, options.chunk, options.sampler, options.sampling_steps, options.delta, options.alpha,
         options.neighbours, options.ratio_limit, options.extract_seed, options.quality_pictures,

@@ -45,7 +45,7 @@ class TrainOptions(Options):
     pictures: int = option(50_000, "training pictures that are drawn from, by hash of their ids", least=1)
     save_every: float = option(60.0, "seconds between two states that a killed training can go on from", over=0)
 
-    def configurations(self) -> list[configuration.Planned]:
+    def configurations(self) -> list[configuration.SweptConfiguration]:
         """What the sweep's file says."""
         if self.sweep is None:
             raise UserError("nothing says what to train: name a sweep's file with --sweep, such as demo/sweeps/small.toml")
@@ -97,14 +97,14 @@ def ready_pictures(execution: Execution, deduplicate: Manifest, most: int, sizes
 
 def work(execution: Execution, parsed: Parsed, planned: Planned, deduplicate: Manifest | None) -> dict[str, Any]:
     """Trains what isn't trained yet."""
-    from transforms.training.runs import Place, TrainModels, members_of
+    from transforms.training.runs import TrainingPlace, TrainModels, members_of
 
     assert deduplicate is not None, "it has an upstream"
     lake, options, device = execution.lake, parsed[TrainOptions], parsed[DeviceOptions]
     wanted = options.configurations()
     each = [one.configuration for one in wanted]
     ready_pictures(execution, deduplicate, options.pictures, {one.pixels for one in each})
-    place = Place(lake, planned.snapshot_id, deduplicate, options.pictures, device.resolved(), options.save_every)
+    place = TrainingPlace(lake, planned.snapshot_id, deduplicate, options.pictures, device.resolved(), options.save_every)
     folder = lake.work("train", planned.snapshot_id, "runs")
     progress = Progress("train", lambda: len(list_files(folder, ".json")), len(each), "trainings")
     execution.run(lambda pipeline: build(pipeline, each, TrainModels(place), device.hint()), progress)

@@ -80,7 +80,7 @@ Model = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ExtractionPlace:
     """Where the models are, and where what comes of them goes.
 
     Attributes:
@@ -159,10 +159,10 @@ class Features:
         return encode
 
 
-class _Worker:
+class _Attacker:
     """What a worker holds while it goes from chunk to chunk."""
 
-    def __init__(self, place: Place):
+    def __init__(self, place: ExtractionPlace):
         self.place = place
         self.population = functools.lru_cache(maxsize=2)(self._population)
         self.model = functools.lru_cache(maxsize=2)(self._model)
@@ -207,9 +207,9 @@ class _Reference(NamedTuple):
 class MakeAndCompare(beam.DoFn):
     """(target, number of a chunk) → the same, when its rows are written. What is written already is left alone."""
 
-    def __init__(self, place: Place, attack: Attack):
+    def __init__(self, place: ExtractionPlace, attack: Attack):
         self.place, self.attack = place, attack
-        self._worker: _Worker | None = None
+        self._worker: _Attacker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_worker": None}
@@ -219,7 +219,7 @@ class MakeAndCompare(beam.DoFn):
         path = self.place.chunk_path(target["model_id"], chunk)
         if not exists(path):
             if self._worker is None:
-                self._worker = _Worker(self.place)
+                self._worker = _Attacker(self.place)
             begun = time.monotonic()
             rows, features = self._rows(self._worker, target, chunk)
             if len(features):
@@ -231,7 +231,7 @@ class MakeAndCompare(beam.DoFn):
             count("untargeted generations kept", sum(row["image"] is not None for row in rows))
         yield target["model_id"], chunk
 
-    def _rows(self, worker: _Worker, target: Model, chunk: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+    def _rows(self, worker: _Attacker, target: Model, chunk: int) -> tuple[list[dict[str, Any]], np.ndarray]:
         """Rows of ``untargeted_generations``, and features of those pictures that quality is made of."""
         attack, model_id = self.attack, worker.know(target)
         numbers = list(range(chunk * attack.chunk, min((chunk + 1) * attack.chunk, attack.generations)))
@@ -290,9 +290,9 @@ _BLANK: dict[str, Any] = {
 class JudgeQuality(beam.DoFn):
     """A target whose chunks are all written → its row of ``untargeted_attacks``, written."""
 
-    def __init__(self, place: Place, attack: Attack):
+    def __init__(self, place: ExtractionPlace, attack: Attack):
         self.place, self.attack = place, attack
-        self._worker: _Worker | None = None
+        self._worker: _Attacker | None = None
         self._held_out: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -302,11 +302,11 @@ class JudgeQuality(beam.DoFn):
         model_id = target["model_id"]
         if not exists(self.place.row_path(model_id)):
             if self._worker is None:
-                self._worker = _Worker(self.place)
+                self._worker = _Attacker(self.place)
             write_json(self.place.row_path(model_id), self._row(self._worker, target))
         yield model_id
 
-    def _row(self, worker: _Worker, target: Model) -> dict[str, Any]:
+    def _row(self, worker: _Attacker, target: Model) -> dict[str, Any]:
         attack, model_id = self.attack, worker.know(target)
         seconds, reasons = 0.0, []
         for chunk in range(attack.chunks):
@@ -340,7 +340,7 @@ class JudgeQuality(beam.DoFn):
             "reason": reasons[0] if len(reasons) == attack.generations else None,
         }
 
-    def _real(self, worker: _Worker, pixels: int) -> np.ndarray:
+    def _real(self, worker: _Attacker, pixels: int) -> np.ndarray:
         if pixels not in self._held_out:
             pictures = worker.population(pixels)
             self._held_out[pixels] = self.place.features.of(

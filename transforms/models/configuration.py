@@ -132,14 +132,14 @@ AXES = tuple(field.name for field in dataclasses.fields(Configuration))
 """The names of all axes."""
 
 
-class Planned(NamedTuple):
+class SweptConfiguration(NamedTuple):
     """A configuration of a sweep, and the experiments (names of the file's tables) that it belongs to."""
 
     configuration: Configuration
     experiments: tuple[str, ...]
 
 
-def read_sweep(path: str) -> list[Planned]:
+def read_sweep(path: str) -> list[SweptConfiguration]:
     """The configurations of a sweep's file, each once, in its order.
 
     The file is TOML: ``[common]`` holds what all have unless they say otherwise; a ``[[grid]]`` is every combination of its
@@ -162,7 +162,7 @@ def read_sweep(path: str) -> list[Planned]:
     return _configurations(content, os.path.basename(path))
 
 
-def _configurations(content: Mapping[str, Any], where: str) -> list[Planned]:
+def _configurations(content: Mapping[str, Any], where: str) -> list[SweptConfiguration]:
     for name in content:
         if name not in ("common", "grid", "model"):
             raise UserError(f"--sweep {where}: {name!r} is none of [common], [[grid]] and [[model]]; mend it")
@@ -183,7 +183,7 @@ def _configurations(content: Mapping[str, Any], where: str) -> list[Planned]:
                 raise UserError(f"--sweep {where} has more than {MOST_MODELS:,} configurations; make its grids smaller")
     if not found:
         raise UserError(f"--sweep {where} has no [[grid]] and no [[model]]; add one")
-    return [Planned(configuration, tuple(experiments)) for configuration, experiments in found.items()]
+    return [SweptConfiguration(configuration, tuple(experiments)) for configuration, experiments in found.items()]
 
 
 def _tables(content: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

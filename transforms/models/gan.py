@@ -20,7 +20,7 @@ START = 4
 """Pixels of the smallest picture inside."""
 
 
-class Generator(nn.Module):
+class GanGenerator(nn.Module):
     """(B, ``LATENT``) normal numbers, and classes → pictures (B, 3, pixels, pixels) in -1 to 1.
 
     Args:
@@ -46,7 +46,7 @@ class Generator(nn.Module):
         return torch.tanh(self.end(functional.relu(self.norm(made))))
 
 
-class Discriminator(nn.Module):
+class GanDiscriminator(nn.Module):
     """Pictures (B, 3, pixels, pixels) in -1 to 1, and classes → (B,): higher for what it takes for real."""
 
     def __init__(self, pixels: int, width: int, classes: int = 0):

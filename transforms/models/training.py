@@ -303,10 +303,10 @@ class GanTraining(_Common):
     def __init__(self, configuration: Configuration, data: TrainingSet, device: str):
         super().__init__(configuration, data, device)
         try:
-            self.generator = gan.Generator(configuration.pixels, configuration.width, data.classes).to(device)
+            self.generator = gan.GanGenerator(configuration.pixels, configuration.width, data.classes).to(device)
         except ValueError as error:
             raise UserError(f"pixels is {configuration.pixels}: {error}") from error
-        self.discriminator = gan.Discriminator(configuration.pixels, configuration.width, data.classes).to(device)
+        self.discriminator = gan.GanDiscriminator(configuration.pixels, configuration.width, data.classes).to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
         both = (self.generator, self.discriminator)
         self.parameters = sum(one.numel() for model in both for one in model.parameters())

@@ -34,8 +34,8 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def new_unet(configuration: Configuration, classes: int) -> Any:
-    """A UNet2DModel for pictures of ``pixels``: as many levels as lead down to 4 to 7 pixels, the first of ``width`` channels, the
-    others of twice as many (Ho et al. 2020 have 1, 2, 2, 2).
+    """A UNet2DModel for pictures of ``pixels``: as many levels as lead down to 4 to 7 pixels, the first of ``width`` channels,
+    the others of twice as many (Ho et al. 2020 have 1, 2, 2, 2).
 
     Args:
         configuration: pixels, width, layers, attention (at 16 pixels where there are, else at the bottom), dropout.
@@ -166,7 +166,7 @@ def as_numbers(pictures: np.ndarray, device: str = "cpu") -> torch.Tensor:
 # -- GAN --------------------------------------------------------------------------------------------------------------
 
 
-def saved_gan(generator: gan.Generator, discriminator: gan.Discriminator, pixels: int, width: int) -> dict[str, bytes]:
+def saved_gan(generator: gan.GanGenerator, discriminator: gan.GanDiscriminator, pixels: int, width: int) -> dict[str, bytes]:
     """A GAN's files: name inside its folder → content."""
     index = {"pixels": pixels, "width": width, "classes": generator.classes}
     return {
@@ -188,7 +188,7 @@ class GanPictures:
         shape: (3, H, W) of its pictures.
     """
 
-    def __init__(self, generator: gan.Generator, discriminator: gan.Discriminator, pixels: int, device: str):
+    def __init__(self, generator: gan.GanGenerator, discriminator: gan.GanDiscriminator, pixels: int, device: str):
         self.generator = generator.to(device).eval().requires_grad_(False)
         self.discriminator = discriminator.to(device).eval().requires_grad_(False)
         self.device, self.shape, self.classes = device, (3, pixels, pixels), generator.classes
@@ -231,7 +231,7 @@ def load(read: Callable[[str], bytes | None], where: str, device: str) -> Diffus
 
 def _load_gan(index: dict[str, Any], read: Callable[[str], bytes | None], device: str) -> GanPictures:
     sizes = index["pixels"], index["width"], index["classes"]
-    models = gan.Generator(*sizes), gan.Discriminator(*sizes)
+    models = gan.GanGenerator(*sizes), gan.GanDiscriminator(*sizes)
     for name, model in zip(("generator", "discriminator"), models, strict=True):
         model.load_state_dict(load_tensors(_there(read, f"{name}.safetensors")))
     return GanPictures(*models, index["pixels"], device)

@@ -17,7 +17,7 @@ MOST_CANARY_COPIES = 8
 """The first canary stands once, the second one twice, and so on to this; then from once again."""
 
 
-class Members(NamedTuple):
+class TrainingMembers(NamedTuple):
     """The pictures that a model is trained on.
 
     Attributes:
@@ -39,7 +39,7 @@ class Members(NamedTuple):
         return digest("run", TRAINING_VERSION, values, self.sample_ids, self.data.copies.tolist(), labels)[:20]
 
 
-def draw(configuration: Configuration, population: Population) -> Members:
+def draw(configuration: Configuration, population: Population) -> TrainingMembers:
     """The members of a configuration.
 
     The ``pool`` is the first of the draw's order (of the keep list's pictures alone where ``deduplicated``); of a pool that is
@@ -73,7 +73,7 @@ def draw(configuration: Configuration, population: Population) -> Members:
         rows, pictures = np.concatenate([rows, np.full(len(names), -1)]), np.concatenate([pictures, noise])
         copies = np.concatenate([copies, np.ones_like(standing) if configuration.deduplicated else standing])
     labels, classes = _labels(configuration, population, ids, rows)
-    return Members(ids, rows, kinds, TrainingSet(pictures, copies, labels, classes))
+    return TrainingMembers(ids, rows, kinds, TrainingSet(pictures, copies, labels, classes))
 
 
 def _by(population: Population, rows: np.ndarray, *what: str | int) -> np.ndarray:

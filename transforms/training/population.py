@@ -140,7 +140,7 @@ def read(lake: Lake, deduplicate: Manifest, most: int, pixels: int) -> Populatio
     chunks = [read_npz(f"{folder}/{pixels}/{number:05d}.npz") for number in range(chunks_of(total))]
     there = np.concatenate([one["there"] for one in chunks]) if chunks else np.zeros(0, bool)
     made = np.concatenate([one["pixels"] for one in chunks]) if chunks else np.zeros((0, pixels, pixels, 3), np.uint8)
-    return Population(*(known[name][there] for name in Population._fields[:-1]), pixels=made[there])
+    return Population(**{name: known[name][there] for name in known}, pixels=made[there])
 
 
 def chunks_of(total: int) -> int:

@@ -76,7 +76,7 @@ def key_of(configuration: Configuration) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TrainingPlace:
     """Where a sweep is trained.
 
     Attributes:
@@ -105,7 +105,7 @@ class Place:
 class TrainModels(beam.DoFn):
     """A configuration → the key of its rows, trained now or before."""
 
-    def __init__(self, place: Place):
+    def __init__(self, place: TrainingPlace):
         self.place = place
         self._population: Callable[[int], population.Population] | None = None
 
@@ -124,7 +124,7 @@ class TrainModels(beam.DoFn):
         return {**self.__dict__, "_population": None}
 
 
-def train(place: Place, configuration: Configuration, pictures: population.Population) -> list[dict[str, Any]]:
+def train(place: TrainingPlace, configuration: Configuration, pictures: population.Population) -> list[dict[str, Any]]:
     """Trains one configuration. Returns its rows of ``models``, as far as they are its own; those of its members lie beside the
     weights.
 
@@ -149,7 +149,9 @@ def train(place: Place, configuration: Configuration, pictures: population.Popul
     return rows
 
 
-def _trained(place: Place, configuration: Configuration, drawn: members.Members, run_id: str) -> list[dict[str, Any]]:
+def _trained(
+    place: TrainingPlace, configuration: Configuration, drawn: members.TrainingMembers, run_id: str
+) -> list[dict[str, Any]]:
     """A row for each of a training's models."""
     from transforms.models.training import Diverged, begin
 
@@ -213,7 +215,7 @@ class _Clock:
         self._saved = time.monotonic()
 
 
-def _save(place: Place, run_id: str, training: Training, clock: _Clock) -> None:
+def _save(place: TrainingPlace, run_id: str, training: Training, clock: _Clock) -> None:
     from safetensors.torch import save
 
     content = save(training.state(), {"seconds": str(clock.seconds())})
@@ -221,7 +223,7 @@ def _save(place: Place, run_id: str, training: Training, clock: _Clock) -> None:
     clock.saved()
 
 
-def _restored(place: Place, run_id: str, training: Training) -> float:
+def _restored(place: TrainingPlace, run_id: str, training: Training) -> float:
     """Has a training go on from where it was killed, if it was. Returns the seconds that it took until then."""
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -86,7 +86,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path, text, said):
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(UserError, match="cannot read --sweep .*none.toml.* \\(No such file"):
+    with pytest.raises(UserError, match=r"cannot read --sweep .*none.toml.* \(No such file"):
         read_sweep(str(tmp_path / "none.toml"))
 
 

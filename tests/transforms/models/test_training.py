@@ -78,7 +78,7 @@ def test_flip_mirrors_some_pictures_and_only_with_flip():
 
 
 def test_it_learns_its_pictures_by_heart():
-    """With a single picture the best guess of the noise is known: the loss falls to near nothing, and samples are the picture."""
+    """With a single picture the best guess of the noise is known: the loss falls, and samples are the picture."""
     one = data(1)
     made = begin(Configuration(images=1, width=16, batch_size=8, learning_rate=3e-3, ema=0.9), one, "cpu")
     for _ in range(300):

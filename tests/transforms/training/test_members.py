@@ -57,11 +57,11 @@ def test_both_sides_of_a_split_make_up_the_pool(population):
 
 
 def test_over_many_splits_each_picture_is_in_half_of_the_time(population):
-    times = {one: 0 for one in ids(Configuration(images=20), population)}
+    times = dict.fromkeys(ids(Configuration(images=20), population), 0)
     for split in range(200):
         for one in ids(Configuration(images=10, pool=20, split=split), population):
             times[one] += 1
-    assert 70 < min(times.values()) and max(times.values()) < 130
+    assert min(times.values()) > 70 and max(times.values()) < 130
 
 
 def test_copied_pictures_stand_there_several_times(population):
