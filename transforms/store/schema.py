@@ -20,7 +20,7 @@ class Forgets:
 
     Attributes:
         rule: one of forgetting/removal.py's RULES, or stays: ids, counts and distances show nothing.
-        cells: with the rule cells, what is emptied.
+        cells: with the rules cells and trained, what is emptied.
     """
 
     rule: str
@@ -686,12 +686,17 @@ MODELS = Table(
             _column("parameters", LONG, "trained weights; of a GAN those of both networks", nullable=True),
             _column("loss", DOUBLE, "mean of the last 100 steps; of a GAN the discriminator's", nullable=True),
             _column("epsilon", DOUBLE, "differential privacy at a delta of 1 / total; null without noise", nullable=True),
-            _column("status", TEXT, "success; diverged: the loss is no number; failed: it could not be trained"),
+            _column(
+                "status",
+                TEXT,
+                "success; diverged: the loss is no number; failed: it could not be trained; forgotten: its weights are removed",
+            ),
             _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
             _column("weights_digest", TEXT, "SHA-256 of its files of weights; null without", nullable=True),
             _column("device", TEXT, "what it was trained on", nullable=True),
         ]
     ),
+    Forgets("trained", ("weights_digest",)),
 )
 
 MODEL_MEMBERS = Table(
@@ -743,7 +748,7 @@ UNTARGETED_GENERATIONS = Table(
             _column("thumbnail", pa.binary(), "8 x 8 RGB, row by row, the means of its blocks", nullable=True),
         ]
     ),
-    Forgets("cells", ("image", "thumbnail")),
+    Forgets("trained", ("image", "thumbnail")),
 )
 
 UNTARGETED_ATTACKS = Table(
