@@ -99,7 +99,9 @@ def asked(lake: Lake, sql: str, memory: int = QueryOptions.memory) -> Iterator[t
 
     path = lake.path(database.DATABASE)
     if not exists(path):
-        raise UserError(f"the lake {lake.root!r} has no {database.DATABASE} yet; run 'eidetic measure' first")
+        raise UserError(
+            f"the lake {lake.root!r} has no {database.DATABASE} yet; run 'eidetic measure' or 'eidetic compare' first"
+        )
     check_question(lake, sql)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         if not lake.is_local:

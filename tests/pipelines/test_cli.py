@@ -78,7 +78,7 @@ def no_files(tmp_path, monkeypatch):
         (["ingest", "--metadata=not_there.parquet", "--plain"], "unknown option '--plain'"),
         (["embed"], "run 'eidetic ingest' first"),
         (["measure"], "run 'eidetic ingest' first"),
-        (["query", "SELECT 1"], "run 'eidetic measure' first"),
+        (["query", "SELECT 1"], "run 'eidetic measure' or 'eidetic compare' first"),
         (["query"], "the following arguments are required: SQL"),
         (["audit", "--config=not_there.toml"], "cannot read --config 'not_there.toml'"),
     ],

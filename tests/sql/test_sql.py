@@ -6,11 +6,15 @@ import pytest
 
 import sql
 from tests.fakes import fake_lake
-from transforms.results import marts
+from tests.sweeps import Planted, fake_sweep, returns
+from transforms.models.configuration import Configuration
+from transforms.results import marts, sweeps
 from transforms.store import scan
 from transforms.store.files import read_parquet
 
-FILES = [(kind, name) for kind in ("tables", "staging", "marts", "checks") for name in sql.names(kind)]
+CHECKS = ("checks", "sweep_checks")
+FILES = [(kind, name) for kind in ("tables", "staging", "marts", *CHECKS) for name in sql.names(kind)]
+STEPS = (*marts.STEPS, *sweeps.STEPS)
 
 
 def code(text):
@@ -20,8 +24,9 @@ def code(text):
 
 def test_there_are_files():
     assert sql.names("tables") == ["group_captions", "keep_list", "prompts"]
-    assert set(sql.names("marts")) == set(marts.MARTS) == set(sql.columns())
-    staging = {step.split("/")[1] for step in marts.STEPS} - set(marts.MARTS)
+    made = {*marts.MARTS, *sweeps.MARTS}
+    assert set(sql.names("marts")) == made == set(sql.columns())
+    staging = {step.split("/")[1] for step in STEPS} - made
     assert set(sql.names("staging")) == staging == set(sql.columns("staging"))
     assert len(sql.names("checks")) >= 10
 
@@ -34,7 +39,7 @@ def test_a_file_is_one_select_with_a_header(kind, name):
     statement = code(text).strip()
     assert re.match(r"(SELECT|WITH( RECURSIVE)?)\b", statement)
     assert ";" not in statement
-    if kind != "checks":
+    if kind not in CHECKS:
         assert text.startswith("-- Grain: ")
         assert "-- Source: " in text
         assert "final AS (" in statement
@@ -49,9 +54,10 @@ def test_a_function_is_one_macro_with_a_header(name):
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_a_step_reads_only_the_steps_before_it():
-    names = [step.split("/")[1] for step in marts.STEPS]
-    for place, step in enumerate(marts.STEPS):
+@pytest.mark.parametrize("steps", [marts.STEPS, sweeps.STEPS])
+def test_a_step_reads_only_the_steps_before_it(steps):
+    names = [step.split("/")[1] for step in steps]
+    for place, step in enumerate(steps):
         words = set(re.findall(r"(?:FROM|JOIN)\s+(\w+)", code(sql.read(*step.split("/")))))
         assert not words & set(names[place:])
 
@@ -64,10 +70,20 @@ def made(tmp_path_factory):
     tables = {mart: read_parquet(fake.lake.part(mart, "measured", 0)) for mart in marts.MARTS}
     with scan.connect() as connection:
         marts.make(connection, fake.lake, fake.match)
-        return tables | {name: connection.table(name).to_arrow_table() for name in sql.names("staging")}
+        tables |= {
+            name: connection.table(name).to_arrow_table()
+            for kind, name in (step.split("/") for step in marts.STEPS) if kind == "staging"
+        }  # fmt: skip
+    one = Planted(Configuration(images=4), returns([1], 4))
+    swept = fake_sweep(tmp_path_factory.mktemp("sweep"), [one])
+    sweeps.run(swept.lake, swept.taken, "compared")
+    tables |= {mart: read_parquet(swept.lake.part(mart, "compared", 0)) for mart in sweeps.MARTS}
+    with scan.connect() as connection:
+        sweeps.make(connection, swept.lake, swept.taken)
+        return tables | {name: connection.table(name).to_arrow_table() for name in ("attacked", "leaks", "settings")}
 
 
-@pytest.mark.parametrize("step", marts.STEPS)
+@pytest.mark.parametrize("step", STEPS)
 def test_declared_columns_are_what_comes_out(step, made):
     import duckdb
 

@@ -396,12 +396,12 @@ def _lone_texts(workers: Workers, tombstones: Tombstones, evidence: Evidence) ->
 def remove_what_is_made(lake: Lake) -> None:
     """Removes marts, database and reports, with the manifests that say they are there: they are to be made again."""
     # First of all: what they name is about to go.
-    _delete(lake, lambda parts: parts[:2] == ["manifests", "measure"])
+    _delete(lake, lambda parts: parts[0] == "manifests" and parts[1] in ("measure", "compare"))
 
     def made(parts: list[str]) -> bool:
         mart = len(parts) > 2 and parts[1].startswith("snapshot_id=") and parts[0] not in TABLES
         # What a killed client wrote to the database lies in a file beside it.
-        return mart or parts[0] in ("reports", "report.html", DATABASE, f"{DATABASE}.wal")
+        return mart or parts[0] in ("reports", "report.html", "sweep.html", DATABASE, f"{DATABASE}.wal")
 
     _delete(lake, made)
 

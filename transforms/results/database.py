@@ -1,4 +1,4 @@
-"""The database that users query: ``audit.duckdb``, with a view for each table and mart over all audits of the lake.
+"""The database that users query: ``audit.duckdb``, with a view for each table and mart over all audits and sweeps of the lake.
 
 Any DuckDB client opens it. Where the lake lies is said in it once, by the macro ``lake_root()``: after a move, ``eidetic
 measure --relocate`` replaces that, as does ``CREATE OR REPLACE MACRO lake_root() AS '/where/it/is/now'``. A lake behind a URL
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from transforms.errors import UserError
+from transforms.results import sweeps
 from transforms.results.marts import MARTS, current
 from transforms.store.files import delete, exists, put_in_place, temporary_name, write_bytes
 from transforms.store.lake import Lake, snapshot_of
@@ -32,8 +33,8 @@ DATABASE = "audit.duckdb"
 def build_database(lake: Lake) -> str:
     """Writes ``audit.duckdb``. Returns its path.
 
-    The tables show what the audits are made of, each row once, with the ``snapshot_id`` under which it is stored; half-done
-    stages don't show.
+    The tables show what audits and sweeps are made of, each row once, with the ``snapshot_id`` under which it is stored;
+    half-done stages don't show.
     """
     import duckdb
 
@@ -67,21 +68,21 @@ def build_database(lake: Lake) -> str:
 
 def check(lake: Lake) -> None:
     """Damaged unless the parts that ``audit.duckdb`` shows are what was written. DuckDB itself doesn't look."""
-    check_lineage(lake, current(lake))
+    check_lineage(lake, [*current(lake), *sweeps.current(lake)])
     for night in lake.manifests("nightly"):
         lake.check_snapshot(night)
 
 
 def _snapshots(lake: Lake) -> dict[str, set[str]]:
     """Table or mart → the snapshots that are shown."""
-    snapshots: dict[str, set[str]] = {table: set() for table in (*TABLES, *MARTS)}
-    for measure in current(lake):
-        made_of = lineage(lake, measure)
+    snapshots: dict[str, set[str]] = {table: set() for table in (*TABLES, *MARTS, *sweeps.MARTS)}
+    for made in (*current(lake), *sweeps.current(lake)):
+        made_of = lineage(lake, made)
         for table in TABLES.values():
             if table.stage in made_of:
                 snapshots[table.name].add(made_of[table.stage].snapshot_id)
-        for mart in MARTS:
-            snapshots[mart].add(measure.snapshot_id)
+        for mart in MARTS if made.stage == "measure" else sweeps.MARTS:
+            snapshots[mart].add(made.snapshot_id)
     for night in lake.manifests("nightly"):
         for name in night.rows:
             snapshots[name].add(night.snapshot_id)
@@ -127,7 +128,7 @@ def relocate(lake: Lake) -> str:
     if not lake.is_local:
         raise UserError(f"the lake {lake.root!r} is no local folder: its {DATABASE} holds copies, which need no place")
     if not exists(target):
-        raise UserError(f"the lake {lake.root!r} has no {DATABASE} yet; run 'eidetic measure' first")
+        raise UserError(f"the lake {lake.root!r} has no {DATABASE} yet; run 'eidetic measure' or 'eidetic compare' first")
     try:
         with duckdb.connect(target, config=NO_EXTENSIONS) as connection:
             place(connection, lake)

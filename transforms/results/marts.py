@@ -5,6 +5,7 @@ The names in the SQL (prompts, matches, …) are views on exactly the snapshots 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -45,13 +46,16 @@ STEPS = (
 MARTS = tuple(step.removeprefix("marts/") for step in STEPS if step.startswith("marts/"))
 
 AUDIT_COLUMNS = ("audit_id", "model_revision", "parameters_digest")
-"""Every mart begins with these."""
+"""Every mart of an audit begins with these."""
 
 
-def sql_digest() -> str:
-    """Digest of every SQL file: other SQL makes other marts."""
-    kinds = ("functions", "staging", "marts", "checks")
-    return digest("sql", [(kind, name, sql.read(kind, name)) for kind in kinds for name in sql.names(kind)])
+def sql_digest(steps: Sequence[str] = STEPS, checks: str = "checks") -> str:
+    """Digest of the SQL that makes and checks these: other SQL makes other marts."""
+    files = [
+        *(tuple(step.split("/")) for step in steps),
+        *((kind, name) for kind in ("functions", checks) for name in sql.names(kind)),
+    ]
+    return digest("sql", [(kind, name, sql.read(kind, name)) for kind, name in files])
 
 
 def run(lake: Lake, match: Manifest, snapshot: str) -> dict[str, int]:
@@ -72,14 +76,8 @@ def run(lake: Lake, match: Manifest, snapshot: str) -> dict[str, int]:
         make(connection, lake, match)
         audit = connection.execute("SELECT audit_id, model_revision, parameters_digest FROM audits").fetchall()[0]
         check(connection)
-        rows = {}
-        for mart in MARTS:
-            table = connection.table(mart).to_arrow_table()
-            for value, name in zip(reversed(audit), reversed(AUDIT_COLUMNS), strict=True):
-                table = table.add_column(0, name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
-            write_parquet(lake.part(mart, snapshot, 0), table)
-            rows[mart] = table.num_rows
-    return rows
+        first = dict(zip(AUDIT_COLUMNS, audit, strict=True))
+        return {mart: store(connection, lake, mart, snapshot, first) for mart in MARTS}
 
 
 def make(connection: duckdb.DuckDBPyConnection, lake: Lake, match: Manifest, last: str = STEPS[-1]) -> None:
@@ -88,20 +86,34 @@ def make(connection: duckdb.DuckDBPyConnection, lake: Lake, match: Manifest, las
     for table in TABLES.values():
         if table.stage in made_of:
             bind(connection, lake, table.name, made_of[table.stage].snapshot_id)
-    for step in STEPS[: STEPS.index(last) + 1]:
+    take(connection, STEPS[: STEPS.index(last) + 1])
+
+
+def take(connection: duckdb.DuckDBPyConnection, steps: Sequence[str]) -> None:
+    """Makes the table of each step, in order."""
+    for step in steps:
         kind, name = step.split("/")
         connection.execute(f'CREATE TABLE "{name}" AS {sql.read(kind, name)}')
 
 
-def check(connection: duckdb.DuckDBPyConnection) -> None:
-    """RuntimeError unless every file of ``sql/checks`` returns no rows."""
+def check(connection: duckdb.DuckDBPyConnection, kind: str = "checks", whose: str = "audit") -> None:
+    """RuntimeError unless every file of ``sql/<kind>`` returns no rows."""
     failed = []
-    for name in sql.names("checks"):
-        rows = connection.execute(sql.read("checks", name)).fetchall()
+    for name in sql.names(kind):
+        rows = connection.execute(sql.read(kind, name)).fetchall()
         if rows:
             failed.append(f"{name}: {len(rows)} rows, the first is {rows[0]}")
     if failed:
-        raise RuntimeError(f"the audit's own checks failed: {'; '.join(failed)}")
+        raise RuntimeError(f"the {whose}'s own checks failed: {'; '.join(failed)}")
+
+
+def store(connection: duckdb.DuckDBPyConnection, lake: Lake, mart: str, snapshot: str, first: Mapping[str, str]) -> int:
+    """Writes a mart that was made, with columns in front that have one value each. Returns its rows."""
+    table = connection.table(mart).to_arrow_table()
+    for name, value in reversed(list(first.items())):
+        table = table.add_column(0, name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
+    write_parquet(lake.part(mart, snapshot, 0), table)
+    return table.num_rows
 
 
 def current(lake: Lake) -> list[Manifest]:

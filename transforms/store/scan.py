@@ -7,12 +7,14 @@ list of who calls it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 import sql
+from transforms.kernels import effects
 from transforms.kernels.rates import (
     blaker_interval,
     clopper_pearson_upper,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import duckdb
 
 
-PICTURES = {"images": "image", "generations": "image", "regenerations": "image"}
+PICTURES = {"images": "image", "generations": "image", "regenerations": "image", "untargeted_generations": "image"}
 """Table → its column of pictures, which SQL sees as the flag ``kept``."""
 
 BATCH_ROWS = 1 << 16
@@ -78,12 +80,56 @@ def connect() -> duckdb.DuckDBPyConnection:
     connection.create_function(
         "slice_interval", slice_interval_of, ["BIGINT[]", "BIGINT[]", "DOUBLE[]", "BIGINT[]", "DOUBLE[]"], "DOUBLE[]"
     )
+    # Of a sweep.
+    connection.create_function("blaker_interval", blaker_interval_of, ["BIGINT", "BIGINT"], "DOUBLE[]")
+    connection.create_function("mean_interval", mean_interval_of, ["DOUBLE[]"], "DOUBLE[]")
+    connection.create_function("rate_difference", rate_difference_of, ["BIGINT"] * 4, "DOUBLE[]")
+    connection.create_function("half_point", half_point_of, ["DOUBLE[]", "BIGINT[]", "BIGINT[]"], "DOUBLE[]")
+    connection.create_function("slope_within", slope_within_of, ["VARCHAR[]", "DOUBLE[]", "DOUBLE[]"], "DOUBLE[]")
+    connection.create_function("odds_per_deviation", odds_per_deviation_of, ["DOUBLE[]", "BOOLEAN[]"], "DOUBLE[]")
     return connection
 
 
 def wilson_interval_of(successes: int, trials: int) -> list[float]:
     """[lower, upper] of the rate, by Wilson."""
     return list(wilson_interval(successes, trials))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _blaker(successes: int, trials: int) -> tuple[float, float]:
+    # Hundreds of models have the same counts, most of them none.
+    return blaker_interval(successes, trials)
+
+
+def blaker_interval_of(successes: int, trials: int) -> list[float]:
+    """[lower, upper] of the rate, by Blaker."""
+    return list(_blaker(successes, trials))
+
+
+def mean_interval_of(values: list[float]) -> list[float | None]:
+    """[mean, lower, upper]."""
+    return list(effects.mean_interval(values))
+
+
+def rate_difference_of(successes: int, trials: int, other_successes: int, other_trials: int) -> list[float | None]:
+    """[difference, lower, upper] of two rates."""
+    return list(effects.rate_difference(successes, trials, other_successes, other_trials))
+
+
+def slope_within_of(groups: list[str], x: list[float], y: list[float]) -> list[float | None]:
+    """[slope, lower, upper], each group with a level of its own."""
+    return list(effects.slope_within(groups, x, y))
+
+
+def odds_per_deviation_of(x: list[float], happened: list[bool]) -> list[float | None]:
+    """[log odds, lower, upper] for a standard deviation of x."""
+    return list(effects.odds_per_deviation(x, happened))
+
+
+def half_point_of(sizes: list[float], successes: list[int], trials: list[int]) -> list[float | None]:
+    """[size, lower, upper, slope, lower, upper]: where the share is one half, and how fast it falls."""
+    found = effects.half_point(sizes, successes, trials)
+    return [*found.size, *found.slope]
 
 
 def exact_interval(successes: list[int], trials: list[int], weights: list[float]) -> list[float]:
