@@ -23,7 +23,7 @@ test: install
 # All that is done to lakes, of which make test does a sample, and the page made of what came of it.
 faults: install
 	rm -rf build/faults
-	OMP_NUM_THREADS=1 EIDETIC_FAULTS=all $(BIN)/python -m pytest -q --numprocesses auto tests/faults
+	OMP_NUM_THREADS=1 EIDETIC_FAULTS=all $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal tests/faults
 	$(BIN)/python -m tests.faults.report
 
 lint: install

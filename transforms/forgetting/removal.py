@@ -491,7 +491,7 @@ def _delete(lake: Lake, chosen: Callable[[list[str]], bool]) -> None:
     delete_all(paths)
 
 
-MADE_AGAIN = ("ingest", "match", "index", "pictures", "train", "extract")
+MADE_AGAIN = ("ingest", "match", "index", "pictures", "train", "extract", "inpaint")
 """Folders of ``work/`` whose files may show anything, and which whoever needs them makes again."""
 
 

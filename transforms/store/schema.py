@@ -784,6 +784,37 @@ UNTARGETED_ATTACKS = Table(
     ),
 )
 
+INPAINTINGS = Table(
+    "inpaintings",
+    "inpaint",
+    "one training picture whose left half one model was asked to make again",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _column("sample_id", TEXT, "which picture: a target"),
+            _column("member", FLAG, "whether the model was trained on it"),
+            _column("shadow_model_id", TEXT, "the model of its cohort that was not trained on it, and judges", nullable=True),
+            _column("inpaintings", INT, "that were made"),
+            _column("kept", INT, "of those, the ones with the smallest score"),
+            _column(
+                "score",
+                DOUBLE,
+                "mean of theirs: the model's loss over the shadow's, at one timestep (paper, section 5.3)",
+                nullable=True,
+            ),
+            _column("kept_l2", DOUBLE, "mean l2 of those to the target, over the half that was made", nullable=True),
+            _column("all_l2", DOUBLE, "likewise of all", nullable=True),
+            _column("nearest_l2", DOUBLE, "the smallest of all", nullable=True),
+            _column("image", pa.binary(), "PNG of the one with the smallest score", nullable=True),
+            _column("evaluations", LONG, "times that the two networks were asked"),
+            _column("seconds", DOUBLE, "that it took"),
+            _column("status", TEXT, "success, failed or forgotten"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+        ]
+    ),
+    Forgets("trained", ("image",)),
+)
+
 AXES = tuple(field.name for field in _AXES)
 """The columns of ``models`` that are axes of a sweep."""
 
@@ -793,7 +824,7 @@ TABLES = {
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
         GENERATIONS, CLIQUES, GENERATION_EMBEDDINGS, MATCHES, UNREADABLE, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION,
         EIDETIC_COUNTS, AUDITS, MODELS, MODEL_MEMBERS, UNTARGETED_GENERATIONS,
-        UNTARGETED_ATTACKS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
+        UNTARGETED_ATTACKS, INPAINTINGS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""
