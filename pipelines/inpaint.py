@@ -4,8 +4,8 @@ reads   models, model_members; the models of LAKE/weights; images
 writes  inpaintings: one row a target and model, with how near its ten best inpaintings come, and whether it was a member
 
 Each target goes to one model of a cohort that was trained on it and to one that was not; a third one, that was not either,
-judges: the inpaintings with the smallest loss in proportion to its own are kept. Cohorts of fewer than three models, class-conditional
-models and GANs have no rows.
+judges: the inpaintings with the smallest loss in proportion to its own are kept. Cohorts of fewer than three models,
+class-conditional models and GANs have no rows.
 
   eidetic inpaint --lake lake --targets 10 --inpaintings 64
 """

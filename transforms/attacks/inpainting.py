@@ -202,8 +202,8 @@ def attack(
 
 
 def inpaint(model: DiffusionPictures, target: torch.Tensor, name: str, how: Inpainting) -> tuple[torch.Tensor, int]:
-    """Inpaintings of the left half of ``target``, (1, 3, H, W) in -1 to 1, by RePaint: (inpaintings, 3, H, W), whose right half is
-    the target's own; and how often the network was asked.
+    """Inpaintings of the left half of ``target``, (1, 3, H, W) in -1 to 1, by RePaint: (inpaintings, 3, H, W), whose right half
+    is the target's own; and how often the network was asked.
     """
     import torch
     from diffusers import RePaintScheduler
