@@ -664,7 +664,7 @@ _AXES = (
     _column("schedule", TEXT, "diffusers' name of how the noise grows"),
     _column("privacy_noise", DOUBLE, "DP-SGD: standard deviation of the noise over the clipping norm; 0 for none"),
     _column("privacy_clipping", DOUBLE, "DP-SGD: norm that each picture's gradient is clipped to; 0: no DP-SGD"),
-    _column("seed", LONG, "of weights, order and noise"),
+    _column("seed", LONG, "of weights, order and noise, with draw, split and side: another draw is a replicate in all"),
 )
 
 MODELS = Table(
