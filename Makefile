@@ -15,9 +15,10 @@ PYTEST ?=
 audit: install
 	$(BIN)/eidetic demo --lake lake
 
-# A file of tests for each core, and in it one thread: those of several processes would wait for one another.
+# A file of tests for each core, and in it one thread: those of several processes would wait for one another. In their order, and
+# not the files of few tests last, which are the long ones.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # All that is done to lakes, of which make test does a sample, and the page made of what came of it.
 faults: install

@@ -16,18 +16,22 @@ class UserError(Exception):
     """
 
 
-class Damaged(UserError):
-    """A file isn't what was written. ``path``: which."""
+MEND = (
+    "restore it from a backup, or run 'eidetic verify --mend' on its lake, which removes what is damaged and what was made of "
+    "it, and then the same command again"
+)
+"""What to do about a file of a lake that is damaged."""
 
-    def __init__(self, path: str, what: str):
-        super().__init__(
-            f"{path!r} is damaged: {what}; restore it from a backup, or run 'eidetic verify --mend' on its lake, which removes "
-            "what is damaged and what was made of it, and then the same command again"
-        )
-        self.path, self.what = path, what
+
+class Damaged(UserError):
+    """A file isn't what was written. ``path``: which; ``advice``: what to do about it."""
+
+    def __init__(self, path: str, what: str, advice: str = MEND):
+        super().__init__(f"{path!r} is damaged: {what}; {advice}")
+        self.path, self.what, self.advice = path, what, advice
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Damaged, (self.path, self.what)
+        return Damaged, (self.path, self.what, self.advice)
 
 
 class TemplateWritten(Exception):

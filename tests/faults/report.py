@@ -5,6 +5,7 @@ python -m tests.faults.report
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 from pathlib import Path
@@ -14,26 +15,29 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 
 HEAD = """# Reliability
 
-What was done to small lakes, and what came of it. Made by `make faults`, which runs all of `tests/faults`; do not edit.
+What was done to small lakes, and what came of it each time. Made by `make faults`, of all of `tests/faults`; do not edit.
 `make test` runs a sample of each kind. How it is held: [architecture.md](architecture.md), "What stays, and what is believed".
 
-| what was done | times | what came of it | times |
-|---|---|---|---|
+| what was done | what came of it | times |
+|---|---|---|
 """
 
 
-def tried(what: str, times: int, outcome: str, came: int) -> None:
-    """Notes what a test has tried, where all is tried. ``came``: in how many of the ``times`` the outcome was so."""
+def tried(what: str, times: int, outcome: str, part: object = "") -> None:
+    """Notes what a test has tried and seen, where all is tried. ``part``: of what several tests do in turn."""
     if os.environ.get("EIDETIC_FAULTS") == "all":
         RESULTS.mkdir(parents=True, exist_ok=True)
-        name = "".join(letter if letter.isalnum() else "_" for letter in f"{what} {outcome}")
-        (RESULTS / f"{name}.json").write_text(json.dumps([what, times, outcome, came]))
+        name = "".join(letter if letter.isalnum() else "_" for letter in f"{what} {outcome} {part}")
+        (RESULTS / f"{name}.json").write_text(json.dumps([what, outcome, times]))
 
 
 def page() -> str:
     """The page, of what was noted."""
-    rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    return HEAD + "".join(f"| {what} | {times} | {outcome} | {came} |\n" for what, times, outcome, came in rows)
+    rows: collections.Counter[tuple[str, str]] = collections.Counter()
+    for path in sorted(RESULTS.glob("*.json")):
+        what, outcome, times = json.loads(path.read_text())
+        rows[what, outcome] += times
+    return HEAD + "".join(f"| {what} | {outcome} | {times} |\n" for (what, outcome), times in rows.items())
 
 
 if __name__ == "__main__":

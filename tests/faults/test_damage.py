@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -35,8 +36,10 @@ def halved(path: Path) -> bool:
 def exchanged(path: Path) -> bool:
     """As many rows of the same kind, in another order: what another snapshot might have."""
     rows = read_parquet(str(path))
-    path.write_bytes(parquet_bytes(rows.take(list(reversed(range(rows.num_rows))))))
-    return rows.num_rows > 1
+    # Not by ``take``, which knows no column of type null, as marts without rows in one have it.
+    other = pa.concat_tables([rows.slice(number, 1) for number in reversed(range(rows.num_rows))] or [rows])
+    path.write_bytes(parquet_bytes(other))
+    return not other.equals(rows)
 
 
 def flipped(path: Path) -> bool:
@@ -84,7 +87,7 @@ def test_a_part_that_is_damaged_is_named(kind, whole, tmp_path, capsys):
         (line,) = lines(capsys)
         assert line.startswith("eidetic: ") and inside in line and "'eidetic verify --mend'" in line
     assert times
-    tried(f"a part of a table: {kind}", times, "one line that names it, exit code 2", times)
+    tried(f"a part of a table: {kind}", times, "one line that names it, exit code 2")
 
 
 def _tables():
@@ -141,7 +144,7 @@ def test_a_manifest_that_is_damaged_counts_as_absent(damage, whole, world, tmp_p
         assert f"{str(path)!r} is damaged" in capsys.readouterr().err
         assert differences(whole, lake) == []
         assert run_verb(verify.main, [f"--lake={lake.root}"]) == 0
-    tried(f"a manifest: {damage.__name__.replace('_', ' ')}", len(names), "said, and the same audit makes it anew", len(names))
+    tried(f"a manifest: {damage.__name__.replace('_', ' ')}", len(names), "said, and the same audit makes it anew")
 
 
 MENDED = ("samples", "images", "embeddings", "duplicate_pairs", "generations", "matches", "verdicts")
@@ -157,7 +160,7 @@ def test_what_is_damaged_is_made_again(table, lake, world, whole, capsys):
     assert differences(whole, lake) == []
     assert run_verb(verify.main, [f"--lake={lake.root}"]) == 0
     assert "nothing is damaged" in capsys.readouterr().out
-    tried(f"verify --mend of a damaged part of {table}, and the same audit", 1, "the same tables", 1)
+    tried("a damaged part: verify --mend, and the same audit", 1, "the same tables", table)
 
 
 def test_a_part_too_many_is_named(lake, capsys):

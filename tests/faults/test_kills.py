@@ -110,18 +110,6 @@ def of(lakes: Callable[[int], tuple[Lake, Command]], kills: int, seed: int) -> l
     return hurt
 
 
-@pytest.mark.parametrize("share", range(SHARES))
-def test_an_audit(share, world, whole, tmp_path):
-    def new(number):
-        lake = Lake(str(tmp_path / str(number)))
-        return lake, Command("audit", audit.main, world.words(lake), snapshots(whole))
-
-    kills = 6 if ALL else 1
-    for lake in of(new, kills, share):
-        assert differences(whole, lake) == []
-    tried(f"an audit, killed at random in its stages (share {share + 1} of {SHARES})", kills, "the same tables", kills)
-
-
 @pytest.fixture(scope="module")
 def whole_night(world, tmp_path_factory):
     """The lake of a night that nothing happened to."""
@@ -131,15 +119,21 @@ def whole_night(world, tmp_path_factory):
 
 
 @pytest.mark.parametrize("share", range(SHARES))
-def test_a_night(share, world, whole_night, tmp_path):
+@pytest.mark.parametrize("night", [False, True], ids=["audit", "night"])
+def test_an_audit_or_a_night(night, share, world, request, tmp_path):
+    untouched = request.getfixturevalue("whole_night" if night else "whole")
+
     def new(number):
         lake = Lake(str(tmp_path / str(number)))
-        return lake, Command("nightly", nightly.main, world.night(lake), snapshots(whole_night))
+        if night:
+            return lake, Command("nightly", nightly.main, world.night(lake), snapshots(untouched))
+        return lake, Command("audit", audit.main, world.words(lake), snapshots(untouched))
 
-    kills = 2 if ALL else 1
-    for lake in of(new, kills, 100 + share):
-        assert differences(whole_night, lake) == []
-    tried(f"a night, killed at random in its stages (share {share + 1} of {SHARES})", kills, "the same tables", kills)
+    kills = (2 if night else 6) if ALL else 1
+    for lake in of(new, kills, 100 * night + share):
+        assert differences(untouched, lake) == []
+    what = f"{'a night' if night else 'an audit'}, killed at random in its stages: the same command again"
+    tried(what, kills, "the same tables", share)
 
 
 @pytest.mark.parametrize("share", range(SHARES))
@@ -158,4 +152,4 @@ def test_a_forget(share, world, whole, tmp_path):
     for lake in of(new, kills, 200 + share):
         assert left(lake, wanted) == set()
         assert differences(untouched, lake, TIMES_AND_DEVICES | {"forgotten_at"}) == []
-    tried(f"a forget, killed at random (share {share + 1} of {SHARES})", kills, "nothing is left; the same tables", kills)
+    tried("a forget, killed at random", kills, "nothing is left; the same command again ends with the same tables", share)

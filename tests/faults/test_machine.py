@@ -66,7 +66,7 @@ def test_two_audits_at_once(world, whole, tmp_path):
     assert lines[0].startswith(f"eidetic: 'eidetic audit' (process {first.pid} on ") and "--wait SECONDS" in lines[0]
     assert end(first) == (0, []) and end(third) == (0, [])
     assert differences(whole, lake) == []
-    tried("three audits of one lake at once", 1, "one works, one waits, one says who does", 1)
+    tried("three audits of one lake at once", 1, "one works, one waits, one says who does")
 
 
 MOMENTS = (0.5, 2, 4, 6, 8, 11, 14) if ALL else (3, 9)
@@ -83,7 +83,7 @@ def test_control_c(seconds, world, whole, tmp_path):
     assert code == 130 and len(lines) == 1 and "the same command goes on from there" in lines[0]
     assert time.monotonic() - begun < 2
     assert world.audit(lake) == 0 and differences(whole, lake) == []
-    tried(f"Control-C after {seconds:g} s of an audit", 1, "exit code 130; the same audit ends with the same tables", 1)
+    tried("Control-C in an audit", 1, "exit code 130 within 2 s; the same audit ends with the same tables", seconds)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["query", "SELECT * FROM range(1000000)", "--format=csv"]])
@@ -115,7 +115,6 @@ def test_a_file_that_may_not_grow(world, whole, tmp_path):
         "a write that the system refuses in the middle (RLIMIT_FSIZE)",
         2,
         "one line; the same audit goes on to the same tables",
-        2,
     )
 
 
@@ -125,7 +124,7 @@ def test_too_many_open_files(most, world, whole, tmp_path):
     code, lines = end(start(world, lake, limits=[(resource.RLIMIT_NOFILE, most)]))
     assert code in (0, 2)
     assert code == 0 or (len(lines) == 1 and "raise the limit (ulimit -n)" in lines[0])
-    tried(f"at most {most} open files", 1, "one line, or nothing was missing", 1)
+    tried(f"at most {most} open files", 1, "one line, or nothing was missing")
 
 
 @pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "make room"), (errno.EROFS, "mount it for writing")])
@@ -148,7 +147,7 @@ def test_a_disk_that_refuses(number, said, step, world, whole, tmp_path, monkeyp
     assert len(lines) == 1 and said in lines[0] and "Traceback" not in told, told
     monkeypatch.undo()
     assert world.audit(lake) == 0 and differences(whole, lake) == []
-    tried(f"{os.strerror(number)}, from file {step} on", 1, "one line; the same audit goes on to the same tables", 1)
+    tried(f"{os.strerror(number)}, from some file on", 1, "one line; the same audit goes on to the same tables", step)
 
 
 def test_who_may_read_a_lake(world, tmp_path):

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.faults.pictures import PICTURES, Hostile, quick
+from tests.faults.report import tried
 from transforms.store.pictures import decode
 
 MEMORY = 1 << 30
@@ -45,6 +46,8 @@ def test_it_is_a_row_with_a_reason_or_looks_like_what_was_sent(found, one: Hosti
     # The first takes the start of the process besides.
     assert became["seconds"] < 10.0
     assert became["grown"] < 64 << 20 and 16 << 20 < became["decoder"] < MEMORY
+    outcome = "a row with a reason, or it looks like what was sent; under 1 GiB and 10 s"
+    tried("a hostile picture", 1, outcome, one.name)
 
 
 @pytest.mark.parametrize("name", ["PNG, RGBA, 7000 x 7000", "PNG, RGBA of 16 bits, 7000 x 7000"])

@@ -60,4 +60,4 @@ def test_the_audit_goes_on_to_the_same_tables(how, cuts, world, whole):
     for lake in mine:
         assert world.audit(lake) == 0
         assert differences(whole, lake) == []
-    tried(f"power cuts, unsynced bytes {how}: the same audit again", len(mine), "the same tables", len(mine))
+    tried(f"power cuts, unsynced bytes {how}: the same audit again", len(mine), "the same tables")

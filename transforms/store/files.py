@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.errors import Damaged, UserError, fault_of_the_machine
+from transforms.errors import MEND, Damaged, UserError, fault_of_the_machine
 from transforms.store.texts import raw_name
 
 MAX_ROW_GROUP_BYTES = 64 << 20
@@ -364,6 +364,11 @@ def check_columns(path: str, without: Iterable[str]) -> None:
             pass
 
 
+def is_part(path: str) -> bool:
+    """Whether a file is a part of a lake's table by its place, and not one of the user's."""
+    return "/snapshot_id=" in path
+
+
 class CheckedFile(pq.ParquetFile):
     """A Parquet file whose pages are held against their checksums when they're read: ``Damaged`` where one isn't as written."""
 
@@ -394,7 +399,8 @@ class CheckedFile(pq.ParquetFile):
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             if fault_of_the_machine(error) is not None:
                 raise
-            raise Damaged(self._path, f"it can't be read ({' '.join(str(error).split())[:80]})") from error
+            advice = MEND if is_part(self._path) else "get it anew, or remove it"
+            raise Damaged(self._path, f"it can't be read ({' '.join(str(error).split())[:80]})", advice) from error
 
 
 def read_parquet(path: str, columns: list[str] | None = None) -> pa.Table:
@@ -415,7 +421,7 @@ def open_parquet(path: str, buffer_size: int = 0) -> CheckedFile:
     try:
         return CheckedFile(source, path, buffer_size)
     except FileNotFoundError as error:
-        if "/snapshot_id=" in path:  # a part of a table: whoever asks for it was told that it is there
+        if is_part(path):  # whoever asks for it was told that it is there
             raise Damaged(path, "it is missing") from error
         raise
     except (pa.ArrowInvalid, OSError) as error:

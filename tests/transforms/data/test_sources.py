@@ -28,6 +28,16 @@ def rows(found):
     return [row for part in found.survey().partitions for table in found.read(part) for row in table.to_pylist()]
 
 
+def test_metadata_with_a_page_that_is_broken_are_no_damage_of_the_lake(tmp_path):
+    path = parquet(tmp_path / "m.parquet", url=[f"http://h/{number}" for number in range(2000)], text=["t"] * 2000)
+    content = bytearray((tmp_path / "m.parquet").read_bytes())
+    content[30:400] = bytes(370)
+    (tmp_path / "m.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"m.parquet' is damaged: it can't be read .*; get it anew, or") as caught:
+        rows(LaionSource(path))
+    assert "verify" not in str(caught.value)
+
+
 def test_laions_columns_under_each_of_their_names(tmp_path):
     old = parquet(tmp_path / "old.parquet", URL=["u"], TEXT=["t"], WIDTH=[3.0], HEIGHT=[4], hash=[-5], punsafe=[0.5])
     new = parquet(tmp_path / "new.parquet", url=["u"], caption=["t"], original_width=[3], original_height=[4], md5=["-5"])
