@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import socket
 from pathlib import Path
 
@@ -720,6 +721,60 @@ def test_a_picture_inside_parquet_is_forgotten_by_its_url(tmp_path):
         (gone,) = (row for row in samples if row["status"] == "forgotten")
         assert (gone["url"], gone["caption"], gone["label"], gone["sha256"]) == (None,) * 4
         assert manifest.rows["images"] == there - 1 or metadata == path
+
+
+def killed_ingest(lake, metadata, monkeypatch):
+    """An ingest of pictures inside Parquet that ends when all are read and none is stored; where it had put them."""
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(IngestBucket, "process", kill)
+        ingest(lake, metadata, source="parquet", carry_over=False)
+    (left,) = lake.glob("work/ingest/*/pictures/*")
+    return left
+
+
+def test_what_a_killed_ingest_has_read_of_a_forgotten_picture_goes_with_it(tmp_path, monkeypatch, capsys):
+    lake, pictures = tmp_path / "lake", [picture(number) for number in range(3)]
+    ingest(lake, inside(tmp_path / "a.parquet", pictures, text=list("xyz")), source="parquet")
+    left = killed_ingest(lake, inside(tmp_path / "b.parquet", [*pictures[1:], picture(3)]), monkeypatch)
+    assert pictures[1] in left.read_bytes()
+    words = [f"--lake={lake}", "--urls", *digests([pictures[1]]), "--reason=asked for"]
+    assert run_verb(forget.main, words) == 0
+    assert not left.exists() and "found nothing" in capsys.readouterr().out
+    # The same file is read again, and a kill leaves the picture where it must not stay: the proof finds it.
+    left = killed_ingest(lake, tmp_path / "b.parquet", monkeypatch)
+    assert pictures[1] in left.read_bytes()
+    for gone in lake.glob("work/ingest/*/buckets"):
+        shutil.rmtree(gone)
+    place = left.read_bytes().index(pictures[1])
+    assert run_verb(forget.main, [f"--lake={lake}", "--verify_only"]) == 1
+    assert f"content in {left.relative_to(lake)}, byte {place:,}" in capsys.readouterr().out
+    # As it does in one that was still being written.
+    content = left.read_bytes()
+    left.unlink()
+    cut = left.with_name(f".{left.name}.{'0a' * 16}")
+    cut.write_bytes(content[: place + len(pictures[1]) + 20])
+    assert run_verb(forget.main, [f"--lake={lake}", "--verify_only"]) == 1
+    assert f"content in {cut.relative_to(lake)}, byte {place:,}" in capsys.readouterr().out
+    assert run_verb(forget.main, words) == 0 and not cut.exists()
+    samples, _ = ingest(lake, tmp_path / "b.parquet", source="parquet", carry_over=False)
+    assert sorted(row["status"] for row in samples) == ["forgotten", "success", "success"]
+    assert run_verb(forget.main, [f"--lake={lake}", "--verify_only"]) == 0
+
+
+def test_a_picture_that_was_forgotten_before_it_ever_came_is_found_where_a_killed_ingest_left_it(tmp_path, monkeypatch, capsys):
+    lake, pictures = tmp_path / "lake", [picture(number) for number in range(3)]
+    ingest(lake, inside(tmp_path / "a.parquet", pictures[:1]), source="parquet")
+    (url,) = digests([pictures[2]])
+    assert run_verb(forget.main, [f"--lake={lake}", "--urls", url]) == 0
+    left = killed_ingest(lake, inside(tmp_path / "b.parquet", pictures), monkeypatch)
+    capsys.readouterr()
+    assert run_verb(forget.main, [f"--lake={lake}", "--verify_only"]) == 1
+    assert f"url in {left.relative_to(lake)}, byte" in capsys.readouterr().out
+    assert run_verb(forget.main, [f"--lake={lake}", "--urls", url]) == 0 and not left.exists()
 
 
 def test_pictures_inside_parquet_are_turned(tmp_path):

@@ -24,12 +24,12 @@ from apache_beam.io.filesystems import FileSystems
 
 from transforms.data.download import DownloadLimits, FetchError, fetch_http
 from transforms.data.folders import CAPTION_COLUMNS, NO_FILES, FolderSource, data_folders, ending_of
-from transforms.data.spool import PICTURE
+from transforms.data.spool import PICTURE, REFUSED
 from transforms.data.survey import BATCH_ROWS, ROW, Partition, Survey
-from transforms.errors import Damaged, UserError
+from transforms.errors import UserError
 from transforms.store.counters import count
 from transforms.store.files import is_url, open_parquet, walk
-from transforms.store.identity import digest
+from transforms.store.identity import digest, url_by_bytes
 from transforms.store.listings import PARQUET, column_named, readable_text, refuse_twice
 from transforms.store.texts import written_name
 
@@ -66,7 +66,9 @@ class Source(Protocol):
         """
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
-        """The rows of a partition's pieces as tables of ``ROW``, in order; with the column ``PICTURE`` where it has them."""
+        """The rows of a partition's pieces as tables of ``ROW``, in order; where pictures come with them, with ``PICTURE`` and
+        ``REFUSED``.
+        """
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
         """One picture's bytes. FetchError says why not."""
@@ -292,22 +294,19 @@ class ParquetSource:
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
         file = partition.name
-        try:
-            with open_parquet(file, PAGE_BYTES) as parquet:
-                columns = self._columns(file, parquet.schema_arrow)
-                names = _class_names(parquet.schema_arrow, columns.get("label"))
-                start = 0
-                for group in range(parquet.metadata.num_row_groups):
-                    for batch in parquet.iter_batches(
-                        batch_size=_rows_at_once(parquet.metadata.row_group(group), columns["image"]),
-                        row_groups=[group],
-                        columns=sorted(set(columns.values())),
-                        use_threads=False,
-                    ):
-                        yield self._table(file, batch, columns, names, start)
-                        start += batch.num_rows
-        except Damaged as error:
-            raise UserError(f"{error.path!r} is damaged ({error.what}); get it anew") from error
+        with open_parquet(file, PAGE_BYTES) as parquet:
+            columns = self._columns(file, parquet.schema_arrow)
+            names = _class_names(parquet.schema_arrow, columns.get("label"))
+            start = 0
+            for group in range(parquet.metadata.num_row_groups):
+                for batch in parquet.iter_batches(
+                    batch_size=_rows_at_once(parquet.metadata.row_group(group), columns["image"]),
+                    row_groups=[group],
+                    columns=sorted(set(columns.values())),
+                    use_threads=False,
+                ):
+                    yield self._table(file, batch, columns, names, start)
+                    start += batch.num_rows
 
     def _table(self, file: str, batch: pa.RecordBatch, columns: dict[str, str], names: list[str], start: int) -> pa.Table:
         pictures = _pictures(batch.column(columns["image"]))
@@ -315,7 +314,7 @@ class ParquetSource:
         urls = []
         for picture, row in zip(pictures, rows, strict=True):
             buffer = picture.as_buffer()
-            known = f"sha256:{hashlib.sha256(memoryview(buffer)).hexdigest()}" if buffer is not None else None
+            known = url_by_bytes(hashlib.sha256(memoryview(buffer)).hexdigest()) if buffer is not None else None
             urls.append(known or f"{written_name(os.path.basename(file))}#{row}")
         made = {
             "url": pa.array(urls, pa.string()),
@@ -326,14 +325,19 @@ class ParquetSource:
         if "label" in columns:
             made["label"] = _labels(batch.column(columns["label"]), names, file)
         arrays = [made.get(field.name, pa.nulls(batch.num_rows, field.type)) for field in ROW]
-        return pa.Table.from_arrays([*arrays, pictures], schema=ROW.append(pa.field(PICTURE, pictures.type)))
+        refused = pc.if_else(pc.is_null(pictures), NO_BYTES, pa.scalar(None, pa.string()))
+        columns_of_pictures = [pa.field(PICTURE, pictures.type), pa.field(REFUSED, pa.string())]
+        return pa.Table.from_arrays([*arrays, pictures, refused], schema=pa.schema([*ROW, *columns_of_pictures]))
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
         """Never a picture: they come with the rows."""
-        if url.startswith("sha256:"):
-            raise FetchError("pictures inside Parquet come with their rows; --no_carry_over reads all of them again")
-        raise FetchError("the row holds no picture: its bytes are null, and no path is followed")
+        raise FetchError(COME_WITH_ROWS)
 
+
+NO_BYTES = "the row holds no picture: its bytes are null, and no path is followed"
+
+COME_WITH_ROWS = "pictures inside files come with their rows; --no_carry_over reads all of them again"
+"""Why a picture that wasn't read isn't asked for again."""
 
 IMAGE_COLUMNS = ("image", "img", "picture", "bytes", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
