@@ -27,6 +27,12 @@ REFUSED = "refused"
 PLACE = ("spool", "offset", "length")
 """The columns that stand in a picture's place when it is in a spool: the file, and where in it; null where there is none."""
 
+COME_WITH_ROWS = "pictures inside files come with their rows; --no_carry_over reads all of them again"
+"""Why a picture that wasn't read isn't asked for again."""
+
+PICTURE_BYTES = 64 << 20
+"""Of pictures that a source holds at once, about; one alone may be larger, and so may the page of Parquet that it is in."""
+
 _HEAD = 8
 """Bytes before a picture that say how many it has."""
 
