@@ -64,6 +64,7 @@ def test_files_of_one_key_are_one_sample(tmp_path):
 
 def test_what_webdataset_reads_of_a_tar_is_what_is_read_here(tmp_path):
     from webdataset import tariterators  # img2dataset needs it
+
     names = ["a.jpg", "a.txt", "b/c.d/e.jpg", "b/c.d/e.seg.jpg", "./f.jpg", ".g.jpg", "h", "__meta__/i.jpg", "/j.jpg", "k.jpg"]
     names += ["l.x/m", "n..jpg", "../o.jpg", "a.jpg"]
     path = tar(tmp_path / "a.tar", *((name, name.encode()) for name in names))
