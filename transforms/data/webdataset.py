@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -37,6 +37,9 @@ CAPTION, LABEL, FIELDS = "txt", "cls", "json"
 
 MOST_BYTES = 1 << 30
 """Of a picture; a larger one is never read, whatever ``--max_bytes`` says: a header may claim anything."""
+
+MOST_OF_A_HEADER = 1 << 20
+"""Bytes of a header: a path, and what else a tar may say of a file."""
 
 EXPECTED_TARS = (
     "expected tars of WebDataset, not compressed, with a picture, and .txt, .json or .cls beside it, under each key: a file, a "
@@ -258,8 +261,25 @@ def _said(tar: Tar, sample: Sample, fields: dict[str, Any], name: str, ending: s
     return None
 
 
-_NONSENSE = (ValueError, LookupError, TypeError)
+_NONSENSE = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 """What ``tarfile`` makes of headers that hold what no header may, beside its own errors."""
+
+
+class _Headers:
+    """A file of which ``tarfile`` reads headers alone: it reads as much at once as they claim to have.
+
+    Args:
+        content: the file.
+    """
+
+    def __init__(self, content: IO[bytes]):
+        self._content = content
+        self.seek, self.tell = content.seek, content.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MOST_OF_A_HEADER:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        return self._content.read(size)
 
 
 class Tar:
@@ -276,7 +296,7 @@ class Tar:
         self.file, self._content = file, content
         try:
             # It is whoever opened the file that closes it.
-            self._tar: Any = tarfile.TarFile(fileobj=content, mode="r", encoding="utf-8")
+            self._tar: Any = tarfile.TarFile(fileobj=cast(IO[bytes], _Headers(content)), mode="r", encoding="utf-8")
         except (tarfile.TarError, *_NONSENSE) as error:
             raise UserError(f"{file!r} is not a tar ({error}); {EXPECTED_TARS}") from error
 
@@ -304,8 +324,9 @@ class Tar:
             if info.isdir() or _META.match(info.name):
                 continue
             key, ending = _key_of(info.name)
-            if not info.isreg():
-                left_out["links, pipes and devices in tars"] += 1
+            # Of a sparse file hardly anything need be there, and no writer of data sets makes one.
+            if not info.isreg() or info.issparse():
+                left_out["links, pipes, devices and sparse files in tars"] += 1
             elif not key or not all(is_data(word) for word in key.split("/") if word not in (".", "..")):
                 left_out["files in tars that have no key and ending"] += 1
             else:
@@ -325,10 +346,10 @@ class Tar:
 
     def content(self, info: tarfile.TarInfo) -> bytes:
         """All bytes of a file."""
-        try:
-            content: bytes = self._tar.extractfile(info).read()
-        except (tarfile.TarError, *_NONSENSE) as error:
-            raise Damaged(self.file, f"{info.name!r} in it can't be read ({error})", _GET_ANEW) from error
+        self._content.seek(info.offset_data)
+        content = self._content.read(info.size)
+        if len(content) < info.size:
+            raise Damaged(self.file, f"{info.name!r} in it ends after {len(content):,} of {info.size:,} bytes", _GET_ANEW)
         return content
 
     def text(self, info: tarfile.TarInfo) -> str | None:

@@ -8,6 +8,7 @@ import tarfile
 import pyarrow as pa
 import pytest
 
+from tests.servers import object_store
 from transforms.data import webdataset
 from transforms.data.download import DownloadLimits, FetchError
 from transforms.data.sources import source
@@ -15,6 +16,7 @@ from transforms.data.spool import PICTURE, REFUSED
 from transforms.data.survey import ROW
 from transforms.data.webdataset import WebDatasetSource
 from transforms.errors import Damaged, UserError
+from transforms.store.files import write_bytes
 
 
 def tar(path, *files, mode="w"):
@@ -131,7 +133,7 @@ def test_names_that_lead_out_are_keys_and_nothing_is_unpacked(tmp_path):
         ("__MACOSX/._a.jpg", b"three"), (".hidden.jpg", b"four"), ("no ending", b"five"), ("__wds__/key.jpg", b"six"),
     )  # fmt: skip
     assert [row[PICTURE] for row in rows(WebDatasetSource(path))] == [b"one", b"two"]
-    left_out = {"links, pipes and devices in tars": 3, "files in tars that have no key and ending": 3}
+    left_out = {"links, pipes, devices and sparse files in tars": 3, "files in tars that have no key and ending": 3}
     assert WebDatasetSource(path).survey().left_out == left_out
     assert sorted(one.name for one in tmp_path.rglob("*")) == ["a.tar", "in"]
 
@@ -234,15 +236,26 @@ def test_a_tar_that_is_not_whole_is_told_in_one_line(tmp_path):
     assert [row[PICTURE] for row in rows(WebDatasetSource(str(path)))] == [b"x" * 2000, b"y" * 2000]
 
 
-def test_a_header_that_claims_less_than_nothing_ends_the_reading(tmp_path):
-    """tarfile of before Python 3.11.14 goes back then, and reads for ever."""
+def test_headers_that_claim_what_no_file_has_end_the_reading(tmp_path):
+    """tarfile of before Python 3.11.14 goes back where a size is negative, and reads for ever."""
     path = tmp_path / "a.tar"
     info = tarfile.TarInfo("1.jpg")
     info.pax_headers = {"size": "-2048"}
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as made:
-        made.addfile(tarfile.TarInfo("0.jpg"))
-        made.addfile(info)
+    tar(path, ("0.jpg", b""), info)
     with pytest.raises(Damaged, match=r"claims -2,048 bytes; get it anew|can't be read behind"):
+        WebDatasetSource(str(path)).survey()
+    for kind, size in ((tarfile.XHDTYPE, 8 << 30), (tarfile.GNUTYPE_LONGNAME, 1 << 70), (tarfile.GNUTYPE_LONGNAME, -1024)):
+        info = tarfile.TarInfo("long")
+        info.type, info.size = kind, size
+        header = info.tobuf(tarfile.GNU_FORMAT)
+        path.write_bytes(tarfile.TarInfo("0.jpg").tobuf() + header + bytes(2048))
+        with pytest.raises(Damaged, match=r"can't be read behind byte 512 \(a header claims -?[\d,]+ bytes\); get it anew"):
+            WebDatasetSource(str(path)).survey()
+    # Each of them says that another header follows.
+    chain = tarfile.TarInfo("long")
+    chain.type, chain.size = tarfile.GNUTYPE_LONGNAME, 1
+    path.write_bytes((chain.tobuf(tarfile.GNU_FORMAT) + bytes(512)) * 5000)
+    with pytest.raises(UserError, match="recursion"):
         WebDatasetSource(str(path)).survey()
 
 
@@ -278,3 +291,16 @@ def test_rows_are_in_the_schema_of_every_source(tmp_path):
     (partition,) = found.survey().partitions
     (table,) = found.read(partition)
     assert table.schema == pa.schema([*ROW, pa.field(PICTURE, pa.binary()), pa.field(REFUSED, pa.string())])
+
+
+def test_tars_in_an_object_store(tmp_path):
+    content = [(f"{number}.jpg", bytes([number]) * 3000) for number in range(5)]
+    with object_store("eidetic-tars"), open(tar(tmp_path / "a.tar", *content), "rb") as file:
+        url = "gs://eidetic-tars/shards/00000.tar"
+        write_bytes(url, file.read())
+        write_bytes("gs://eidetic-tars/shards/notes.md", b"")
+        for path in (url, "gs://eidetic-tars/shards", "gs://eidetic-tars/shards/*.tar"):
+            assert [row[PICTURE] for row in rows(WebDatasetSource(path))] == [picture for _, picture in content]
+        survey = WebDatasetSource("gs://eidetic-tars/shards").survey()
+        assert survey.left_out == {".md": 1}
+        assert survey.fingerprints == WebDatasetSource(str(tmp_path)).survey().fingerprints
