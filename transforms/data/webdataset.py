@@ -66,7 +66,7 @@ class Member(NamedTuple):
     info: tarfile.TarInfo
 
 
-class Sample(NamedTuple):
+class Keyed(NamedTuple):
     """What lies in a tar under one key.
 
     Attributes:
@@ -145,15 +145,15 @@ class WebDatasetSource:
         look.fingerprint = digest("webdataset", size, headers.hexdigest())
         return look
 
-    def _samples(self, members: Iterator[Member]) -> Iterator[Sample]:
+    def _samples(self, members: Iterator[Member]) -> Iterator[Keyed]:
         """The samples of a tar's members, in order."""
         read = {FIELDS, self._ending("caption", CAPTION), self._ending("label", LABEL)}
-        sample: Sample | None = None
+        sample: Keyed | None = None
         for key, ending, info in members:
             if sample is None or sample.key != key:
                 if sample is not None:
                     yield sample
-                sample = Sample(key, 0, [], {})
+                sample = Keyed(key, 0, [], {})
             picture = self._is_picture(ending)
             if picture:
                 sample = sample._replace(pictures=sample.pictures + 1)
@@ -188,7 +188,7 @@ class WebDatasetSource:
         if rows:
             yield pa.Table.from_pylist(rows, schema=_SCHEMA)
 
-    def _row(self, tar: Tar, sample: Sample) -> dict[str, Any]:
+    def _row(self, tar: Tar, sample: Keyed) -> dict[str, Any]:
         picture, refused = None, self._refused(sample)
         url = written_name(f"{os.path.basename(tar.file)}#{sample.key}")
         if refused is None:
@@ -202,7 +202,7 @@ class WebDatasetSource:
         texts = {name: _said(tar, sample, fields, name, ending, names) for name, (ending, names) in said.items()}
         return {"url": url, **texts, PICTURE: picture, REFUSED: refused}
 
-    def _refused(self, sample: Sample) -> str | None:
+    def _refused(self, sample: Keyed) -> str | None:
         """Why there is no picture; None where there is one."""
         endings = printable(", ".join(f".{one}" for one in sample.endings[:10]))
         if sample.pictures == 0:
@@ -244,7 +244,7 @@ class _Look:
     fingerprint: str = ""
 
 
-def _said(tar: Tar, sample: Sample, fields: dict[str, Any], name: str, ending: str, names: tuple[str, ...]) -> str | None:
+def _said(tar: Tar, sample: Keyed, fields: dict[str, Any], name: str, ending: str, names: tuple[str, ...]) -> str | None:
     """The caption or the label of a sample: what its own file says, or else the first of some fields; None where none does."""
     lost = False
     if ending in sample.members and ending != FIELDS:
