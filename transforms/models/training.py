@@ -101,7 +101,8 @@ class _Common:
     def __init__(self, configuration: Configuration, data: TrainingSet, device: str):
         self.configuration, self.data, self.device = configuration, data, device
         self.step = 0
-        seed = int(digest("training", *(getattr(configuration, one) for one in ("seed", "draw", "split", "side")), length=15), 16)
+        which = [getattr(configuration, one) for one in ("seed", "draw", "split", "side")]
+        seed = int(digest("training", *which, length=15), 16)
         self.random = torch.Generator("cpu").manual_seed(seed)
         scaled = torch.from_numpy(np.ascontiguousarray(data.pictures.transpose(0, 3, 1, 2))).float() / 127.5 - 1
         self.pictures = scaled.to(device)
