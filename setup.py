@@ -15,7 +15,7 @@ setup(
     package_data={
         "transforms.results": ["*.j2", "*.css", "*.js"],
         "sql": ["*/*.sql", "*/*.toml", "*.toml"],
-        "demo": ["*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
+        "demo": ["*.toml", "sweeps/*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
     },
     install_requires=[
         "accelerate>=1.15",

@@ -39,7 +39,8 @@ SWEEP = {
 """The stages of a sweep, which begins with the groups of an audit, in the order in which it runs them."""
 
 OTHER_VERBS = {
-    "audit": "all of the above, in order",
+    "audit": "ingest to measure, in order",
+    "sweep": "train and what attacks the models, in order",
     "nightly": "the audit of one night: only what is new, compared with the night before",
     "history": "prints the nights, one a line",
     "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
@@ -184,6 +185,11 @@ def execution_of(parsed: Parsed) -> Execution:
 def stages() -> list[Stage]:
     """The stages of an audit, in order."""
     return [importlib.import_module(f"pipelines.{name}").STAGE for name in STAGES]
+
+
+def sweep_stages() -> list[Stage]:
+    """The stages of a sweep, in order."""
+    return [importlib.import_module(f"pipelines.{name}").STAGE for name in SWEEP]
 
 
 def options_of(some: Sequence[Stage]) -> tuple[type, ...]:
