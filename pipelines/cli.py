@@ -13,14 +13,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TextIO
 
-from pipelines.stages import OTHER_VERBS, STAGES
+from pipelines.stages import BESIDE, OTHER_VERBS, STAGES
 from pipelines.terminal import guard
 from transforms.errors import TemplateWritten, UserError, fault_of_the_machine
 
 
 def verbs() -> dict[str, str]:
     """Verb → what the overview says of it."""
-    return STAGES | OTHER_VERBS
+    return STAGES | BESIDE | OTHER_VERBS
 
 
 INTERRUPTED = "interrupted; what is complete is kept, and the same command goes on from there"

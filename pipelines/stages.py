@@ -31,6 +31,11 @@ STAGES = {
 }
 """Stage → what ``--help`` says of it, in the order in which an audit runs them. The module has the same name."""
 
+BESIDE = {
+    "mitigate": "matches → mitigations, mitigation_effects: what keeps a model from copying, and what DoRI still brings back",
+}
+"""Stages likewise, that no audit waits for: each is asked for by name."""
+
 OTHER_VERBS = {
     "audit": "all of the above, in order",
     "nightly": "the audit of one night: only what is new, compared with the night before",

@@ -45,6 +45,8 @@ def remove(workers: Workers) -> dict[str, int]:
     _remove_leftovers(lake)
     _remove_searches(workers, removal.gone)
     _remove_finished_prompts(lake, removal.evidence.touched)
+    # Its pictures were among the leftovers.
+    _remove_unfinished(lake, "mitigate")
     changed: dict[str, int] = {}
     for rule, change in RULES.items():
         # What is made of others is named before those.
@@ -433,7 +435,8 @@ def _remove_leftovers(lake: Lake) -> None:
     written = {lake.inside(path).split("/", 1)[1] for path in lake.every_part("samples")}
 
     def leftover(parts: list[str]) -> bool:
-        if is_temporary(parts[-1]) or parts[:2] in (["work", "ingest"], ["work", "match"], ["work", "index"]):
+        made_again = ("ingest", "match", "mitigate", "index")
+        if is_temporary(parts[-1]) or (parts[0] == "work" and parts[1] in made_again):
             return True
         # Nobody knows yet whose pictures these are; an ingest that goes on downloads them again.
         orphan = parts[0] == "images" and "/".join(parts[1:]) not in written
