@@ -111,7 +111,8 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, match: Manifest
     generate = made_of["generate"]
     if generate.parameters["generator"] != DiffusersGenerator.kind:
         raise UserError(
-            f"the audit {generate.snapshot_id} is of finished generations, and mitigations need the model; audit one with --model"
+            f"the audit {generate.snapshot_id} is of finished generations, and mitigations need the model; "
+            "audit one with --model"
         )
     found = generator_again(generate, parsed[ModelOptions].model, device.resolved(), parsed[BatchOptions].batch_size)
     assert isinstance(found, DiffusersGenerator)
@@ -182,8 +183,8 @@ def draw(lake: Lake, match: Manifest, directory: Directory, prompts_per_class: i
     classes = collections.Counter(row["class"] for row in listed)
     if not classes["copied"]:
         raise UserError(
-            f"the audit {match.upstream['generate']} calls no prompt copied, so there is nothing to mitigate; audit more prompts "
-            "(--max_prompts), or another model"
+            f"the audit {match.upstream['generate']} calls no prompt copied, so there is nothing to mitigate; audit more "
+            "prompts (--max_prompts), or another model"
         )
     say(f"mitigate     {', '.join(f'{number} {name}' for name, number in sorted(classes.items()))} prompts")
     if not classes["never_seen"]:

@@ -62,8 +62,8 @@ class MitigateHandler(ModelHandler[int, PredictionResult, MitigatedGenerator]):
         store: the images that DoRI looks for.
         mitigations: which are tried.
         images: pictures of each prompt under each.
-        base_seed: the audit's. The pictures have the numbers after those that the audit made, and so noise of their own: prompts
-            are chosen by what the audit's noise gave, and "before" must not be flattered by it.
+        base_seed: the audit's. The pictures have the numbers after those that the audit made, and so noise of their own:
+            prompts are chosen by what the audit's noise gave, and "before" must not be flattered by it.
         dori: the attack; None without.
     """
 

@@ -1,7 +1,7 @@
-"""Judges pictures that somebody brings as ``match`` judges an audit's generations: by the same distances, near the same images.
+"""Judges pictures that somebody brings as ``match`` judges an audit's generations: the same distances, to the same images.
 
-What lies near a picture is looked for by CLIP and by thumbnail in the index of matching (``lookup.near_groups``), and compared by
-the same ``Matcher``; so a verdict here is the one that ``match`` would give.
+What lies near a picture is looked for by CLIP and by thumbnail in the index of matching (``lookup.near_groups``), and compared
+by the same ``Matcher``; so a verdict here is the one that ``match`` would give.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

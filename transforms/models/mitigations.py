@@ -1,8 +1,8 @@
-"""What may keep a model from giving back what it has remembered, while it makes a picture; and DoRI, which asks whether it is gone.
+"""What may keep a model from giving back what it has remembered while it makes a picture; and DoRI, which asks if it is gone.
 
-Each mitigation is a small class: what it does to the caption, to the embedding, to the noise that a picture begins with, or to the
-guidance of each step. Its parameters are those of its source; where the source has none that fits any model it is said. Every
-picture is worked on alone, also inside a batch: what becomes of it doesn't depend on what lies beside it.
+Each mitigation is a small class: what it does to the caption, to the embedding, to the noise that a picture begins with, or to
+the guidance of each step. Its parameters are those of its source; where the source has none that fits any model it is said.
+Every picture is worked on alone, also inside a batch: what becomes of it doesn't depend on what lies beside it.
 
 Sources, read as code: somepago/DCR (Somepalli et al. 2023, "Understanding and Mitigating Copying in Diffusion Models"),
 YuxinWenRick/diffusion_memorization (Wen et al. 2024, "Detecting, Explaining, and Mitigating Memorization in Diffusion Models"),
@@ -227,9 +227,9 @@ class EmbeddingNoise(NoMitigation):
 class PromptPerturbation(NoMitigation):
     """In the first step the embedding is moved until both predictions hardly differ; the first token stays.
 
-    Source: ``aug_prompt`` of local_sd_pipeline.py, its README's target. There one embedding serves all pictures of a prompt, by the
-    norm of all their differences together; and AdamW's decay also shrinks the token that stays. Here each picture has its own,
-    and nothing decays.
+    Source: ``aug_prompt`` of local_sd_pipeline.py, its README's target. There one embedding serves all pictures of a prompt, by
+    the norm of all their differences together; and AdamW's decay also shrinks the token that stays. Here each picture has its
+    own, and nothing decays.
     """
 
     name: ClassVar[str] = "prompt_perturbation"
@@ -258,9 +258,9 @@ class InitialNoise(NoMitigation):
 
     The loss is that of the repository, ‖D(x + D(x) / ‖D(x)‖)‖ + alpha ‖x‖ with D the difference, and not the paper's, which
     subtracts D(x) and squares both norms: the published target, 8.2, is one of the former (alpha ‖x‖ alone is 6.4 for Stable
-    Diffusion, and squared it would be 819). Source: pipe.py of the repository, where the direction stays the one of the first step and
-    latents that don't come to the target are drawn anew, of eight at a time; here the direction is followed, and a picture keeps
-    its own noise, as far as the steps have brought it.
+    Diffusion, and squared it would be 819). Source: pipe.py of the repository, where the direction stays that of the first step
+    and latents that don't come to the target are drawn anew, of eight at a time; here the direction is followed, and a picture
+    keeps its own noise, as far as the steps have brought it.
     """
 
     name: ClassVar[str] = "initial_noise"
@@ -292,7 +292,8 @@ class InitialNoise(NoMitigation):
 class AttractionBasin(NoMitigation):
     """No caption before a transition point, the audit's guidance after it.
 
-    Source: generate_test_dataset_stp.py and the README of SonyResearch/mitigating_memorization: guidance 0 before step 500 of 1,000.
+    Source: generate_test_dataset_stp.py and the README of SonyResearch/mitigating_memorization: guidance 0 before step 500 of
+    1,000.
 
     Attributes:
         before: guidance before it.
@@ -360,6 +361,10 @@ class DoRI:
     rate: float = 0.1
 
 
+TAKEN = "the pipeline's safety checker took the picture"
+"""The reason of a picture without one."""
+
+
 class Made(NamedTuple):
     """A picture that was made, or not, and what it cost.
 
@@ -376,7 +381,7 @@ class Made(NamedTuple):
 
 
 class MitigatedGenerator(DiffusersGenerator):
-    """A pipeline of Stable Diffusion's shape, asked step by step: as ``DiffusersGenerator`` makes pictures, under mitigations."""
+    """A pipeline of Stable Diffusion's shape, asked step by step: as ``DiffusersGenerator`` makes pictures, or mitigated."""
 
     @classmethod
     def of(cls, generator: DiffusersGenerator) -> MitigatedGenerator:
@@ -391,8 +396,8 @@ class MitigatedGenerator(DiffusersGenerator):
 
     def _other(self, name: str) -> UserError:
         return UserError(
-            f"the model {self.model!r} is a {name}, and mitigations are known for a StableDiffusionPipeline with a U-Net that has "
-            "cross-attention and separate guidance; audit such a model"
+            f"the model {self.model!r} is a {name}, and mitigations are known for a StableDiffusionPipeline whose U-Net has "
+            "cross-attention and knows no guidance of its own; audit such a model"
         )
 
     def load(self) -> None:
@@ -400,8 +405,9 @@ class MitigatedGenerator(DiffusersGenerator):
         from diffusers import DDPMScheduler, UNet2DConditionModel
 
         super().load()
-        unet = getattr(self._pipeline, "unet", None)
-        if not self._encodes or not isinstance(unet, UNet2DConditionModel) or unet.config.time_cond_proj_dim is not None:
+        unet: Any = getattr(self._pipeline, "unet", None)
+        plain = self._encodes and isinstance(unet, UNet2DConditionModel)
+        if not plain or self._pipeline.unet.config.time_cond_proj_dim is not None:
             raise self._other(type(self._pipeline).__name__)
         for part in self._pipeline.components.values():
             if isinstance(part, torch.nn.Module):
@@ -410,6 +416,7 @@ class MitigatedGenerator(DiffusersGenerator):
         self._schedule = DDPMScheduler.from_config(self._pipeline.scheduler.config)
         self._passes = 0
         self._encoded: dict[str, torch.Tensor] = {}
+        self._words: list[str] = []
 
     def embedding(self, text: str) -> torch.Tensor:
         """(1, tokens, width) of a caption, as the pipeline makes it."""
@@ -456,16 +463,14 @@ class MitigatedGenerator(DiffusersGenerator):
             return [Made(failed(error, (time.perf_counter() - begun) / len(seeds)), 0.0)] * len(seeds)
         seconds, evaluations = (time.perf_counter() - begun) / len(seeds), (self._passes - before) / len(seeds)
         return [
-            Made(
-                self._attempt(picture, "the pipeline's safety checker took the picture" if bad else None, seconds), evaluations
-            )
+            Made(self._attempt(picture, TAKEN if bad else None, seconds), evaluations)
             for picture, bad in zip(pictures, taken, strict=True)
         ]
 
     def _sample(
         self, mitigation: NoMitigation, text: str, seeds: Sequence[int], embedding: torch.Tensor | None
     ) -> tuple[np.ndarray, Sequence[bool]]:
-        """(n, H, W, 3) float in [0, 1], and which of them the safety checker took. What StableDiffusionPipeline does, and more."""
+        """(n, H, W, 3) float in [0, 1], and which the safety checker took. What StableDiffusionPipeline does, and more."""
         import torch
 
         pipeline, scheduler, device = self._pipeline, self._pipeline.scheduler, self._pipeline.device
@@ -531,10 +536,13 @@ class MitigatedGenerator(DiffusersGenerator):
                 predicted = self._predict(there, moment, embeddings)
             else:
                 plain, heeding = self._both(there, moment, embeddings, empty)
+                along = heeding - plain
                 if scale is None:
-                    differences.append(norms((heeding - plain).float()))
-                    scale = mitigation.scales(differences, full).to(plain.dtype).reshape(-1, 1, 1, 1)
-                predicted = plain + scale * (heeding - plain)
+                    differences.append(norms(along.float()))
+                    along = along * mitigation.scales(differences, full).to(along.dtype).reshape(-1, 1, 1, 1)
+                else:
+                    along = along * scale
+                predicted = plain + along
             latents = scheduler.step(predicted, moment, latents, **extra, return_dict=False)[0]
         return latents
 
@@ -558,10 +566,13 @@ class MitigatedGenerator(DiffusersGenerator):
         return height * self._pipeline.vae_scale_factor, width * self._pipeline.vae_scale_factor
 
     def _word(self, random: np.random.Generator) -> str:
-        """A word of the tokenizer's, none of its special ones."""
-        tokenizer = self._pipeline.tokenizer
-        words = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
-        return tokenizer.decode([words[int(random.integers(len(words)))]]).strip()
+        """One of the tokenizer's tokens as a word: none of its special ones, and none that shows nothing."""
+        if not self._words:
+            tokenizer = self._pipeline.tokenizer
+            tokens = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+            words = (tokenizer.decode([token]).strip() for token in tokens)
+            self._words = [word for word in words if word and word.isprintable()]
+        return self._words[int(random.integers(len(self._words)))]
 
     def attack(
         self, text: str, picture: np.ndarray, seed: int, how: DoRI, mitigation: NoMitigation
@@ -600,19 +611,22 @@ class MitigatedGenerator(DiffusersGenerator):
             with torch.enable_grad():
                 conditions = torch.cat([mitigation.embedding(found, random) for _ in range(how.batch)])
                 predicted = self._predict(schedule.add_noise(latents, noise, moments), moments, conditions.to(begin.dtype))
-                wanted = {
-                    "epsilon": lambda: noise,
-                    "v_prediction": lambda: schedule.get_velocity(latents, noise, moments),
-                    "sample": lambda: latents,
-                }[schedule.config.prediction_type]()
+                wanted = self._wanted(latents, noise, moments)
                 loss = (predicted.float() - wanted.float()).square().mean()
                 (found.grad,) = torch.autograd.grad(loss, [found])
             optimizer.step()
             losses.append(loss.item())
         return found.detach().to(begin.dtype), losses
 
+    def _wanted(self, latents: torch.Tensor, noise: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
+        """What the model should predict, in training."""
+        kind = self._schedule.config.prediction_type
+        if kind == "v_prediction":
+            return self._schedule.get_velocity(latents, noise, moments)
+        return latents if kind == "sample" else noise
+
     def latent(self, picture: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 → (1, C, h, w): what the model would denoise to, to draw it; its middle where it has another shape."""
+        """(H, W, 3) uint8 → (1, C, h, w): what the model denoises to where it draws it; of another shape the middle."""
         import torch
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
