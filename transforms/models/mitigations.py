@@ -496,9 +496,10 @@ class MitigatedGenerator(DiffusersGenerator):
         def difference(start: torch.Tensor, conditions: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
             there = scheduler.scale_model_input((start * spread).to(embeddings.dtype), first)
             plain, heeding = self._both(there, first, conditions.to(embeddings.dtype), without)
-            if torch.is_grad_enabled():
-                self._passes += 2 * len(start)  # and back again
-            return (heeding - plain).float()
+            along = (heeding - plain).float()
+            if along.requires_grad:
+                along.register_hook(lambda _: self._count(2 * len(start)))  # where it is gone back
+            return along
 
         with torch.enable_grad():
             model = Asked(difference, latents[0].numel())
@@ -545,6 +546,9 @@ class MitigatedGenerator(DiffusersGenerator):
                 predicted = plain + along
             latents = scheduler.step(predicted, moment, latents, **extra, return_dict=False)[0]
         return latents
+
+    def _count(self, passes: int) -> None:
+        self._passes += passes
 
     def _predict(self, latents: torch.Tensor, moment: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         self._passes += len(latents)

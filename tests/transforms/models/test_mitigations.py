@@ -176,7 +176,7 @@ def test_words_may_stand_at_both_ends():
 
 def test_drawn_words_are_none_of_the_tokenizers_special_ones(model):
     words = {model._word(np.random.default_rng(number)) for number in range(50)}
-    assert len(words) > 20
+    assert len(words) > 10
     assert not any("<|" in word for word in words)
     assert all(word.strip() and word.isprintable() for word in words)
 
@@ -286,8 +286,8 @@ def test_the_initial_noise_is_moved_downhill_and_no_farther_than_its_steps():
 
 def test_both_ask_as_often_as_they_say(folder):
     made = loaded(folder, steps=2)
-    # One look is needed to know, of two predictions, which is counted with its way back. Then two steps of two.
-    assert made.make(PromptPerturbation(target=1e6), "a logo", SEEDS)[0].evaluations == 4 + 4
+    # One look is needed to know, of two predictions, and no way back. Then two steps of two.
+    assert made.make(PromptPerturbation(target=1e6), "a logo", SEEDS)[0].evaluations == 2 + 4
     assert made.make(PromptPerturbation(target=0.0, steps=3), "a logo", SEEDS)[0].evaluations == 3 * 4 + 4
     assert made.make(InitialNoise(target=0.0, steps=3), "a logo", SEEDS)[0].evaluations == 3 * 8 + 4
 
