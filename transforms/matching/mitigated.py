@@ -16,6 +16,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 from PIL import Image
 
 from transforms.data.embedding import SkipWritten
+from transforms.errors import UserError
 from transforms.kernels.copies import CopyLimits
 from transforms.matching.comparison import Group, Measure
 from transforms.matching.judging import Brought, Judge, Judgement
@@ -95,7 +96,12 @@ class JudgeHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
         job = self.job
         judge = Judge(job.round, job.measure, job.limits)
         prompts = list(read_rows(job.drawn))[number * PROMPTS_AT_ONCE : (number + 1) * PROMPTS_AT_ONCE]
-        asked = encoder.encode_texts([prompt["text"] for prompt in prompts])
+        asked: Sequence[np.ndarray | None]
+        try:
+            asked = encoder.encode_texts([prompt["text"] for prompt in prompts])
+        except UserError:  # a CLIP without texts: what is judged doesn't need them
+            count("prompts without a vector of their text", len(prompts))
+            asked = [None] * len(prompts)
         for prompt, vector in zip(prompts, asked, strict=True):
             tried: dict[tuple[str, bool], list[dict[str, Any]]] = collections.defaultdict(list)
             pictures: dict[tuple[str, bool], list[Picture]] = collections.defaultdict(list)
@@ -133,7 +139,7 @@ class JudgeHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
 
 def _row(
     prompt: dict[str, Any],
-    asked: np.ndarray,
+    asked: np.ndarray | None,
     key: tuple[str, bool],
     rows: list[dict[str, Any]],
     pictures: list[Picture],
@@ -144,7 +150,7 @@ def _row(
 
     Args:
         prompt: of the drawn ones.
-        asked: (d,), the vector of its text.
+        asked: (d,), the vector of its text; None where CLIP makes none.
         key: mitigation, and whether it was attacked.
         rows: what became of each attempt.
         pictures: those that were made.
@@ -170,7 +176,7 @@ def _row(
         "copied": None if nearest is None else nearest.copied,
         "nearest_l2": None if nearest is None else nearest.l2,
         "extracted": None if nearest is None else nearest.l2 <= delta,
-        "prompt_similarity": _mean([float(one.vector @ asked) for one in judged]),
+        "prompt_similarity": None if asked is None else _mean([float(one.vector @ asked) for one in judged]),
         "picture_similarity": _mean([float(one @ other) for one, other in beside]),
         "seconds": _mean([one.row["seconds"] for one in pictures]),
         "evaluations": _mean([one.row["evaluations"] for one in pictures]),

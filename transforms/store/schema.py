@@ -549,7 +549,12 @@ MITIGATIONS = Table(
             _column("copied", FLAG, "whether the nearest of them is one; null without any", nullable=True),
             _column("nearest_l2", DOUBLE, "of the nearest to its own image; null without any", nullable=True),
             _column("extracted", FLAG, "the paper's verdict on that one: l2 ≤ delta; null without any", nullable=True),
-            _column("prompt_similarity", DOUBLE, "mean cosine of pictures and prompt under the lake's CLIP", nullable=True),
+            _column(
+                "prompt_similarity",
+                DOUBLE,
+                "mean cosine of pictures and prompt under the lake's CLIP; null where that makes no vectors of texts",
+                nullable=True,
+            ),
             _column(
                 "picture_similarity",
                 DOUBLE,
@@ -568,7 +573,7 @@ MITIGATIONS = Table(
 def _rate(name: str, what: str) -> tuple[pa.Field, ...]:
     """A count, its share of the prompts, and the ends of its exact 95% interval."""
     return (
-        _column(f"{name}", LONG, f"prompts {what}"),
+        _column(name, LONG, f"prompts {what}; null where that was not tried", nullable=True),
         _column(f"rate_{name}", DOUBLE, "of the prompts; null without any", nullable=True),
         _column(f"rate_{name}_lower", DOUBLE, "lower end of the exact 95% interval, by Blaker", nullable=True),
         _column(f"rate_{name}_upper", DOUBLE, "its upper end", nullable=True),
@@ -590,7 +595,7 @@ MITIGATION_EFFECTS = Table(
             *_rate("dori", "likewise under it, asked by DoRI's embedding"),
             _column("extracted_before", LONG, "prompts within delta without mitigation: the paper's rule"),
             _column("extracted_after", LONG, "likewise under it"),
-            _column("extracted_dori", LONG, "likewise under it, asked by DoRI's embedding"),
+            _column("extracted_dori", LONG, "likewise under it, asked by DoRI's embedding", nullable=True),
             _column("prompt_similarity", DOUBLE, "mean cosine of pictures and prompt under it", nullable=True),
             _column("prompt_similarity_before", DOUBLE, "likewise without", nullable=True),
             _column("picture_similarity", DOUBLE, "mean cosine with the pictures of the same seeds without it", nullable=True),
