@@ -1,7 +1,7 @@
 -- Grain: one prompt that mitigations are tried on.
--- Source: prompts, matches, copy_calibration (is_copy says what a copy is). Of each class up to $prompts_per_class, drawn
--- by hash: copied, whose nearest generation is a copy of their own image; not_copied; and never_seen, captions of controls.
--- What was forgotten, or has no image of its own that was compared, is in none.
+-- Source: prompts, matches, copy_calibration (is_copy says what a copy is). Of each class up to $prompts_per_class,
+-- drawn by hash: copied, whose nearest generation is a copy of their own image; not_copied; and never_seen, captions of
+-- controls. What was forgotten, or has no image of its own that was compared, is in none.
 WITH judged AS (
     SELECT
         matches.prompt_id,

@@ -1,6 +1,7 @@
 -- Grain: one class of prompts under one mitigation.
--- Source: mitigations. Before, after and after DoRI are of the same prompts: those that were judged in each way that was
--- tried. The interval is Blaker's exact one, at 95%: the prompts of a class are drawn by hash, so all weigh the same.
+-- Source: mitigations. Before, after and after DoRI are of the same prompts: those that were judged in each way that
+-- was tried. The interval is Blaker's exact one, at 95%: the prompts of a class are drawn by hash, so all weigh the
+-- same.
 WITH pivoted AS (
     SELECT
         mitigated.*,

@@ -96,9 +96,9 @@ class JudgeHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
         job = self.job
         judge = Judge(job.round, job.measure, job.limits)
         prompts = list(read_rows(job.drawn))[number * PROMPTS_AT_ONCE : (number + 1) * PROMPTS_AT_ONCE]
-        asked: Sequence[np.ndarray | None]
+        asked: list[np.ndarray | None]
         try:
-            asked = encoder.encode_texts([prompt["text"] for prompt in prompts])
+            asked = list(encoder.encode_texts([prompt["text"] for prompt in prompts]))
         except UserError:  # a CLIP without texts: what is judged doesn't need them
             count("prompts without a vector of their text", len(prompts))
             asked = [None] * len(prompts)
