@@ -275,7 +275,7 @@ def test_mitigations_ask_for_a_gpu_where_the_models_are(lake, build, job, store)
     judged = Mitigated(job.round("new", []), job.measure, CopyLimits(0.15, 0.5, None), "drawn.parquet", "prompts", audit)
     judge = JudgeHandler(embed.encoder(lake.latest("embed"), device), judged)
     with_gpu, without = on_gpu(build(lambda pipeline: mitigate.build_judging(pipeline, 100, judge, device.hint())))
-    assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "ParDo(WriteMitigations)")
+    assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteMitigations")
     assert has_step(without, "SkipWritten")
 
 

@@ -213,7 +213,9 @@ class _JudgeAndWrite(beam.PTransform):
         self.handler = handler
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
-        return parts | "Judge" >> RunInference(self.handler) | "Write" >> beam.ParDo(WriteMitigations(self.handler.job))
+        return (
+            parts | "Judge" >> RunInference(self.handler) | "WriteMitigations" >> beam.ParDo(WriteMitigations(self.handler.job))
+        )
 
 
 class JudgeMitigated(beam.PTransform):

@@ -112,7 +112,7 @@ def in_basin(differences: Sequence[torch.Tensor]) -> torch.Tensor:
     return ~minimum.any(dim=0)
 
 
-class Asked(NamedTuple):
+class FirstStep(NamedTuple):
     """A model in the first step of some pictures.
 
     Attributes:
@@ -144,7 +144,7 @@ class NoMitigation:
         return embedding
 
     def first_step(
-        self, model: Asked, noise: torch.Tensor, embedding: torch.Tensor, empty: torch.Tensor
+        self, model: FirstStep, noise: torch.Tensor, embedding: torch.Tensor, empty: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, C, h, w) standard normal noise and (n, tokens, width) embeddings → what the pictures begin with."""
         return noise, embedding
@@ -238,7 +238,7 @@ class PromptPerturbation(NoMitigation):
     target: float = 3.0
 
     def first_step(
-        self, model: Asked, noise: torch.Tensor, embedding: torch.Tensor, empty: torch.Tensor
+        self, model: FirstStep, noise: torch.Tensor, embedding: torch.Tensor, empty: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         moved = descend(
             embedding.float(),
@@ -269,14 +269,14 @@ class InitialNoise(NoMitigation):
     alpha: float = 0.05
     target: float = 8.2
 
-    def losses(self, model: Asked, noise: torch.Tensor, embedding: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+    def losses(self, model: FirstStep, noise: torch.Tensor, embedding: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
         """(n,)"""
         along = model.difference(noise, embedding, empty)
         along = along / norms(along).clamp_min(1e-12).reshape(-1, 1, 1, 1)
         return norms(model.difference(noise + along, embedding, empty)) + self.alpha * norms(noise)
 
     def first_step(
-        self, model: Asked, noise: torch.Tensor, embedding: torch.Tensor, empty: torch.Tensor
+        self, model: FirstStep, noise: torch.Tensor, embedding: torch.Tensor, empty: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         moved = descend(
             noise.float(),
@@ -502,7 +502,7 @@ class MitigatedGenerator(DiffusersGenerator):
             return along
 
         with torch.enable_grad():
-            model = Asked(difference, latents[0].numel())
+            model = FirstStep(difference, latents[0].numel())
             start, embeddings = mitigation.first_step(model, latents / spread, embeddings, empty)
         # Some schedulers count the steps that they were asked about.
         scheduler.set_timesteps(self.steps, device=device)

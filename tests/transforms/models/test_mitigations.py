@@ -13,7 +13,6 @@ from transforms.models.base import Wanted
 from transforms.models.diffusion import DiffusersGenerator
 from transforms.models.mitigations import (
     MITIGATIONS,
-    Asked,
     AttractionBasin,
     CaptionNumbers,
     CaptionRandomisation,
@@ -21,6 +20,7 @@ from transforms.models.mitigations import (
     DoRI,
     DynamicBasin,
     EmbeddingNoise,
+    FirstStep,
     InitialNoise,
     MitigatedGenerator,
     NoMitigation,
@@ -245,7 +245,7 @@ def linear_model(matrix):
             -1, 1, 1, 1
         )
 
-    return Asked(difference, 4 * 64 * 64)
+    return FirstStep(difference, 4 * 64 * 64)
 
 
 def test_the_embedding_is_moved_until_the_predictions_hardly_differ():
