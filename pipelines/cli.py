@@ -13,14 +13,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TextIO
 
-from pipelines.stages import OTHER_VERBS, STAGES, SWEEP
+from pipelines.stages import BESIDE, OTHER_VERBS, STAGES, SWEEP
 from pipelines.terminal import guard
 from transforms.errors import TemplateWritten, UserError, fault_of_the_machine
 
 
 def verbs() -> dict[str, str]:
     """Verb → what the overview says of it."""
-    return STAGES | SWEEP | OTHER_VERBS
+    return STAGES | BESIDE | SWEEP | OTHER_VERBS
 
 
 INTERRUPTED = "interrupted; what is complete is kept, and the same command goes on from there"

@@ -38,6 +38,11 @@ SWEEP = {
 }
 """The stages of a sweep, which begins with the groups of an audit, in the order in which it runs them."""
 
+BESIDE = {
+    "mitigate": "matches → mitigations, mitigation_effects: what keeps a model from copying, and what DoRI still brings back",
+}
+"""Stages likewise, that no audit waits for: each is asked for by name."""
+
 OTHER_VERBS = {
     "audit": "ingest to measure, in order",
     "sweep": "train and what attacks the models, in order",

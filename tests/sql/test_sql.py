@@ -19,7 +19,7 @@ def code(text):
 
 
 def test_there_are_files():
-    assert sql.names("tables") == ["group_captions", "keep_list", "prompts"]
+    assert sql.names("tables") == ["group_captions", "keep_list", "mitigated_prompts", "mitigation_effects", "prompts"]
     assert set(sql.names("marts")) == set(marts.MARTS) == set(sql.columns())
     staging = {step.split("/")[1] for step in marts.STEPS} - set(marts.MARTS)
     assert set(sql.names("staging")) == staging == set(sql.columns("staging"))
