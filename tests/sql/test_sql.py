@@ -23,7 +23,7 @@ def code(text):
 
 
 def test_there_are_files():
-    assert sql.names("tables") == ["group_captions", "keep_list", "prompts"]
+    assert sql.names("tables") == ["group_captions", "keep_list", "mitigated_prompts", "mitigation_effects", "prompts"]
     made = {*marts.MARTS, *sweeps.MARTS}
     assert set(sql.names("marts")) == made == set(sql.columns())
     staging = {step.split("/")[1] for step in STEPS} - made

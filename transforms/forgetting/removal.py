@@ -46,6 +46,8 @@ def remove(workers: Workers) -> dict[str, int]:
     _remove_leftovers(lake)
     _remove_searches(workers, removal.gone)
     _remove_finished_prompts(lake, removal.evidence.touched)
+    # Its pictures were among the leftovers.
+    _remove_unfinished(lake, "mitigate")
     changed: dict[str, int] = {}
     for rule, change in RULES.items():
         # What is made of others is named before those.
@@ -491,7 +493,7 @@ def _delete(lake: Lake, chosen: Callable[[list[str]], bool]) -> None:
     delete_all(paths)
 
 
-MADE_AGAIN = ("ingest", "match", "index", "pictures", "train", "extract")
+MADE_AGAIN = ("ingest", "match", "mitigate", "index", "pictures", "train", "extract", "inpaint")
 """Folders of ``work/`` whose files may show anything, and which whoever needs them makes again."""
 
 
