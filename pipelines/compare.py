@@ -125,14 +125,13 @@ def write_report(lake: Lake, options: CompareOptions, taken: dict[str, Manifest]
 
 def summary(lake: Lake, compare: Manifest) -> str:
     """What the command ends with: a line for each experiment, and where report and database are."""
-    names = ["experiment", "trainings", "asked", *(f"{rule}" for rule in sweeps.RULES), "controls", "Fréchet"]
+    names = ["experiment", "trainings", "asked", *(name for rule in sweeps.RULES for name in (rule, "controls")), "Fréchet"]
     rows = [
         (
             one.name,
             one.trainings,
             one.asked,
-            *(sweep_report.share(one.extracted[rule]) for rule in sweeps.RULES),
-            sweep_report.share(one.controls),
+            *(sweep_report.share(some[rule]) for rule in sweeps.RULES for some in (one.extracted, one.controls)),
             "-" if one.frechet is None else f"{one.frechet:.3g}",
         )
         for one in sweep_report.experiments(sweep_report.rows_of(lake, "leakage", compare.snapshot_id))
@@ -144,7 +143,7 @@ def summary(lake: Lake, compare: Manifest) -> str:
             "",
             "share of their training pictures that models gave back unasked, by rule, at the end of their training: mean over "
             "trainings;",
-            "controls: of as many pictures that they never saw, called by the paper's rule (adaptive_l2)",
+            "controls: of as many pictures that they never saw, which is false",
             f"report    {page_of(lake, compare.upstream['train'])}",
             f"database  {lake.path(database.DATABASE)}",
             'query     eidetic query "SELECT axis, level, reference, effect, effect_lower, effect_upper FROM leakage_effects '

@@ -60,9 +60,9 @@ def test_a_lake_that_has_a_sweep_alone_can_be_asked(fake, capsys):
     assert run_verb(compare.main, [f"--lake={fake.lake.root}"]) == 0
     said = capsys.readouterr().out
     assert [line.split() for line in said.splitlines() if line.startswith(("seed", "both"))] == [
-        ["both", "2", "2", "62.5%", "62.5%", "62.5%", "0.0%", "1"],
-        ["seed", "0", "1", "1", "50.0%", "50.0%", "50.0%", "0.0%", "1"],
-        ["seed", "1", "1", "1", "75.0%", "75.0%", "75.0%", "0.0%", "1"]]  # fmt: skip
+        ["both", "2", "2", *("62.5%", "0.0%") * 3, "1"],
+        ["seed", "0", "1", "1", *("50.0%", "0.0%") * 3, "1"],
+        ["seed", "1", "1", "1", *("75.0%", "0.0%") * 3, "1"]]  # fmt: skip
     assert f"report    {fake.lake.path('reports', f'sweep-{fake.train.snapshot_id}.html')}" in said
     assert run_verb(query.main, words) == 0
     assert [row["extracted_by_l2_share"] for row in json.loads(capsys.readouterr().out)] in ([0.5, 0.75], [0.75, 0.5])

@@ -32,8 +32,8 @@ from transforms.store.tombstones import Tombstones
 FILES = ("sweep.html.j2", "report.css", "sweep.css")
 """What the page is made of, beside the lake."""
 
-PAPER = sweeps.RULES[0]
-"""The rule that words go by: the paper's."""
+MOST_FALSE = 0.01
+"""Share of controls that the rule may call which words go by."""
 
 RULE_NAMES = {"adaptive_l2": "the paper's rule", "ratio": "ratio", "l2": "l2"}
 COLOURS = {"adaptive_l2": "paper", "ratio": "copied", "l2": "seen"}
@@ -75,7 +75,7 @@ class Experiment(NamedTuple):
         name: as the file has it.
         trainings: how many; asked: those that were asked for pictures.
         extracted: rule → mean share of training pictures that came back.
-        controls: mean share of controls that the paper's rule calls.
+        controls: rule → mean share of as many pictures that the models never saw, which it calls.
         frechet: mean.
     """
 
@@ -83,7 +83,7 @@ class Experiment(NamedTuple):
     trainings: int
     asked: int
     extracted: dict[str, float | None]
-    controls: float | None
+    controls: dict[str, float | None]
     frechet: float | None
 
 
@@ -99,7 +99,7 @@ def experiments(leakage: Sequence[dict[str, Any]]) -> list[Experiment]:
             len(rows),
             sum(row["pictures_made"] is not None for row in rows),
             {rule: _mean(row[f"extracted_by_{rule}_share"] for row in rows) for rule in sweeps.RULES},
-            _mean(row[f"controls_by_{PAPER}_share"] for row in rows),
+            {rule: _mean(row[f"controls_by_{rule}_share"] for row in rows) for rule in sweeps.RULES},
             _mean(row["frechet"] for row in rows),
         )
         for name, rows in sorted(by_name.items())
@@ -129,7 +129,8 @@ def render(lake: Lake, taken: Mapping[str, Manifest], snapshot: str, most_pictur
     attacks = rows_of(lake, "untargeted_attacks", taken["extract"].snapshot_id)
     varied = varying(ends)
     effects = rows("leakage_effects")
-    figures = [figure for name in _ordered(varied) if (figure := axis_figure(name, ends, varied, effects)).panels]
+    rule = trusted(ends)
+    figures = [figure for name in _ordered(varied) if (figure := axis_figure(name, ends, varied, effects, rule)).panels]
     environment = report._environment()
     environment.filters.update(points=points, plain=plain)
     template = environment.get_template("sweep.html.j2")
@@ -141,27 +142,29 @@ def render(lake: Lake, taken: Mapping[str, Manifest], snapshot: str, most_pictur
             train=taken["train"],
             attack=attacks[0] if attacks else None,
             asked=[clean(text) for text in _asked(taken)],
-            headline=Answer.of_models(ends),
+            headline=Answer.of_models(ends, rule),
+            rule=rule,
+            rule_name=RULE_NAMES[rule],
+            most_false=MOST_FALSE,
             statuses=_statuses(leakage),
             trainings=len({row["run_id"] for row in leakage}),
             varied=[(name, _levels(leakage, name)) for name in varied],
             experiments=experiments(leakage),
-            rules=[(rule, RULE_NAMES[rule], COLOURS[rule]) for rule in sweeps.RULES],
-            calls=[rule_calls(ends, rule) for rule in sweeps.RULES],
+            rules=[(one, RULE_NAMES[one], COLOURS[one]) for one in sweeps.RULES],
+            calls=[rule_calls(ends, one) for one in sweeps.RULES],
             figures=figures,
-            copies=copies_figure(rows("leakage_by_copies")),
-            curves=curves_figure(leakage, rows("onset_slopes")),
-            quality=quality_figure(ends),
-            gans=gans_figure(rows("diffusion_and_gans")),
-            largest=[row for row in rows("largest_memorised") if row["rule"] == PAPER],
-            halves=Halves.of(rows("disjoint_halves")),
-            first=first_words(rows("memorised_first")),
+            copies=copies_figure(rows("leakage_by_copies"), rule),
+            curves=curves_figure(leakage, rows("onset_slopes"), rule),
+            quality=quality_figure(ends, rule),
+            gans=gans_figure(rows("diffusion_and_gans"), rule),
+            largest=[row for row in rows("largest_memorised") if row["rule"] == rule],
+            halves=Halves.of(rows("disjoint_halves"), rule),
+            first=first_words(rows("memorised_first"), rule),
             agreement=[row for row in rows("rule_agreement") if row["cohort"] is None],
             roc=roc_figure(rows("membership_roc"), rows("membership")),
             most_rows=MOST_ROWS,
             cards=cards,
             controls=controls,
-            all_cards=sum(row[f"extracted_by_{PAPER}"] for row in ends),
             lake=quoted(lake.root),
         )
         return text.encode("utf-8", "replace")
@@ -241,7 +244,7 @@ def _ends(row: Mapping[str, Any], name: str) -> Estimate:
 
 
 class Answer(NamedTuple):
-    """Models at the end of their training that gave something back by the paper's rule, of how many; pictures, model by model,
+    """Models at the end of their training that gave something back by a rule, of how many; pictures, model by model,
     of how many; controls that were called, of how many.
     """
 
@@ -253,15 +256,26 @@ class Answer(NamedTuple):
     controls: int
 
     @classmethod
-    def of_models(cls, ends: Sequence[dict[str, Any]]) -> Answer:
+    def of_models(cls, ends: Sequence[dict[str, Any]], rule: str) -> Answer:
         return cls(
-            sum(row[f"extracted_by_{PAPER}"] > 0 for row in ends),
+            sum(row[f"extracted_by_{rule}"] > 0 for row in ends),
             len(ends),
-            sum(row[f"extracted_by_{PAPER}"] for row in ends),
+            sum(row[f"extracted_by_{rule}"] for row in ends),
             sum(row["pictures"] for row in ends),
-            sum(row[f"controls_by_{PAPER}"] for row in ends),
+            sum(row[f"controls_by_{rule}"] for row in ends),
             sum(row["controls"] for row in ends),
         )
+
+
+def trusted(ends: Sequence[dict[str, Any]]) -> str:
+    """The rule that words go by: of those that call at most ``MOST_FALSE`` of the controls the one that calls the most training
+    pictures, in doubt the paper's; where none is so strict, the one that calls the fewest controls.
+    """
+    calls = {rule: rule_calls(ends, rule) for rule in sweeps.RULES}
+    strict = [rule for rule in sweeps.RULES if (calls[rule]["controls"]["rate"] or 0) <= MOST_FALSE]
+    if strict:
+        return max(strict, key=lambda rule: calls[rule]["members"]["called"])
+    return min(sweeps.RULES, key=lambda rule: calls[rule]["controls"]["called"])
 
 
 def rule_calls(ends: Sequence[dict[str, Any]], rule: str) -> dict[str, Any]:
@@ -392,7 +406,9 @@ def _settings(ends: Sequence[dict[str, Any]], varied: Sequence[str], without: Se
     return found
 
 
-def axis_figure(name: str, ends: Sequence[dict[str, Any]], varied: Sequence[str], effects: Sequence[dict[str, Any]]) -> Figure:
+def axis_figure(
+    name: str, ends: Sequence[dict[str, Any]], varied: Sequence[str], effects: Sequence[dict[str, Any]], rule: str
+) -> Figure:
     """The share that comes back against the levels of one axis, a panel for each setting of the other axes."""
     place = scale([row[name] for row in ends])
     panels: list[tuple[int, Chart]] = []
@@ -407,10 +423,10 @@ def axis_figure(name: str, ends: Sequence[dict[str, Any]], varied: Sequence[str]
             panels.append((len(rows) + 10 * len(by_level), panel))
     panels.sort(key=lambda pair: -pair[0])
     mine = [row for row in effects if row["setting"] == "all" and name in row["axis"].split(", ")]
-    table = _effect_rows(mine)
+    table = _effect_rows(mine, rule)
     words = [
         f"{name} = {plain(row['level'])} against {plain(row['reference'])}: the share of training pictures that comes back by "
-        f"{RULE_NAMES[PAPER]} differs by {interval(_ends(row, 'effect'), points)} "
+        f"{RULE_NAMES[rule]} differs by {interval(_ends(row, 'effect'), points)} "
         f"percentage points; {row['pairs']} {'pair' if row['pairs'] == 1 else 'pairs'}, {row['replicates']} "
         f"{'replicate' if row['replicates'] == 1 else 'replicates'}."
         for row in table
@@ -429,14 +445,14 @@ def _short(setting: str, ends: Sequence[dict[str, Any]], varied: Sequence[str]) 
     return ", ".join(parts) or "the base"
 
 
-def _effect_rows(effects: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of ``leakage_effects`` on what comes back by the paper's rule, each with the effect on quality beside."""
+def _effect_rows(effects: Sequence[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
+    """Rows of ``leakage_effects`` on what comes back by a rule, each with the effect on quality beside."""
     quality = {(row["axis"], row["level"]): row for row in effects if row["measure"] == "frechet"}
-    leaks = [row for row in effects if row["measure"] == f"extracted_by_{PAPER}_share"]
+    leaks = [row for row in effects if row["measure"] == f"extracted_by_{rule}_share"]
     return [{**row, "frechet": quality.get((row["axis"], row["level"]))} for row in leaks]
 
 
-def copies_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+def copies_figure(rows: Sequence[dict[str, Any]], rule: str) -> Figure:
     """The share that comes back against the number of copies, over models at the end of their training."""
     ends = [row for row in rows if row["last"]]
     panels, words = [], []
@@ -448,12 +464,12 @@ def copies_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         if len(by_copies) > 1:
             panels.append(_panel(title, "copies in the training set", by_copies, scale(list(by_copies))))
         for copies in sorted(by_copies) if len(by_copies) > 1 else ():
-            found = share_over(by_copies[copies], PAPER)
+            found = share_over(by_copies[copies], rule)
             words.append(f"{title}, {copies} {'copy' if copies == 1 else 'copies'}: {interval(found, percent)}.")
     return Figure("copies", panels, words, [])
 
 
-def curves_figure(leakage: Sequence[dict[str, Any]], slopes: Sequence[dict[str, Any]]) -> Figure:
+def curves_figure(leakage: Sequence[dict[str, Any]], slopes: Sequence[dict[str, Any]], rule: str) -> Figure:
     """The share that comes back while models learn, a panel for each cohort of which several steps were kept."""
     cohorts: dict[str, list[dict[str, Any]]] = {}
     for row in leakage:
@@ -473,18 +489,18 @@ def curves_figure(leakage: Sequence[dict[str, Any]], slopes: Sequence[dict[str, 
         panels.append(_panel(_short(setting, [row for some in many.values() for row in some], varied), "training step", by_step,
                              scale(steps)))  # fmt: skip
     words = [
-        f"The step at which {row['reaches']:.0%} of the {row['counted']} are reached by {RULE_NAMES[PAPER]} goes with "
+        f"The step at which {row['reaches']:.0%} of the {row['counted']} are reached by {RULE_NAMES[rule]} goes with "
         f"{row['axis']} to the power {interval(_ends(row, 'slope'), lambda value: f'{value:.2f}')}; "
         f"{row['trainings'] - row['never'] - row['at_once']} of {row['trainings']} trainings say so, {row['never']} never "
         f"reach it, {row['at_once']} have at their first step; both are left out."
         for row in slopes
-        if row["rule"] == PAPER and row["slope"] is not None
+        if row["rule"] == rule and row["slope"] is not None
     ]
     return Figure("steps", panels[:MOST_CURVES], words, [], max(0, len(panels) - MOST_CURVES))
 
 
-def quality_figure(ends: Sequence[dict[str, Any]]) -> Figure:
-    """What comes back by the paper's rule against quality: a point is a model at the end of its training."""
+def quality_figure(ends: Sequence[dict[str, Any]], rule: str) -> Figure:
+    """What comes back by a rule against quality: a point is a model at the end of its training."""
     known = [row for row in ends if row["frechet"] is not None and row["frechet"] > 0]
     if len({row["frechet"] for row in known}) < 2:
         return Figure("quality", [], [], [])
@@ -495,7 +511,7 @@ def quality_figure(ends: Sequence[dict[str, Any]]) -> Figure:
     series, words = [], []
     for family, colour in (("diffusion", "paper"), ("gan", "copied")):
         mine = [row for row in known if row["family"] == family]
-        column = f"extracted_by_{PAPER}_share"
+        column = f"extracted_by_{rule}_share"
         marks = [Mark(_along(at(row["frechet"])), _up(row[column]), None, None) for row in mine if row[column] is not None]
         series.append(Series(colour, marks, ""))
         found = rank_correlation([row["frechet"] for row in mine], [row[column] for row in mine])
@@ -508,9 +524,9 @@ def quality_figure(ends: Sequence[dict[str, Any]]) -> Figure:
     return Figure("quality", [panel], words, [])
 
 
-def gans_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """GANs beside the diffusion models of like Fréchet distance, by the paper's rule."""
-    mine = [row for row in rows if row["measure"] == "frechet" and row["rule"] == PAPER]
+def gans_figure(rows: Sequence[dict[str, Any]], rule: str) -> Figure:
+    """GANs beside the diffusion models of like Fréchet distance, by a rule."""
+    mine = [row for row in rows if row["measure"] == "frechet" and row["rule"] == rule]
     alike = [row for row in mine if row["alike"] and row["difference"] is not None]
     words, panels = [], []
     if mine:
@@ -543,10 +559,10 @@ class Halves(NamedTuple):
     words: list[str]
 
     @classmethod
-    def of(cls, rows: Sequence[dict[str, Any]]) -> Halves:
+    def of(cls, rows: Sequence[dict[str, Any]], rule: str) -> Halves:
         ends = [row for row in rows if row["last"]]
         words = []
-        sides = [f"{side}_extracted_by_{PAPER}_share" for side in ("inside", "outside")]
+        sides = [f"{side}_extracted_by_{rule}_share" for side in ("inside", "outside")]
         for what, holds in (
             ("give back under 10% of their pictures", lambda values: max(values) < 0.1),
             ("give back half of their pictures or more", lambda values: min(values) >= 0.5),
@@ -564,11 +580,11 @@ class Halves(NamedTuple):
         return cls(list(rows), words)
 
 
-def first_words(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Who is memorised first, by the paper's rule: of each training the model that gave back nearest to half."""
+def first_words(rows: Sequence[dict[str, Any]], rule: str) -> list[str]:
+    """Who is memorised first, by a rule: of each training the model that gave back nearest to half."""
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row["rule"] == PAPER and row["log_odds"] is not None:
+        if row["rule"] == rule and row["log_odds"] is not None:
             other = best.get(row["run_id"])
             if other is None or _from_half(row) < _from_half(other):
                 best[row["run_id"]] = row

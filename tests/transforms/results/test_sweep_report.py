@@ -242,3 +242,17 @@ def test_a_browser_shows_it_and_loads_nothing(rendered, tmp_path, scheme):
         assert "data:image/webp" in found.page.locator("#m1 .generated").evaluate(
             "one => getComputedStyle(one).backgroundImage"
         )
+
+
+def test_words_go_by_a_rule_that_calls_few_controls():
+    def model(**calls):
+        """Of 100 pictures and as many controls: (called, falsely) by each rule."""
+        row = {"pictures": 100, "controls": 100}
+        for rule, (called, false) in calls.items():
+            row |= {f"extracted_by_{rule}": called, f"controls_by_{rule}": false}
+        return row
+
+    assert sweep_report.trusted([model(adaptive_l2=(50, 20), ratio=(30, 1), l2=(10, 0))]) == "ratio"
+    assert sweep_report.trusted([model(adaptive_l2=(30, 1), ratio=(30, 0), l2=(10, 0))]) == "adaptive_l2"
+    assert sweep_report.trusted([model(adaptive_l2=(50, 20), ratio=(60, 30), l2=(40, 10))]) == "l2"
+    assert sweep_report.trusted([]) == "adaptive_l2"
