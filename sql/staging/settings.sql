@@ -2,7 +2,7 @@
 -- Source: attacked (staging). Axes that say one thing together are an axis as well, in pairs: what differs in both of
 -- them is compared. setting: what else the sweep varies, and how it is here; replicate: which pictures and which
 -- random numbers. Models of one setting and one replicate differ in the axis alone. The reference is the level with
--- the most models, among equals the smallest.
+-- the most models that have another level beside them, among equals the smallest.
 WITH compared AS (
     SELECT model_id, family, pixels, width, layers, attention, dropout, images, pool, draw, split, side, copied_images,
         copies, canaries, deduplicated, labels, classes, flip, steps, epochs, checkpoints, batch_size,
@@ -68,8 +68,16 @@ described AS (
 ),
 
 named AS (
-    SELECT *, array_to_string(level_parts, ', ') AS level, count(*) OVER (PARTITION BY axis, level_parts) AS models
+    SELECT
+        *,
+        array_to_string(level_parts, ', ') AS level,
+        count(DISTINCT level_parts) OVER (PARTITION BY axis, setting, replicate) AS levels
     FROM described
+),
+
+counted AS (
+    SELECT *, count(*) FILTER (levels > 1) OVER (PARTITION BY axis, level) AS models
+    FROM named
 ),
 
 final AS (
@@ -83,7 +91,7 @@ final AS (
         first_value(level) OVER (
             PARTITION BY axis ORDER BY models DESC, try_cast(level_parts[1] AS DOUBLE), level
         ) AS reference
-    FROM named
+    FROM counted
 )
 
 SELECT * FROM final

@@ -157,7 +157,7 @@ def render(lake: Lake, taken: Mapping[str, Manifest], snapshot: str, most_pictur
             curves=curves_figure(leakage, rows("onset_slopes"), rule),
             quality=quality_figure(ends, rule),
             gans=gans_figure(rows("diffusion_and_gans"), rule),
-            largest=[row for row in rows("largest_memorised") if row["rule"] == rule],
+            largest=_briefly([row for row in rows("largest_memorised") if row["rule"] == rule]),
             halves=Halves.of(rows("disjoint_halves"), rule),
             first=first_words(rows("memorised_first"), rule),
             agreement=[row for row in rows("rule_agreement") if row["cohort"] is None],
@@ -443,6 +443,15 @@ def _short(setting: str, ends: Sequence[dict[str, Any]], varied: Sequence[str]) 
         common[name] = max(sorted(set(values)), key=values.count)
     parts = [part for part in setting.split(", ") if part and part != f"{part.split(' ')[0]} {common.get(part.split(' ')[0])}"]
     return ", ".join(parts) or "the base"
+
+
+def _briefly(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose settings say what differs between them alone."""
+    parts = [row["setting"].split(", ") for row in rows]
+    shared = set.intersection(*map(set, parts)) if parts else set()
+    return [
+        {**row, "setting": ", ".join(one for one in some if one not in shared)} for row, some in zip(rows, parts, strict=True)
+    ]
 
 
 def _effect_rows(effects: Sequence[dict[str, Any]], rule: str) -> list[dict[str, Any]]:

@@ -141,6 +141,15 @@ def test_one_pair_has_no_interval_and_the_last_step_alone_is_compared(tmp_path):
     assert (row["effect"], row["effect_lower"], row["effect_upper"]) == (-0.5, None, None)
 
 
+def test_the_reference_is_a_level_that_others_stand_beside(tmp_path):
+    """Most models have 8 pictures, but of another pool than those that differ in the number alone."""
+    models = [Planted(Configuration(images=8, pool=16, split=split), returns([0], 6)) for split in range(4)]
+    models += [Planted(Configuration(images=images), returns([0], 6)) for images in (4, 16)]
+    found = measured(fake_sweep(tmp_path, models))["leakage_effects"]
+    rows = [row for row in found if row["measure"] == "extracted_by_l2_share" and row["axis"] == "images"]
+    assert [(row["level"], row["reference"], row["effect"]) for row in rows] == [("16", "4", 1 / 16 - 1 / 4)]
+
+
 def test_what_is_said_by_two_axes_is_compared_in_both(tmp_path):
     models = [
         Planted(Configuration(images=4, seed=seed, **private), returns(range(back), 6))
