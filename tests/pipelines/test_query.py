@@ -315,7 +315,7 @@ def test_a_lake_that_was_copied_or_moved_answers_for_itself(tmp_path, capsys):
 def test_without_a_database_it_says_what_to_run(tmp_path, capsys):
     fake = fake_lake(tmp_path, sizes=(1,), controls=0)
     assert run_verb(query.main, ["SELECT 1", f"--lake={fake.lake.root}"]) == 2
-    assert "run 'eidetic measure' first" in capsys.readouterr().err
+    assert "run 'eidetic measure' or 'eidetic compare' first" in capsys.readouterr().err
 
 
 def test_an_unknown_format(lake, capsys):

@@ -601,12 +601,14 @@ def first_words(rows: Sequence[dict[str, Any]], rule: str) -> list[str]:
         return []
     over = sum(row["log_odds_lower"] > 0 for row in best.values())
     under = sum(row["log_odds_upper"] < 0 for row in best.values())
-    found = mean_interval([row["log_odds"] for row in best.values()])
+    each = [_ends(row, "log_odds") for row in best.values()]
+    # One training speaks for itself, by its own pictures.
+    found = each[0] if len(each) == 1 else mean_interval([row["log_odds"] for row in best.values()])
     way = "neither outliers nor prototypes come back first, as far as can be seen"
     if found.lower is not None and found.upper is not None and not found.lower <= 0 <= found.upper:
         way = "outliers come back first" if found.lower > 0 else "prototypes come back first"
     return [
-        f"Over {len(best)} trainings {way}: the log odds change with a standard deviation of the distance to the nearest "
+        f"Over {len(best)} {'training' if len(best) == 1 else 'trainings'} {way}: the log odds change with a standard deviation of the distance to the nearest "
         f"training pictures by {interval(found, lambda value: f'{value:+.2f}')}; in {over} trainings the interval lies over 0, "
         f"in {under} under 0."
     ]

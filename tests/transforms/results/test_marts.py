@@ -1283,7 +1283,7 @@ def test_a_lake_that_was_moved_is_told_so_once(tmp_path, monkeypatch):
 
 
 def test_a_lake_without_a_database_can_not_be_told(tmp_path):
-    with pytest.raises(UserError, match=r"has no audit\.duckdb yet; run 'eidetic measure' first"):
+    with pytest.raises(UserError, match=r"has no audit\.duckdb yet; run 'eidetic measure' or 'eidetic compare' first"):
         database.relocate(fake_lake(tmp_path).lake)
 
 

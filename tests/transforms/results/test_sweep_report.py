@@ -244,6 +244,20 @@ def test_a_browser_shows_it_and_loads_nothing(rendered, tmp_path, scheme):
         )
 
 
+def test_who_is_memorised_first_is_asked_of_each_training_once():
+    def row(run, extracted, odds, rule="ratio"):
+        return {"rule": rule, "run_id": run, "extracted": extracted, "pictures": 100, "log_odds": odds,
+                "log_odds_lower": odds - 0.5, "log_odds_upper": odds + 0.5}  # fmt: skip
+
+    rows = [row("a", 90, -3.0), row("a", 45, 1.0), row("b", 60, 1.2), row("c", 50, 1.1), row("c", 50, -9.0, "l2"),
+            row("d", 3, 0.0) | dict.fromkeys(("log_odds", "log_odds_lower", "log_odds_upper"))]  # fmt: skip
+    (said,) = sweep_report.first_words(rows, "ratio")
+    assert said.startswith("Over 3 trainings outliers come back first: ") and "by +1.10 (95% interval +0.85 to +1.35)" in said
+    (alone,) = sweep_report.first_words(rows[2:3], "ratio")
+    assert alone.startswith("Over 1 training outliers come back first: ") and "+1.20 (95% interval +0.70 to +1.70)" in alone
+    assert sweep_report.first_words(rows[-1:], "ratio") == []
+
+
 def test_words_go_by_a_rule_that_calls_few_controls():
     def model(**calls):
         """Of 100 pictures and as many controls: (called, falsely) by each rule."""
