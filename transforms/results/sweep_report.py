@@ -608,9 +608,9 @@ def first_words(rows: Sequence[dict[str, Any]], rule: str) -> list[str]:
     if found.lower is not None and found.upper is not None and not found.lower <= 0 <= found.upper:
         way = "outliers come back first" if found.lower > 0 else "prototypes come back first"
     return [
-        f"Over {len(best)} {'training' if len(best) == 1 else 'trainings'} {way}: the log odds change with a standard deviation of the distance to the nearest "
-        f"training pictures by {interval(found, lambda value: f'{value:+.2f}')}; in {over} trainings the interval lies over 0, "
-        f"in {under} under 0."
+        f"Over {len(best)} {'training' if len(best) == 1 else 'trainings'} {way}: the log odds change with a standard deviation of "
+        f"the distance to the nearest training pictures by {interval(found, lambda value: f'{value:+.2f}')}; in {over} trainings the "
+        f"interval lies over 0, in {under} under 0."
     ]
 
 

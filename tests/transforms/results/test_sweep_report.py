@@ -98,7 +98,7 @@ def test_it_says_in_numbers_what_came_back(rendered):
               and row["measure"] == "extracted_by_adaptive_l2_share"]  # fmt: skip
     points = [sweep_report.points(row[f"effect{end}"]) for end in ("", "_lower", "_upper")]
     assert (
-        f"width = 8 against 16: the share of training pictures that comes back by the paper's rule differs by {points[0]}"
+        f"width = 16 against 8: the share of training pictures that comes back by the paper's rule differs by {points[0]}"
         in text
     )
     assert row["replicates"] == 2 and f"(95% interval {points[1]} to {points[2]})" in text
