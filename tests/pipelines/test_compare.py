@@ -163,7 +163,7 @@ def test_a_sweep_from_its_file_to_its_report(lake, weights, tmp_path, capsys):  
     assert ask(lake, "SELECT count(*), count(DISTINCT run_id) FROM learning_curve") == [(8, 4)]
     pairs = "SELECT axis, level, reference, pairs FROM leakage_effects WHERE measure = 'loss' AND axis = 'images'"
     assert ask(lake, pairs) == [
-        ("images", "4", "8", 1)]  # fmt: skip
+        ("images", "8", "4", 1)]  # fmt: skip
     assert ask(
         lake, "SELECT sum(rule_agreement.both + only_rule + only_other + neither) = sum(generations) FROM rule_agreement"
     ) == [(True,)]

@@ -607,10 +607,11 @@ def first_words(rows: Sequence[dict[str, Any]], rule: str) -> list[str]:
     way = "neither outliers nor prototypes come back first, as far as can be seen"
     if found.lower is not None and found.upper is not None and not found.lower <= 0 <= found.upper:
         way = "outliers come back first" if found.lower > 0 else "prototypes come back first"
+    counted = f"{len(best)} {'training' if len(best) == 1 else 'trainings'}"
+    change = interval(found, lambda value: f"{value:+.2f}")
     return [
-        f"Over {len(best)} {'training' if len(best) == 1 else 'trainings'} {way}: the log odds change with a standard deviation of "
-        f"the distance to the nearest training pictures by {interval(found, lambda value: f'{value:+.2f}')}; in {over} trainings the "
-        f"interval lies over 0, in {under} under 0."
+        f"Over {counted} {way}: the log odds change with a standard deviation of the distance to the nearest training pictures "
+        f"by {change}; in {over} trainings the interval lies over 0, in {under} under 0."
     ]
 
 
