@@ -32,7 +32,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from transforms.errors import Damaged, UserError
+from transforms.errors import Damaged, UserError, fault_of_the_machine
 from transforms.store.files import (
     Part,
     check_body,
@@ -180,9 +180,9 @@ class Lake:
         try:
             write_bytes(self.path("lake.json"), json.dumps({"schema_version": SCHEMA_VERSION}).encode())
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot write to the lake {self.root!r} ({error}); name a folder or URL that can be written with --lake"
-            ) from error
+            fault = fault_of_the_machine(error)
+            advice = f"({error}); name a folder or URL that can be written with --lake" if fault is None else f"({fault})"
+            raise UserError(f"cannot write to the lake {self.root!r} {advice}") from error
 
     def check(self) -> None:
         """UserError unless this is a lake of the version that this code reads."""
