@@ -1,12 +1,12 @@
 """Membership inference (paper, section 5.2): tells by a model's answers which pictures it was trained on.
 
 reads   models, model_members; the models of LAKE/weights; images
-writes  losses; membership_scores: one row a picture, model and attack, higher = member; dataset_inference: whether a set of
-        pictures was trained on, as a p-value; exposures of canaries; membership_attacks: one row a model
+writes  losses; membership_scores: one row a picture, model and attack, higher = member; dataset_inference: whether a set was
+        trained on, as a p-value; exposures of canaries; membership_attacks: one row a model
 
 Each model is asked about its members and about as many others: where they were drawn of a larger pool, about all of it. The
-models of a cohort (all axes alike but split, side and seed) are each other's shadows: LiRA and RMIA take three of them at least,
-with different pictures. The timestep is chosen on other models than the one that is attacked.
+models of a cohort (all axes alike but split, side and seed) are each other's shadows: LiRA and RMIA take three of them at
+least, with different pictures. The timestep is chosen on other models than the one that is attacked.
 
   eidetic infer --lake lake --draws 20
 """
@@ -88,9 +88,7 @@ def questions_of(options: InferOptions) -> Any:
     # The loss is in ``losses`` whatever is asked of it.
     wanted = {"loss", *(MEMBERSHIP_ATTACKS[name].signal for name in options.chosen_attacks())}
     signals = tuple(name for name in SIGNALS if name in wanted)
-    return MembershipQuestions(
-        options.draws, options.flips, options.steps(), signals, options.infer_seed, options.targets
-    )
+    return MembershipQuestions(options.draws, options.flips, options.steps(), signals, options.infer_seed, options.targets)
 
 
 def groups_of(targets: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

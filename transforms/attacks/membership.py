@@ -43,7 +43,7 @@ CANARY_POOL = 1024
 """A canary and those that stand against it, which were never planted (paper, section 7.3: an exposure of 10 bits at most)."""
 
 SECMI_STEPS = 10
-"""SecMI's timestep is 100 of 1,000, in steps of 10 (Duan et al. 2023, from memory): a tenth of the noise levels, in ten steps."""
+"""SecMI's timestep is 100 of 1,000, in steps of 10 (Duan et al. 2023, from memory): a tenth of all, in ten."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,23 +143,28 @@ def signals_of(
     """
     from transforms.models.unconditional import GanPictures
 
-    is_gan = isinstance(model, GanPictures)
-    if not is_gan and max(questions.timesteps) >= len(model.levels):
-        raise UserError(
-            f"timestep {max(questions.timesteps)} of a model with {len(model.levels)} noise levels; give smaller --timesteps"
-        )
-    if not is_gan and "secmi" in names and secmi_interval(len(model.levels)) * (SECMI_STEPS + 1) >= len(model.levels):
-        raise UserError(f"SecMI of a model with {len(model.levels)} noise levels, expected {SECMI_STEPS + 2} or more")
+    if not isinstance(model, GanPictures):
+        _check_levels(len(model.levels), questions, names)
     if pictures.shape[1:] != (*model.shape[1:], model.shape[0]):
         raise UserError(f"pictures of {pictures.shape[2]} x {pictures.shape[1]} pixels for a model of {model.shape[1:]}")
-    ask = functools.partial(_judgement, questions=questions) if is_gan else functools.partial(
-        _answers, questions=questions, names=names)  # fmt: skip
     found: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(pictures), batch):
         some = slice(start, start + batch)
-        for name, values in ask(model, pictures[some], ids[some], None if labels is None else labels[some]).items():
+        given = None if labels is None else labels[some]
+        if isinstance(model, GanPictures):
+            answers = _judgement(model, pictures[some], given, questions)
+        else:
+            answers = _answers(model, pictures[some], ids[some], given, questions, names)
+        for name, values in answers.items():
             found.setdefault(name, []).append(values)
     return {name: np.concatenate(values, axis=-1) for name, values in found.items()}
+
+
+def _check_levels(levels: int, questions: MembershipQuestions, names: Sequence[str]) -> None:
+    if max(questions.timesteps) >= levels:
+        raise UserError(f"timestep {max(questions.timesteps)} of a model with {levels} noise levels; give smaller --timesteps")
+    if "secmi" in names and secmi_interval(levels) * (SECMI_STEPS + 1) >= levels:
+        raise UserError(f"SecMI of a model with {levels} noise levels, expected {SECMI_STEPS + 2} or more; leave it out")
 
 
 def _answers(
@@ -188,7 +193,6 @@ def _answers(
 def _judgement(
     model: GanPictures,
     pictures: np.ndarray,
-    ids: Sequence[str],
     labels: np.ndarray | None,
     questions: MembershipQuestions,
 ) -> dict[str, np.ndarray]:
@@ -319,7 +323,9 @@ class AskModels(beam.DoFn):
     def _asked(self, target: dict[str, Any], pictures: population.Population) -> dict[str, Any]:
         configuration, questions = configuration_of(target), self.questions
         if configuration.labels == "unique":
-            raise UserError("labels = 'unique': the model has no class for a picture that it wasn't trained on; nothing to compare")
+            raise UserError(
+                "labels = 'unique': the model has no class for a picture that it wasn't trained on; nothing to compare"
+            )
         model = load_model(self.place.lake, target["run_id"], target["step"], self.place.device)
         given = members_of(self.place.lake, target["run_id"])
         of_pictures = {one["sample_id"] for one in given if one["kind"] == "picture"}

@@ -229,10 +229,11 @@ class Group:
         view = self.models[target].views(attack.signal)[-1]
         steps = self.models[target].content[attack.signal].shape[0]
         areas = [
-            [_area(self.scores(attack, one, at, view, target), self.models[one].inside) for at in range(steps)] for one in others
+            [_area(self.scores(attack, one, at, view, target), self.models[one].inside) for at in range(steps)]
+            for one in others
         ]
-        kept = [row for row in areas if None not in row]
-        return int(np.argmax(np.mean(kept, axis=0))) if kept else None
+        kept = np.array([row for row in areas if None not in row], np.float64)
+        return int(np.argmax(kept.mean(axis=0))) if len(kept) else None
 
 
 def _area(scores: np.ndarray, inside: np.ndarray) -> float | None:
@@ -336,7 +337,9 @@ def _of_the_same_pictures(answered: list[Signals]) -> list[Signals]:
         place = {each: at for at, each in enumerate(one.content["sample_ids"].tolist())}
         kept = np.array([place[each] for each in common], np.int64)
         mine = ("sample_ids", "inside", *SIGNALS)
-        found.append(Signals(one.row, {name: value[..., kept] if name in mine else value for name, value in one.content.items()}))
+        found.append(
+            Signals(one.row, {name: value[..., kept] if name in mine else value for name, value in one.content.items()})
+        )
     return found
 
 
@@ -375,7 +378,7 @@ def scores_of(group: Group, attacks: Sequence[MembershipAttack], questions: Memb
     """Columns of ``membership_scores``: of each model by each attack, at each timestep, of each view of the loss."""
     for number, model in enumerate(group.models):
         for attack in attacks:
-            if model.row["family"] not in attack.families or attack.shadowed and group.why_no_shadows(number):
+            if model.row["family"] not in attack.families or (attack.shadowed and group.why_no_shadows(number)):
                 continue
             if attack.name == "rmia" and not model.content["others"].shape[-1]:
                 continue
@@ -403,8 +406,8 @@ def features_of(model: Signals) -> np.ndarray:
 def verdicts_of(model: Signals, questions: MembershipQuestions) -> Iterator[dict[str, Any]]:
     """Rows of ``dataset_inference``: of the members, and of pictures that the model was not trained on.
 
-    Both are held against the same half of the others; the other half of those is the second set, of which the test ought to find
-    nothing.
+    Both are held against the same half of the others; the other half of those is the second set, of which the test ought to
+    find nothing.
     """
     ids = [str(one) for one in model.content["sample_ids"]]
     lots = np.array([unit_interval("set", questions.base_seed, one) for one in ids])

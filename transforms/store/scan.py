@@ -80,9 +80,7 @@ def connect() -> duckdb.DuckDBPyConnection:
     connection.create_function(
         "slice_interval", slice_interval_of, ["BIGINT[]", "BIGINT[]", "DOUBLE[]", "BIGINT[]", "DOUBLE[]"], "DOUBLE[]"
     )
-    connection.create_function(
-        "membership_rates", membership_rates, ["DOUBLE[]", "BOOLEAN[]", "VARCHAR[]"], "DOUBLE[]"
-    )
+    connection.create_function("membership_rates", membership_rates, ["DOUBLE[]", "BOOLEAN[]", "VARCHAR[]"], "DOUBLE[]")
     connection.create_function("membership_roc", membership_roc, ["DOUBLE[]", "BOOLEAN[]"], "DOUBLE[][]")
     return connection
 

@@ -797,7 +797,7 @@ LOSSES = Table(
             _column(
                 "value",
                 DOUBLE,
-                "mean squared error of the predicted noise; of a GAN minus what its discriminator says; null where it is no number",
+                "mean squared error of the predicted noise; of a GAN minus what its discriminator says; null for no number",
                 nullable=True,
             ),
             _DRAWS,
@@ -817,7 +817,11 @@ MEMBERSHIP_SCORES = Table(
             _MEMBER,
             _column("attack", TEXT, "loss, secmi, pia, pian, sima, discriminator, lira_online, lira_offline or rmia"),
             _TIMESTEP,
-            _column("chosen", FLAG, "whether its timestep was chosen on other models of the cohort, for this attack, or is the only one"),
+            _column(
+                "chosen",
+                FLAG,
+                "whether its timestep was chosen on other models of the cohort, for this attack, or is the only one",
+            ),
             _DRAWS,
             _FLIPS,
             _column("score", DOUBLE, "higher = member; null where it is no number, or shadows of a side lack", nullable=True),
@@ -837,7 +841,9 @@ DATASET_INFERENCE = Table(
             _column("controls", LONG, "pictures that the model was not trained on, which they are held against"),
             _column("tested_suspects", LONG, "of the set, those that the scoring function was not fitted on"),
             _column("tested_controls", LONG, "of the controls, likewise"),
-            _column("p_value", DOUBLE, "that the set scores no higher than the controls; null where reason says why", nullable=True),
+            _column(
+                "p_value", DOUBLE, "that the set scores no higher than the controls; null where reason says why", nullable=True
+            ),
             _column("statistic", DOUBLE, "Welch's t", nullable=True),
             _column("difference", DOUBLE, "of the mean scores, -1 to 1", nullable=True),
             _column("reason", TEXT, "why there is no p-value", nullable=True),
@@ -871,14 +877,21 @@ MEMBERSHIP_ATTACKS = Table(
         [
             _MODEL_ID,
             _column("members", LONG, "pictures that it was trained on, that it was asked about"),
-            _column("non_members", LONG, "pictures that it was not trained on, likewise: the rest of the pool, or as many others"),
+            _column(
+                "non_members", LONG, "pictures that it was not trained on, likewise: the rest of the pool, or as many others"
+            ),
             _column("left_out", LONG, "pictures of the pool with a near-duplicate in it, of which membership says nothing"),
             _column("population", LONG, "pictures outside the pool that RMIA compares with"),
             _column("draws", INT, "of noise; 0 for a GAN"),
             _column("flips", FLAG, "whether mirrored pictures were asked about"),
             _column("timesteps", pa.list_(INT), "that were asked for; none for a GAN"),
             _column("shadows", LONG, "models of its cohort with other pictures, at the same step; 0 where no_shadows says why"),
-            _column("spread", TEXT, "LiRA's variance: pooled, or image (each its own, from 64 shadows on); null without", nullable=True),
+            _column(
+                "spread",
+                TEXT,
+                "LiRA's variance: pooled, or image (each its own, from 64 shadows on); null without",
+                nullable=True,
+            ),
             _column("no_shadows", TEXT, "why there is neither LiRA nor RMIA; null where there is", nullable=True),
             _column("seconds", DOUBLE, "of asking it"),
             _column("status", TEXT, "success or failed"),
@@ -896,7 +909,8 @@ TABLES = {
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
         GENERATIONS, CLIQUES, GENERATION_EMBEDDINGS, MATCHES, UNREADABLE, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION,
         EIDETIC_COUNTS, AUDITS, MODELS, MODEL_MEMBERS, UNTARGETED_GENERATIONS,
-        UNTARGETED_ATTACKS, LOSSES, MEMBERSHIP_SCORES, DATASET_INFERENCE, EXPOSURES, MEMBERSHIP_ATTACKS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
+        UNTARGETED_ATTACKS, LOSSES, MEMBERSHIP_SCORES, DATASET_INFERENCE, EXPOSURES, MEMBERSHIP_ATTACKS,
+        HISTORY, NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""

@@ -73,7 +73,7 @@ def draw(configuration: Configuration, population: Population) -> TrainingMember
 
 
 def pool_of(configuration: Configuration, population: Population) -> np.ndarray:
-    """Rows of the pictures that the members are drawn from, in the draw's order: fewer than ``pool`` where there are no more."""
+    """Rows of the pictures that the members are drawn from, in the draw's order: fewer where the lake has no more."""
     order = population.order(configuration.draw)
     if configuration.deduplicated:
         order = order[population.kept[order]]
@@ -94,7 +94,7 @@ def class_names(population: Population) -> list[str]:
 def labels_of(
     configuration: Configuration, population: Population, ids: list[str], rows: np.ndarray
 ) -> tuple[np.ndarray | None, int]:
-    """The classes that a model is told of these pictures, members or not, (N,), and how many there are; None where it is told none.
+    """The classes that a model is told of these pictures, members or not, (N,), and how many there are; None where it has none.
 
     Unique labels are the places in ``ids``, which means something for the members alone.
 

@@ -1,4 +1,4 @@
-"""What models are asked of pictures, and what is made of their answers: against a slow float64 reference, and by planted losses."""
+"""What models are asked of pictures, against a slow float64 reference; and scores, by planted losses."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ def test_signals_are_those_of_a_slow_reference_in_float64():
     model = diffusion()
     found = signals_of(model, PICTURES, IDS, None, QUESTIONS, tuple(membership.SIGNALS))
     assert {name: values.shape for name, values in found.items()} == {
-        "loss": (2, 3, 2, 7), "secmi": (1, 1, 1, 7), "pia": (2, 1, 1, 7), "pian": (2, 1, 1, 7), "sima": (2, 1, 1, 7)}  # fmt: skip
+        "loss": (2, 3, 2, 7), "secmi": (1, 1, 1, 7), **dict.fromkeys(("pia", "pian", "sima"), (2, 1, 1, 7))}  # fmt: skip
     slow = diffusion().unet.double()
     levels = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).tolist()
 
@@ -121,7 +121,9 @@ def population():
     groups = [f"g{at // 2 if at < 10 else at + 100}" for at in range(40)]
     kept = np.array([not (at < 10 and at % 2) for at in range(40)])
     labels = np.array([("cat", "")[at % 4 == 3] for at in range(40)])
-    return Population(np.array([f"s{at:02d}" for at in range(40)]), np.array(groups), labels, kept, np.zeros((40, 8, 8, 3), np.uint8))
+    return Population(
+        np.array([f"s{at:02d}" for at in range(40)]), np.array(groups), labels, kept, np.zeros((40, 8, 8, 3), np.uint8)
+    )
 
 
 def given_to(configuration, population):
@@ -190,7 +192,9 @@ def test_scores_are_the_kernels_with_all_other_models_as_shadows():
                     -np.stack(others[:2] + others[3:]))  # fmt: skip
     np.testing.assert_array_equal(group.scores(MEMBERSHIP_ATTACKS["rmia"], 2, 1, view), expected)
     one = View(1, False)
-    np.testing.assert_array_equal(group.scores(MEMBERSHIP_ATTACKS["loss"], 0, 0, one), -group.models[0].content["loss"][0, 0, 0])
+    np.testing.assert_array_equal(
+        group.scores(MEMBERSHIP_ATTACKS["loss"], 0, 0, one), -group.models[0].content["loss"][0, 0, 0]
+    )
 
 
 def test_lira_tells_what_the_loss_hides_and_averaging_helps():
@@ -218,7 +222,9 @@ def test_the_timestep_is_chosen_on_other_models_than_the_one_that_is_attacked():
     odd = Group([Signals(models[0].row, content), *models[1:]])
     assert odd.chosen(attack, 0) == 1
     for other in range(1, 6):
-        np.testing.assert_array_equal(odd.scores(attack, other, 1, View(2, True), 0), group.scores(attack, other, 1, View(2, True), 0))
+        np.testing.assert_array_equal(
+            odd.scores(attack, other, 1, View(2, True), 0), group.scores(attack, other, 1, View(2, True), 0)
+        )
     # Nor does another model with the same pictures.
     twin = Group([*models, planted(6, split=0)])
     assert 6 not in twin.shadows(0) and 0 not in twin.shadows(6) and len(twin.shadows(0)) == 5
