@@ -8,7 +8,11 @@ Each model is asked about its members and about as many others: where they were 
 models of a cohort (all axes alike but split, side and seed) are each other's shadows: LiRA and RMIA take three of them at
 least, with different pictures. The timestep is chosen on other models than the one that is attacked.
 
+With --model it is asked about a model of one's own instead, in pixels, and pictures of which membership isn't known: scores are
+printed, each beside those of the lake's controls, and a verdict on all of them; the lake stays as it is.
+
   eidetic infer --lake lake --draws 20
+  eidetic infer --lake lake --model mine/ --images portraits/ --shadows 1f0c2b9a7d3e4f56
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
 from pipelines.extract import build, in_parts, trained
 from pipelines.options import Options, Parsed, option, parameters
-from pipelines.stages import Planned, Stage
+from pipelines.stages import Planned, Stage, alone_with
 from pipelines.train import ready_pictures
 from transforms.errors import UserError
 from transforms.store.files import delete, list_files
@@ -65,6 +69,26 @@ class InferOptions(Options):
     def chosen_attacks(self) -> tuple[str, ...]:
         """The attacks in the registry's order."""
         return tuple(one for one in ATTACKS if not self.attacks or one in self.attacks)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnModelOptions(Options):
+    """A model of one's own."""
+
+    model: str | None = option(None, "folder of a model in pixels, as diffusers or train writes it")
+    images: str | None = option(None, "folder of pictures, or file with ids of the lake's samples, one a line")
+    shadows: str | None = option(None, "cohort of the latest train, whose models are LiRA's shadows; models.cohort has them")
+    out: str | None = option(None, "also write all scores to this file: .parquet")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("images", "shadows", "out"):
+            if self.model is None and getattr(self, name) is not None:
+                raise UserError(f"--{name} is for a model of one's own; name its folder with --model")
+        if self.model is not None and self.images is None:
+            raise UserError("--model needs --images: a folder of pictures, or a file with ids of the lake's samples")
+        if self.out is not None and not self.out.endswith(".parquet"):
+            raise UserError(f"--out is {self.out!r}, expected a file that ends in .parquet")
 
 
 def plan(lake: Lake, parsed: Parsed, train: str | None) -> Planned:
@@ -154,11 +178,27 @@ STAGE = Stage(
     description=__doc__,
     upstream="train",
     options=(InferOptions, DeviceOptions),
+    alone=(OwnModelOptions,),
     plan=plan,
     work=work,
     finish=finish,
 )
-main = STAGE.main
+
+
+def main(argv: Sequence[str]) -> None:
+    """The verb: the stage, or with --model what is asked of that model."""
+    execution, parsed = STAGE.parse(argv)
+    own: OwnModelOptions = parsed[OwnModelOptions]
+    if own.model is None:
+        with alone_with(parsed, STAGE.name):
+            STAGE.run(execution, parsed)
+        return
+    from pipelines import own_model
+
+    rows, verdict = own_model.run(execution.lake, parsed[InferOptions], own, parsed[DeviceOptions].resolved())
+    if own.out is not None:
+        own_model.write(own.out, rows)
+    print(own_model.told(rows, verdict))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipelines import infer, train
 from pipelines.cli import run_verb
@@ -17,6 +18,7 @@ from tests.planted import picture
 from transforms.attacks import membership, shadows
 from transforms.kernels.membership import area
 from transforms.models.unconditional import DiffusionPictures
+from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
 from transforms.training import population, runs
 
@@ -29,7 +31,7 @@ images = 8
 [[grid]]
 name = "halves"
 pool = 16
-steps = 90
+steps = 70
 split = [0, 1, 2, 3, 4]
 [[model]]
 name = "gan"
@@ -135,7 +137,7 @@ def test_losses_are_the_models_own_and_the_scores_are_made_of_them(trained, infe
     for row in losses:
         assert row["value"] == pytest.approx(-scores[row["model_id"], row["sample_id"], row["timestep"]])
     (one,) = [row for row in losses if row["timestep"] == 60 and models[row["model_id"]]["split"] == 3][:1]
-    model = runs.load_model(lake, models[one["model_id"]]["run_id"], 90, "cpu")
+    model = runs.load_model(lake, models[one["model_id"]]["run_id"], 70, "cpu")
     pictures = population.read(lake, lake.latest("deduplicate"), 50_000, 8)
     at = pictures.sample_ids.tolist().index(one["sample_id"])
     questions = membership.MembershipQuestions(2, True, (60,), ("loss",), 0, 2)
@@ -241,3 +243,107 @@ def test_attacks_that_take_shadows_without_any_are_one_line(trained, tmp_path, c
 def test_the_registries_agree():
     assert set(infer.ATTACKS) == set(shadows.MEMBERSHIP_ATTACKS)
     assert {one.signal for one in shadows.MEMBERSHIP_ATTACKS.values()} == set(membership.SIGNALS)
+
+
+# -- a model of one's own ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own(trained, tmp_path_factory):
+    """The lake with the models of another one's controls added: (lake's folder, a model of the cohort, its row, the cohort)."""
+    models = [row for row in rows(Lake(str(trained[0] / "lake")), "models", trained[1]) if row["experiments"] == ["halves"]]
+    root = tmp_path_factory.mktemp("own") / "lake"
+    fake_lake(root, sizes=(3, 2, *[1] * 45), controls=40, draw=lambda number: picture(number, 16, 16))
+    shutil.copytree(trained[0] / "lake" / "weights", root / "weights")
+    text = SWEEP.split("[[model]]")[0]
+    (root.parent / "sweep.toml").write_text(text)
+    parsed = Parsed.of(TrainOptions(sweep=str(root.parent / "sweep.toml")), DeviceOptions(device="cpu"))
+    train.STAGE.run(Execution(Lake(str(root)), []), parsed)
+    return root, runs.model_folder(Lake(str(root)), models[0]["run_id"], models[0]["step"]), models[0], models[0]["cohort"]
+
+
+def scores_of(path):
+    return read_parquet(str(path)).to_pylist()
+
+
+def test_a_model_of_ones_own_is_asked_about_ids_of_the_lake(trained, own, tmp_path, capfd):
+    root, folder, row, cohort = own
+    before = sorted(path.relative_to(root) for path in root.rglob("*"))
+    lake = Lake(str(root))
+    given = {one["sample_id"] for one in runs.members_of(lake, row["run_id"])}
+    pictures = population.read(lake, lake.latest("deduplicate"), 50_000, 8)
+    others = [str(one) for one in pictures.sample_ids if str(one) not in given][:16]
+    (tmp_path / "ids.txt").write_text("\n".join([*sorted(given), *others, "nobody"]))
+    words = [f"--lake={root}", f"--model={folder}", f"--images={tmp_path / 'ids.txt'}", "--draws=2", "--timesteps", "60", "150",
+             "--device=cpu"]  # fmt: skip
+    assert run_verb(infer.main, [*words, f"--shadows={cohort}", f"--out={tmp_path / 'scores.parquet'}"]) == 0
+    said = capfd.readouterr().out
+    assert "the set: p = " in said and "and 5 more; --out FILE.parquet has all" in said
+    found = scores_of(tmp_path / "scores.parquet")
+    assert [one["status"] for one in found if one["picture"] == "nobody"] == ["failed: the lake has no picture of this id"]
+    assert {(one["attack"], one["timestep"]) for one in found if one["attack"]} == {
+        *((name, step) for name in ("loss", "pia", "pian", "sima", "lira_online", "lira_offline") for step in (60, 150)),
+        ("secmi", 100)}  # fmt: skip
+    loss = [one for one in found if one["attack"] == "loss" and one["timestep"] == 60]
+    member = np.array([one["picture"] in given for one in loss])
+    assert len(loss) == 24 and area(np.array([one["score"] for one in loss]), member) > 0.8
+    p_values = np.array([one["p_value"] for one in loss])
+    assert p_values[member].mean() < 0.3 < p_values[~member].mean() and p_values.min() >= 1 / 41
+    # The others of its cohort are its shadows, as in the stage.
+    lira = [one for one in found if one["attack"] == "lira_offline" and one["timestep"] == 150 and one["score"] is not None]
+    member = np.array([one["picture"] in given for one in lira])
+    assert area(np.array([one["score"] for one in lira]), member) > 0.9
+    model = runs.load_model(lake, row["run_id"], row["step"], "cpu")
+    at = pictures.sample_ids.tolist().index(loss[0]["picture"])
+    questions = membership.MembershipQuestions(2, True, (60,), ("loss",), 0, 2)
+    alone = membership.signals_of(model, pictures.pixels[[at]], [loss[0]["picture"]], None, questions, ("loss",))
+    assert loss[0]["score"] == pytest.approx(-alone["loss"].mean(), rel=1e-4)
+    assert sorted(path.relative_to(root) for path in root.rglob("*")) == before
+
+
+def test_pictures_of_a_folder_have_no_model_that_saw_them(own, tmp_path, capfd):
+    root, folder, _, cohort = own
+    (tmp_path / "pictures").mkdir()
+    for number in range(5):
+        Image.fromarray(picture(900 + number, 16, 16)).save(tmp_path / "pictures" / f"{number}.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"nothing")
+    words = [f"--lake={root}", f"--model={folder}", f"--images={tmp_path / 'pictures'}", "--draws=1", "--timesteps", "60",
+             "--device=cpu", f"--out={tmp_path / 'out.parquet'}"]  # fmt: skip
+    assert run_verb(infer.main, [*words, f"--shadows={cohort}"]) == 0
+    found = scores_of(tmp_path / "out.parquet")
+    assert {one["status"] for one in found if one["attack"] == "lira_online"} == {"no score"}
+    assert {one["status"] for one in found if one["attack"] == "lira_offline"} == {"success"}
+    assert [one["picture"].split("/")[-1] for one in found if one["status"].startswith("failed")] == ["broken.png"]
+    assert run_verb(infer.main, words) == 0  # without shadows
+    assert {one["attack"] for one in scores_of(tmp_path / "out.parquet")} == {None, "loss", "secmi", "pia", "pian", "sima"}
+    assert "loss score" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--images=x"], "--images is for a model of one's own; name its folder with --model"),
+        (["--model=x"], "--model needs --images"),
+        (["--model=x", "--images=y"], "there is no folder --model 'x'"),
+        (["--model={folder}", "--images=y"], "there is no folder of pictures, or file of ids, --images 'y'"),
+        (
+            ["--model={folder}", "--images={ids}", "--attacks", "lira_online"],
+            "can be made on a diffusion model of one's own without --shadows",
+        ),
+        (
+            ["--model={folder}", "--images={ids}", "--shadows=abc"],
+            "there is no cohort --shadows 'abc' in the latest train; it has",
+        ),
+        (["--model={folder}", "--images={none}"], "none of 1 --images can be used; the first: nobody: the lake has no picture"),
+        (["--model={folder}", "--images={ids}", "--out=x.csv"], "--out is 'x.csv', expected a file that ends in .parquet"),
+    ],
+)
+def test_bad_input_of_ones_own_is_one_line(own, tmp_path, words, line, capfd):
+    root, folder, row, _ = own
+    (tmp_path / "ids.txt").write_text(runs.members_of(Lake(str(root)), row["run_id"])[0]["sample_id"])
+    (tmp_path / "none.txt").write_text("nobody")
+    names = {"folder": folder, "ids": tmp_path / "ids.txt", "none": tmp_path / "none.txt"}
+    words = [one.format(**names) for one in words]
+    assert run_verb(infer.main, [f"--lake={root}", "--device=cpu", "--draws=1", *words]) == 2
+    said = capfd.readouterr().err
+    assert line in said and said.count("\n") == 1
