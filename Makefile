@@ -9,11 +9,15 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Further words for pytest.
 PYTEST ?=
 
-.PHONY: audit test faults lint install bench airflow clean
+.PHONY: audit sweep test faults lint install bench airflow clean
 
 # The main job on the embedded default: rates, a report and a database to query.
 audit: install
 	$(BIN)/eidetic demo --lake lake
+
+# A dozen small models on the embedded pictures, trained, attacked and compared.
+sweep: install
+	$(BIN)/eidetic demo --lake sweep_lake --sweep demo/sweeps/small.toml
 
 # A file of tests for each core, and in it one thread: those of several processes would wait for one another. In their order, and
 # not the files of few tests last, which are the long ones.
@@ -23,7 +27,7 @@ test: install
 # All that is done to lakes, of which make test does a sample, and the page made of what came of it.
 faults: install
 	rm -rf build/faults
-	OMP_NUM_THREADS=1 EIDETIC_FAULTS=all $(BIN)/python -m pytest -q --numprocesses auto tests/faults
+	OMP_NUM_THREADS=1 EIDETIC_FAULTS=all $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal tests/faults
 	$(BIN)/python -m tests.faults.report
 
 lint: install
@@ -72,4 +76,4 @@ $(AIRFLOW)/installed: deploy/airflow_requirements.lock
 	touch $@
 
 clean:
-	rm -rf build lake .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf build lake sweep_lake .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -15,7 +15,7 @@ setup(
     package_data={
         "transforms.results": ["*.j2", "*.css", "*.js"],
         "sql": ["*/*.sql", "*/*.toml", "*.toml"],
-        "demo": ["*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
+        "demo": ["*.toml", "sweeps/*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
     },
     install_requires=[
         "accelerate>=1.15",
@@ -39,6 +39,8 @@ setup(
         # The embedded default draws its corpus with these.
         "demo": ["simple-icons-pack>=16.36", "resvg-py>=0.5"],
         "dataflow": ["apache-beam[gcp]>=2.77"],
+        # Private training in sweeps.
+        "privacy": ["opacus>=1.6"],
         "test": [
             "pytest>=9.0",
             "pytest-xdist>=3.8",

@@ -249,6 +249,14 @@ def build(site: Path, base_url: str, scale: float = 1.0, plan: str = "generator"
             _write_generator_site(site, base_url, scale)
 
 
+def write_pictures(path: Path, scale: float = 1.0) -> None:
+    """Writes the logos that ``generator`` was trained on as Parquet, each once: columns image (PNG) and text."""
+    trained, _ = examples(*split(scale))
+    images = [_encode(Image.fromarray(one.picture), "PNG", 0) for one in trained]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": images, "text": [one.caption for one in trained]}), path, row_group_size=100)
+
+
 @contextlib.contextmanager
 def made_once(site: Path, made_of: dict[str, object]) -> Iterator[bool]:
     """Whether a site has still to be made of what ``made_of`` says. Its mark is written where the block ends well."""

@@ -13,14 +13,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TextIO
 
-from pipelines.stages import OTHER_VERBS, STAGES, SWEEP
+from pipelines.stages import BESIDE, OTHER_VERBS, STAGES, SWEEP
 from pipelines.terminal import guard
 from transforms.errors import TemplateWritten, UserError, fault_of_the_machine
 
 
 def verbs() -> dict[str, str]:
     """Verb → what the overview says of it."""
-    return STAGES | SWEEP | OTHER_VERBS
+    return STAGES | BESIDE | SWEEP | OTHER_VERBS
 
 
 INTERRUPTED = "interrupted; what is complete is kept, and the same command goes on from there"
@@ -83,8 +83,9 @@ def heeding_interrupts() -> Iterator[None]:
 
     def interrupted(*_: object) -> NoReturn:
         # Where the other lines go, if any went there; not by print, in the middle of which this may be.
-        execution = sys.modules.get("pipelines.execution")
-        terminal = 2 if execution is None or execution._terminal is None else execution._terminal.fileno()
+        # The module may be in the middle of being imported, which takes seconds.
+        said_to = getattr(sys.modules.get("pipelines.execution"), "_terminal", None)
+        terminal = 2 if said_to is None else said_to.fileno()
         with contextlib.suppress(OSError):
             os.write(terminal, f"{chr(10) if os.isatty(terminal) else ''}eidetic: {INTERRUPTED}\n".encode())
         os._exit(130)

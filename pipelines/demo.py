@@ -6,7 +6,10 @@ writes  the site (--site), and a lake as 'eidetic audit' does
 Everything is real: a web server, LAION's columns, img2dataset, a CLIP model, a diffusion model that was trained on this
 corpus and has remembered what was repeated. The options are those of 'eidetic audit' and begin with demo/demo.toml.
 
+With --sweep FILE the corpus' pictures, each once, are what small models are trained on and attacked ('eidetic sweep').
+
   eidetic demo --lake lake
+  eidetic demo --lake sweep_lake --sweep demo/sweeps/small.toml
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines import audit
+from pipelines import audit, sweep
 from pipelines.execution import say
 from pipelines.options import Options, option, parse
 from pipelines.stages import alone_with
@@ -38,6 +41,10 @@ def main(argv: Sequence[str]) -> None:
     from demo.serve import serving
 
     folder = importlib.resources.files("demo")
+    if any(word.split("=")[0] == "--sweep" for word in argv):
+        with importlib.resources.as_file(folder / "models") as models:
+            _sweep(argv, models)
+        return
     with importlib.resources.as_file(folder / "demo.toml") as config, importlib.resources.as_file(folder / "models") as models:
         words = list(argv) if any(word.startswith("--config") for word in argv) else ["--config", str(config), *argv]
         site = _site(argv)
@@ -59,6 +66,19 @@ def main(argv: Sequence[str]) -> None:
             corpus.build(root, f"http://127.0.0.1:{options.port}", options.scale)
             with serving(root, options.port):
                 audit.run_parsed(parsed)
+
+
+def _sweep(argv: Sequence[str], models: Path) -> None:
+    """A sweep over the corpus' pictures: nothing need be served, they lie in Parquet."""
+    from demo import corpus
+
+    path = Path(_site(argv)) / "pictures.parquet"
+    stored = ["--source=parquet", "--image_size=64", "--resize_mode=no", "--encode_format=png"]
+    words = [f"--metadata={path}", f"--clip_model={models}/clip", "--clip_pretrained=", *stored, *argv]
+    parsed = parse(words, "demo", __doc__, (DemoOptions, *sweep.options()))
+    with alone_with(parsed, "demo"):
+        corpus.write_pictures(path, parsed[DemoOptions].scale)
+        sweep.run_parsed(parsed)
 
 
 def _site(argv: Sequence[str]) -> str:

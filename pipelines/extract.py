@@ -5,8 +5,8 @@ writes  untargeted_generations: one row a picture, with the nearest picture that
         many that it wasn't, and what three rules say of both; untargeted_attacks: one row a model, with its pictures' quality
 
 The rules: l2 <= delta; l2 <= alpha times the mean l2 to the n nearest (the paper's); l2 below a third of that to the second
-nearest (Gu et al. 2023). Each is asked of controls as well, so that how often it calls a picture that the model never saw stands
-beside what it finds. Pictures are made and compared in chunks; of them only those are kept that some rule calls.
+nearest (Gu et al. 2023). Each is asked of controls as well, so that how often it calls a picture that the model never saw
+stands beside what it finds. Pictures are made and compared in chunks; of them only those are kept that some rule calls.
 
   eidetic extract --lake lake --generations 1024
 """

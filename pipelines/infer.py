@@ -48,7 +48,7 @@ class InferOptions(Options):
         ("50", "100", "200"), "noise levels, of 1,000 mostly, that are asked for (default 50 100 200; the paper has 100)"
     )
     attacks: tuple[str, ...] = option((), f"of {', '.join(ATTACKS)} (default all)")
-    targets: int = option(4096, "pictures that each model is asked about, at most", least=2)
+    membership_pictures: int = option(4096, "pictures that each model is asked about, at most", least=2)
     infer_seed: int = option(0, "of the noise: the same for all models")
 
     def __post_init__(self) -> None:
@@ -112,7 +112,8 @@ def questions_of(options: InferOptions) -> Any:
     # The loss is in ``losses`` whatever is asked of it.
     wanted = {"loss", *(MEMBERSHIP_ATTACKS[name].signal for name in options.chosen_attacks())}
     signals = tuple(name for name in SIGNALS if name in wanted)
-    return MembershipQuestions(options.draws, options.flips, options.steps(), signals, options.infer_seed, options.targets)
+    seed, most = options.infer_seed, options.membership_pictures
+    return MembershipQuestions(options.draws, options.flips, options.steps(), signals, seed, most)
 
 
 def groups_of(targets: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

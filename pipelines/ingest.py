@@ -2,14 +2,16 @@
 
 reads   metadata: LAION-style Parquet (URL, TEXT, and punsafe, pwatermark, … where present), or a folder of pictures with
         captions (--source folder: metadata.jsonl, .csv or .parquet, kohya's meta_cap.json, .txt or .caption beside a picture),
-        or Parquet with encoded pictures inside (--source parquet: as Hugging Face's data sets have them, with labels)
+        or pictures inside Parquet (--source parquet: as Hugging Face's data sets have them, with labels), or in the tars of
+        WebDataset (--source webdataset)
 writes  samples: one row per row of metadata, with its status and reason; images: the pictures that were had
 
 The download is img2dataset's, within limits on bytes, pixels and total time; addresses inside private networks are refused,
 and pictures whose server opts out (X-Robots-Tag) are left alone. Pictures are resized as --resize_mode says: what is thrown
 away can't be had again. Those of a folder, or inside Parquet, are turned as their EXIF orientation says, as their trainers see
-them; those of LAION stay as they are stored, as its models saw them. Controls are pictures that the model never saw; with them,
-verdicts can be calibrated. What failed to download stays failed until --retry_failed, or a night, tries it again.
+them; those of LAION and of tars stay as they are stored, as their models saw them. Controls are pictures that the model never
+saw; with them, verdicts can be calibrated. What failed to download stays failed until --retry_failed, or a night, tries it
+again.
 
   eidetic ingest --lake lake --metadata relaion2B-en/ --controls held_out.parquet --image_size 512
 """
@@ -44,6 +46,9 @@ from transforms.store.scan import ask
 COLUMNS = ("url_column", "caption_column", "image_column", "label_column")
 """Options that say what the metadata call their columns."""
 
+INSIDE = ("parquet", "webdataset")
+"""Sources whose pictures come with their rows."""
+
 QUALITY = {"jpg": 95, "webp": 95, "png": 6}
 
 MAX_TIMEOUT = 3600.0
@@ -61,15 +66,17 @@ class IngestOptions(Options):
     """Ingest: what to download, and how it is stored."""
 
     metadata: str | None = option(None, "the training set: Parquet file, folder or glob; for --source folder, the folder")
-    source: str = option("laion", "what the metadata is", choices=("laion", "folder", "parquet"))
+    source: str = option("laion", "what the metadata is", choices=("laion", "folder", "parquet", "webdataset"))
     controls: str | None = option(None, "pictures that the model never saw, in the same form as --metadata")
     url_column: str | None = option(None, "column of the url (default URL or url); of a folder's metadata, of the file's name")
-    caption_column: str | None = option(None, "column of the caption (default TEXT, text or caption)")
+    caption_column: str | None = option(
+        None, "column of the caption (default TEXT, text or caption); of webdataset: an ending (txt), or a name in .json"
+    )
     image_column: str | None = option(
-        None, "of --source parquet: column of the encoded picture (default image, img, picture, …)"
+        None, "of --source parquet: column of the picture (default image, img, …); of webdataset: its ending in the tars"
     )
     label_column: str | None = option(
-        None, "of --source parquet: column of the class (default label, labels, fine_label, class)"
+        None, "of --source parquet: column of the class (default label, …); of webdataset: an ending (cls), or a name in .json"
     )
     image_size: int = option(512, "side that pictures are resized to, in pixels", least=1)
     resize_mode: str = option(
@@ -101,7 +108,7 @@ class IngestOptions(Options):
         for name in COLUMNS:
             if getattr(self, name) == "":
                 raise UserError(f"--{name} is '', expected a column's name")
-        for name in ("image_column", "label_column") if self.source != "parquet" else ("url_column",):
+        for name in ("image_column", "label_column") if self.source not in INSIDE else ("url_column",):
             if getattr(self, name) is not None:
                 raise UserError(f"--{name} is of no use with --source {self.source}; leave it out, or choose another --source")
         for name in ("metadata", "controls"):

@@ -1,4 +1,4 @@
-"""Membership inference of a model of one's own: what ``eidetic infer --model`` does. No verb, and nothing of the lake is changed.
+"""Membership inference of a model of one's own: what ``eidetic infer --model`` does. No verb, and the lake stays as it is.
 
 Whether the model was trained on a picture isn't known here. So each score stands beside those of the lake's controls, which no
 model of its owner was trained on, and all pictures together get the verdict of CDI against them.
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 p_value: share of the lake's controls, and of the picture itself, whose score is as high."""
 
 
-class _Pictures(NamedTuple):
+class SizedPictures(NamedTuple):
     """Pictures at the model's size."""
 
     ids: list[str]
@@ -85,7 +85,7 @@ def run(lake: Lake, options: InferOptions, own: OwnModelOptions, device: str) ->
     named, failed = _pictures(lake, own.images or "", model.shape)
     controls = _controls(lake, model.shape, set(named.ids))
     questions = questions_of(options)
-    both = _Pictures(named.ids + controls.ids, np.concatenate([named.pixels, controls.pixels]))
+    both = SizedPictures(named.ids + controls.ids, np.concatenate([named.pixels, controls.pixels]))
     said = signals_of(model, both.pixels, both.ids, None, questions, questions.signals)
     shadows = None
     if own.shadows is not None:
@@ -145,7 +145,7 @@ def _loaded(folder: str, device: str) -> DiffusionPictures | GanPictures:
     return load(read, folder, device)
 
 
-def _pictures(lake: Lake, named: str, shape: tuple[int, int, int]) -> tuple[_Pictures, list[tuple[str, str]]]:
+def _pictures(lake: Lake, named: str, shape: tuple[int, int, int]) -> tuple[SizedPictures, list[tuple[str, str]]]:
     """The pictures that are named, at the model's size, and (name, reason) of those that can't be read."""
     found: list[tuple[str, np.ndarray | str]]
     if os.path.isdir(named):
@@ -164,14 +164,14 @@ def _pictures(lake: Lake, named: str, shape: tuple[int, int, int]) -> tuple[_Pic
     return _sized(there, shape), failed
 
 
-def _sized(pictures: Sequence[tuple[str, np.ndarray]], shape: tuple[int, int, int]) -> _Pictures:
+def _sized(pictures: Sequence[tuple[str, np.ndarray]], shape: tuple[int, int, int]) -> SizedPictures:
     from transforms.training.population import shrunk
 
     if shape[0] != 3 or shape[1] != shape[2]:
         raise UserError(f"a model of pictures {shape[2]} x {shape[1]} with {shape[0]} channels, expected square ones of 3")
     made = [shrunk(one, shape[1]) for _, one in pictures]
     empty = np.zeros((0, shape[1], shape[1], 3), np.uint8)
-    return _Pictures([name for name, _ in pictures], np.stack(made) if made else empty)
+    return SizedPictures([name for name, _ in pictures], np.stack(made) if made else empty)
 
 
 def _of_lake(lake: Lake, ids: Sequence[str]) -> list[tuple[str, np.ndarray | str]]:
@@ -195,7 +195,7 @@ def _of_lake(lake: Lake, ids: Sequence[str]) -> list[tuple[str, np.ndarray | str
     return found
 
 
-def _controls(lake: Lake, shape: tuple[int, int, int], without: set[str]) -> _Pictures:
+def _controls(lake: Lake, shape: tuple[int, int, int], without: set[str]) -> SizedPictures:
     """The lake's controls, up to ``CONTROLS`` by hash, but for those that are asked about."""
     deduplicate = lake.latest("deduplicate")
     check_lineage(lake, [deduplicate], whole=False)
@@ -210,9 +210,9 @@ def _controls(lake: Lake, shape: tuple[int, int, int], without: set[str]) -> _Pi
 
 
 def _of_shadows(
-    lake: Lake, cohort: str, family: str, pictures: _Pictures, questions: Any, device: str
+    lake: Lake, cohort: str, family: str, pictures: SizedPictures, questions: Any, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of a cohort's models at the end of their training, (m, s, n), and whether each was trained on the picture, (m, n)."""
+    """Losses of a cohort's models at the end of training, (m, s, n), and whether each was trained on the picture, (m, n)."""
     from transforms.attacks.membership import signals_of
     from transforms.attacks.shadows import FEWEST_SHADOWS
     from transforms.training.runs import load_model, members_of

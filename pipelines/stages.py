@@ -35,11 +35,18 @@ SWEEP = {
     "train": "a sweep's file → models, model_members: hundreds of small models on the lake's own pictures",
     "extract": "models → untargeted_generations, untargeted_attacks: what they give back unasked, and how good it is",
     "infer": "models → losses, membership_scores, dataset_inference, exposures: which pictures they were trained on",
+    "inpaint": "models → inpaintings: the left half of pictures that they saw, or did not see, made again",
 }
 """The stages of a sweep, which begins with the groups of an audit, in the order in which it runs them."""
 
+BESIDE = {
+    "mitigate": "matches → mitigations, mitigation_effects: what keeps a model from copying, and what DoRI still brings back",
+}
+"""Stages likewise, that no audit waits for: each is asked for by name."""
+
 OTHER_VERBS = {
-    "audit": "all of the above, in order",
+    "audit": "ingest to measure, in order",
+    "sweep": "train and what attacks the models, in order",
     "nightly": "the audit of one night: only what is new, compared with the night before",
     "history": "prints the nights, one a line",
     "query": 'prints the answer to a SELECT, as in: eidetic query "SELECT * FROM extraction_rate"',
@@ -184,6 +191,11 @@ def execution_of(parsed: Parsed) -> Execution:
 def stages() -> list[Stage]:
     """The stages of an audit, in order."""
     return [importlib.import_module(f"pipelines.{name}").STAGE for name in STAGES]
+
+
+def sweep_stages() -> list[Stage]:
+    """The stages of a sweep, in order."""
+    return [importlib.import_module(f"pipelines.{name}").STAGE for name in SWEEP]
 
 
 def options_of(some: Sequence[Stage]) -> tuple[type, ...]:

@@ -16,8 +16,8 @@ from transforms.store.lake import Lake
 from transforms.store.schema import TABLES
 
 TIMES_AND_DEVICES = frozenset(
-    {"ingested_at", "seconds", "device", "finished_at", "machine", "device_seconds", "device_seconds_per_extraction",
-     "device_seconds_per_copied_image"}
+    {"ingested_at", "seconds", "seconds_before", "device", "finished_at", "machine", "device_seconds",
+     "device_seconds_per_extraction", "device_seconds_per_copied_image"}
 )  # fmt: skip
 """Columns that tell of a run and not of its result."""
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from pipelines import deduplicate, embed, generate, ingest, match
+from pipelines import deduplicate, embed, generate, ingest, match, mitigate
 from pipelines.cli import run_verb
 from pipelines.deduplicate import DeduplicateOptions
 from pipelines.device import DeviceOptions
@@ -258,6 +258,25 @@ def test_making_again_asks_for_a_gpu_where_the_model_is(lake, build, job):
     assert not any("/MakeAndWrite/" in name for name in without)
     on_cpu, _ = on_gpu(build(lambda pipeline: match.build_regeneration(pipeline, job, [0], model, None)))
     assert on_cpu == set()
+
+
+def test_mitigations_ask_for_a_gpu_where_the_models_are(lake, build, job, store):
+    from transforms.attacks.mitigating import MitigateHandler
+    from transforms.matching.mitigated import JudgeHandler, Mitigated
+    from transforms.models.mitigations import MITIGATIONS, DoRI, MitigatedGenerator
+
+    device = DeviceOptions(device="cuda")
+    model = MitigatedGenerator.of(generate.generator_again(lake.latest("generate"), None, device.resolved()))
+    handler = MitigateHandler(model, lake, "new", store, list(MITIGATIONS.values()), 4, 0, DoRI())
+    with_gpu, without = on_gpu(build(lambda pipeline: mitigate.build(pipeline, 100, handler, device.hint())))
+    assert has_step(with_gpu, "BeamML_RunInference") and has_step(without, "SkipFinished")
+    assert all("/MakeAndWrite/" in name for name in with_gpu)
+    audit = dict.fromkeys(("audit_id", "model_revision", "parameters_digest"), "-")
+    judged = Mitigated(job.round("new", []), job.measure, CopyLimits(0.15, 0.5, None), "drawn.parquet", "prompts", audit)
+    judge = JudgeHandler(embed.encoder(lake.latest("embed"), device), judged)
+    with_gpu, without = on_gpu(build(lambda pipeline: mitigate.build_judging(pipeline, 100, judge, device.hint())))
+    assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteMitigations")
+    assert has_step(without, "SkipWritten")
 
 
 def test_counting_needs_no_gpu(build, job, matched, tmp_path):

@@ -1,8 +1,8 @@
 -- Grain: one model by one attack, or all models of a cohort at one step by it, at one timestep or at the one that was
 -- chosen, of so many draws and flips.
 -- Source: membership_scores, models, membership_attacks. The rate at a false positive rate is the largest whose false
--- positive rate is not over it; under 100 non-members nothing is said at 1%, under 1,000 nothing at 0.1%. Scores that are
--- null are counted, and left out.
+-- positive rate is not over it; under 100 non-members nothing is said at 1%, under 1,000 nothing at 0.1%. Scores that
+-- are null are counted, and left out.
 WITH scored AS (
     SELECT
         membership_scores.*,
@@ -25,7 +25,11 @@ both_scopes AS (
     SELECT *, 'model' AS scope, model_id AS one_model_id, timestep AS group_timestep FROM asked
     UNION ALL
     -- Each model at the timestep that was chosen for it.
-    SELECT *, 'cohort' AS scope, NULL AS one_model_id, CASE WHEN selection = 'fixed' THEN timestep END AS group_timestep
+    SELECT
+        *,
+        'cohort' AS scope,
+        NULL AS one_model_id,
+        CASE WHEN selection = 'fixed' THEN timestep END AS group_timestep
     FROM asked
 ),
 

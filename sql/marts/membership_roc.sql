@@ -1,7 +1,7 @@
 -- Grain: one corner of the ROC curve of one attack on all models of a cohort at one step.
--- Source: membership_scores, models. Where the timestep was chosen, each model is at its own, and curves of fewer draws
--- and without flips stand beside; else each timestep has a curve, of all draws and flips. Of the corners that lie within
--- a twentieth of a power of ten of the false positive rate two are left. It takes members and non-members.
+-- Source: membership_scores, models. Where the timestep was chosen, each model is at its own, and curves of fewer
+-- draws and without flips stand beside; else each timestep has a curve, of all draws and flips. Of the corners within a
+-- twentieth of a power of ten of the false positive rate two are left. It takes members and non-members.
 WITH scored AS (
     SELECT
         membership_scores.*,

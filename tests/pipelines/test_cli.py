@@ -260,3 +260,15 @@ def test_threads_wait_asleep_unless_the_user_says_otherwise(module, said, heard)
         [sys.executable, "-c", command], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert set(re.findall("OMP_WAIT_POLICY = '(.*)'", done.stderr)) == {heard}
+
+
+def test_control_c_ends_a_command_that_is_still_being_imported():
+    """The module that says where lines go takes seconds to import, and is half there meanwhile."""
+    code = """
+import os, signal, sys, types
+from pipelines import cli
+sys.modules["pipelines.execution"] = types.ModuleType("pipelines.execution")
+sys.exit(cli.run_verb(lambda words: os.kill(os.getpid(), signal.SIGINT), []))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr) == (130, f"eidetic: {cli.INTERRUPTED}\n")

@@ -18,7 +18,7 @@ from pipelines.execution import Execution
 from pipelines.options import Parsed
 from tests.planted import clusters, embedding_rows, picture, write_embeddings, write_images
 from transforms.data.images import ImageStore
-from transforms.duplicates import Search, search
+from transforms.duplicates import Search, compare, search
 from transforms.kernels import cells as kernel
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
@@ -360,3 +360,52 @@ def test_nobody_looks_without_a_band(pictures):
     manifest = deduplicate.STAGE.run(Execution(pictures, []), Parsed.of(DeduplicateOptions(pixel_band=0)))
     for table in ("duplicate_pairs", "sampled_pairs"):
         assert {row["pixels_agree"] for row in pictures.read(table, manifest.snapshot_id).to_pylist()} == {None}
+
+
+def crowd(tmp_path, contents):
+    """A lake of pictures that CLIP finds all alike: the cosines lie between 0.98 and 1."""
+    names = [f"{number:02d}" for number in range(len(contents))]
+    lake = Lake(str(tmp_path / "lake"))
+    taken = write_images(lake, [[(name, "training", content) for name, content in zip(names, contents, strict=True)]])
+    angles = np.radians(np.linspace(0, 10, len(names)))
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    write_embeddings(lake, [embedding_rows(names, vectors)], taken.snapshot_id)
+    return lake
+
+
+def test_a_threshold_over_which_all_is_alike_is_refused_before_millions_are_looked_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "MOST_LOOKS", 700)
+    monkeypatch.setattr(compare, "LOOKS_OF_A_PICTURE", 30)
+    looked = []
+    distances = compare.SecondOpinion.distances
+    monkeypatch.setattr(
+        compare.SecondOpinion, "distances", lambda self, one, *rest: looked.append(len(one)) or distances(self, one, *rest)
+    )
+    lake = crowd(tmp_path, [encode_png(picture(seed, 16, 16)) for seed in range(40)])
+    words = [f"--lake={lake.root}"]
+    assert run_verb(deduplicate.main, words) == 2
+    (told,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "some 780 pairs are over --duplicate_threshold 0.9, 39 of each picture, and of 64 the pixels of 64 disagree" in told
+    # Ten degrees over 39 steps: three of each picture are no more than 1.5 steps away, or at 0.99996 and more.
+    assert "choose a higher threshold (over 1.000 are 3 of each), --thumbnail_share 0.5 beside it, or --pixel_band 0" in told
+    assert looked == [64] and not lake.manifests("deduplicate")
+    assert run_verb(deduplicate.main, [*words, "--pixel_band=0"]) == 0
+    # Few enough in all, or of each.
+    for name, value in (("MOST_LOOKS", 780), ("LOOKS_OF_A_PICTURE", 39)):
+        with monkeypatch.context() as patched:
+            patched.setattr(compare, name, value)
+            assert run_verb(deduplicate.main, [*words, f"--duplicate_seed={value}"]) == 0
+    # What is compared, once in each of the two runs.
+    assert looked.count(780) == 2
+
+
+def test_a_crowd_of_copies_is_no_reason_to_refuse(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "MOST_LOOKS", 200)
+    monkeypatch.setattr(compare, "LOOKS_OF_A_PICTURE", 15)
+    copies = [picture(1, 16, 16).copy() for _ in range(24)]
+    for number, copy in enumerate(copies):
+        copy[number // 8, number % 8] ^= 8
+    lake = crowd(tmp_path, [encode_png(copy) for copy in copies])
+    assert run_verb(deduplicate.main, [f"--lake={lake.root}"]) == 0
+    (size,) = {row["size"] for row in lake.read("duplicate_groups", lake.latest("deduplicate").snapshot_id).to_pylist()}
+    assert size == 24

@@ -5,7 +5,9 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import socket
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +33,10 @@ from transforms.data.folders import FolderSource
 from transforms.data.ingestion import IngestBucket
 from transforms.data.orientation import ORIENTATION
 from transforms.data.sources import ParquetSource
+from transforms.data.webdataset import WebDatasetSource
 from transforms.errors import UserError
 from transforms.store.lake import Lake
+from transforms.store.pictures import decode_array
 
 CLIP = Path(__file__).resolve().parents[2] / "demo" / "models" / "clip"
 
@@ -722,14 +726,151 @@ def test_a_picture_inside_parquet_is_forgotten_by_its_url(tmp_path):
         assert manifest.rows["images"] == there - 1 or metadata == path
 
 
+def killed_ingest(lake, metadata, monkeypatch):
+    """An ingest of pictures inside Parquet that ends when all are read and none is stored; where it had put them."""
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(IngestBucket, "process", kill)
+        ingest(lake, metadata, source="parquet", carry_over=False)
+    (left,) = lake.glob("work/ingest/*/pictures/*")
+    return left
+
+
+def test_what_a_killed_ingest_has_read_of_a_forgotten_picture_goes_with_it(tmp_path, monkeypatch, capsys):
+    lake, pictures = tmp_path / "lake", [picture(number) for number in range(3)]
+    ingest(lake, inside(tmp_path / "a.parquet", pictures, text=list("xyz")), source="parquet")
+    left = killed_ingest(lake, inside(tmp_path / "b.parquet", [*pictures[1:], picture(3)]), monkeypatch)
+    assert pictures[1] in left.read_bytes()
+    words = [f"--lake={lake}", "--urls", *digests([pictures[1]]), "--reason=asked for"]
+    assert run_verb(forget.main, words) == 0
+    assert not left.exists() and "found nothing" in capsys.readouterr().out
+    # The same file is read again, and a kill leaves the picture where it must not stay: the proof finds it.
+    left = killed_ingest(lake, tmp_path / "b.parquet", monkeypatch)
+    assert pictures[1] in left.read_bytes()
+    for gone in lake.glob("work/ingest/*/buckets"):
+        shutil.rmtree(gone)
+    place = left.read_bytes().index(pictures[1])
+    assert run_verb(forget.main, [f"--lake={lake}", "--verify_only"]) == 1
+    assert f"content in {left.relative_to(lake)}, byte {place:,}" in capsys.readouterr().out
+    # As it does in one that was still being written.
+    content = left.read_bytes()
+    left.unlink()
+    cut = left.with_name(f".{left.name}.{'0a' * 16}")
+    cut.write_bytes(content[: place + len(pictures[1]) + 20])
+    assert run_verb(forget.main, [f"--lake={lake}", "--verify_only"]) == 1
+    assert f"content in {cut.relative_to(lake)}, byte {place:,}" in capsys.readouterr().out
+    assert run_verb(forget.main, words) == 0 and not cut.exists()
+    samples, _ = ingest(lake, tmp_path / "b.parquet", source="parquet", carry_over=False)
+    assert sorted(row["status"] for row in samples) == ["forgotten", "success", "success"]
+    assert run_verb(forget.main, [f"--lake={lake}", "--verify_only"]) == 0
+
+
+def test_a_picture_that_was_forgotten_before_it_ever_came_is_found_where_a_killed_ingest_left_it(tmp_path, monkeypatch, capsys):
+    lake, pictures = tmp_path / "lake", [picture(number) for number in range(3)]
+    ingest(lake, inside(tmp_path / "a.parquet", pictures[:1]), source="parquet")
+    (url,) = digests([pictures[2]])
+    assert run_verb(forget.main, [f"--lake={lake}", "--urls", url]) == 0
+    left = killed_ingest(lake, inside(tmp_path / "b.parquet", pictures), monkeypatch)
+    capsys.readouterr()
+    assert run_verb(forget.main, [f"--lake={lake}", "--verify_only"]) == 1
+    assert f"url in {left.relative_to(lake)}, byte" in capsys.readouterr().out
+    assert run_verb(forget.main, [f"--lake={lake}", "--urls", url]) == 0 and not left.exists()
+
+
 def test_pictures_inside_parquet_are_turned(tmp_path):
     (sample,), manifest = ingest(tmp_path / "lake", inside(tmp_path / "a.parquet", [turned(6)]), source="parquet")
     assert (sample["original_width"], sample["original_height"]) == (16, 24)
     assert manifest.parameters["turns"] is True
 
 
+def in_a_tar(path, pictures, **beside):
+    """A tar of WebDataset with these pictures, and files beside them: ending → contents."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as made:
+        for number, one in enumerate(pictures):
+            for ending, content in (("png", one), *((ending, contents[number]) for ending, contents in beside.items())):
+                if content is not None:
+                    info = tarfile.TarInfo(f"{number:05d}.{ending}")
+                    info.size = len(content)
+                    made.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_pictures_in_tars_are_the_samples_that_they_are_inside_parquet(tmp_path):
+    pictures = [picture(number % 6) for number in range(8)]
+    texts = [f"caption {number % 6}" for number in range(8)]
+    labels = [f"{number % 3}" for number in range(8)]
+    first, _ = ingest(
+        tmp_path / "one", inside(tmp_path / "a.parquet", pictures, text=texts, label=labels), source="parquet", rows_per_part=3
+    )
+    said = {"txt": [one.encode() for one in texts], "cls": [one.encode() for one in labels]}
+    in_a_tar(tmp_path / "tars" / "00001.tar", pictures[5:], **{ending: values[5:] for ending, values in said.items()})
+    in_a_tar(tmp_path / "tars" / "00000.tar", pictures[:5], **{ending: values[:5] for ending, values in said.items()})
+    second, manifest = ingest(tmp_path / "two", tmp_path / "tars", source="webdataset", rows_per_part=3)
+    assert len(first) == 8 and {row["status"] for row in first} == {"success"}
+    assert lasting(first) == lasting(second)
+    assert sorted(os.path.basename(row["source_file"]) for row in second) == ["00000.tar"] * 5 + ["00001.tar"] * 3
+    # ``webdataset`` decodes them as they are stored.
+    assert "turns" not in manifest.parameters
+    (sample,), _ = ingest(tmp_path / "turned", in_a_tar(tmp_path / "turned.tar", [turned(6)]), source="webdataset")
+    assert (sample["original_width"], sample["original_height"]) == (24, 16)
+
+
+def test_tars_of_the_kinds_that_downloads_leave_become_rows_with_reasons(tmp_path, monkeypatch, capsys):
+    said = []
+    monkeypatch.setattr(ingest_verb, "say", said.append)
+    pictures = [picture(0), None, b"no picture", picture(9, 400, 400), picture(1)]
+    fields = [b'{"caption": "a"}', b'{"caption": "b"}', b"{", b'{"caption": "d"}', None]
+    path = in_a_tar(tmp_path / "a.tar", pictures, json=fields, webp=[None, None, None, None, picture(2)])
+    samples, _ = ingest(tmp_path / "lake", path, source="webdataset", max_bytes=len(pictures[3]) - 1, rows_per_part=2)
+    found = {row["source_row"]: (row["status"], row["caption"]) for row in samples}
+    assert found == {
+        0: ("success", "a"),
+        1: ("failed_to_download", "b"),
+        2: ("failed_to_resize", None),
+        3: ("failed_to_download", "d"),
+        4: ("failed_to_download", None),
+    }
+    reasons = {row["source_row"]: row["reason"] for row in samples}
+    assert reasons[1].startswith("no picture under this key (it has .json)")
+    assert reasons[3] == f"more than {len(pictures[3]) - 1} bytes"
+    assert reasons[4].startswith("2 pictures under one key (it has .png, .webp)")
+    assert [row["url"] for row in sorted(samples, key=lambda row: row["source_row"])][1] == "a.tar#00001"
+    # What is cut is told before anything is written.
+    (tmp_path / "cut.tar").write_bytes(path.read_bytes()[:3000])
+    words = [f"--lake={tmp_path}/other", f"--metadata={tmp_path}/cut.tar", "--source=webdataset"]
+    assert run_verb(ingest_verb.main, words) == 2
+    assert "cut.tar' is damaged: it can't be read behind byte" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "samples").exists()
+
+
+def test_of_tars_only_what_is_new_is_read_and_what_is_forgotten_stays_away(tmp_path, monkeypatch):
+    in_a_tar(tmp_path / "tars" / "0.tar", [picture(number) for number in range(3)])
+    first, before = ingest(tmp_path / "lake", tmp_path / "tars", source="webdataset", rows_per_part=2)
+    in_a_tar(tmp_path / "tars" / "1.tar", [picture(3), picture(1)])
+    asked = []
+    read = WebDatasetSource.read
+
+    def counting(self, partition):
+        asked.append(os.path.basename(partition.name))
+        return read(self, partition)
+
+    monkeypatch.setattr(WebDatasetSource, "read", counting)
+    both, after = ingest(tmp_path / "lake", tmp_path / "tars", source="webdataset", rows_per_part=2)
+    assert asked == ["1.tar"] and after.upstream == {"ingest": before.snapshot_id}
+    assert len({row["sample_id"] for row in both}) == 5 and [row for row in both if row in first] == first
+    assert run_verb(forget.main, [f"--lake={tmp_path}/lake", "--urls", *digests([picture(1)])]) == 0
+    in_a_tar(tmp_path / "tars" / "2.tar", [picture(1)], txt=[b"in other words"])
+    everything, _ = ingest(tmp_path / "lake", tmp_path / "tars", source="webdataset", rows_per_part=2)
+    assert sorted(row["status"] for row in everything) == ["forgotten"] * 3 + ["success"] * 3
+
+
 def test_columns_of_another_source_are_refused_in_one_line():
     for options, told in (
+        ({"source": "webdataset", "url_column": "a"}, "--url_column is of no use with --source webdataset"),
         ({"image_column": "a"}, "--image_column is of no use with --source laion"),
         ({"source": "folder", "label_column": "a"}, "--label_column is of no use with --source folder"),
         ({"source": "parquet", "url_column": "a"}, "--url_column is of no use with --source parquet"),
@@ -747,19 +888,32 @@ def cifar(path, pictures):
     return path
 
 
-def through_deduplicate(lake, metadata):
-    """Ingest, embed, deduplicate; the samples by status, and the rows of duplicate groups."""
-    clip = write_tiny_clip(lake.parent / "clip")
-    samples, _ = ingest(lake, metadata, source="parquet", image_size=32, rows_per_part=100)
+AS_THEY_ARE = {"image_size": 32, "resize_mode": "no", "encode_format": "png"}
+"""How pictures of 32 pixels are stored without a change: docs/folders.md."""
+
+
+def stored(lake):
+    """Digest in the url → pixels of the stored picture."""
+    made = Lake(str(lake))
+    snapshot = made.latest("ingest").snapshot_id
+    urls = {row["sample_id"]: row["url"] for row in made.read("samples", snapshot).to_pylist()}
+    return {urls[row["sample_id"]]: decode_array(row["image"]) for row in made.read("images", snapshot).to_pylist()}
+
+
+def through_deduplicate(lake, metadata, clip, *words):
+    """Ingest, embed, deduplicate; the samples, and the rows of duplicate groups."""
+    samples, _ = ingest(lake, metadata, source="parquet", rows_per_part=100, **AS_THEY_ARE)
     assert run_verb(embed.main, [f"--lake={lake}", f"--clip_model={clip}", "--device=cpu"]) == 0
-    assert run_verb(deduplicate.main, [f"--lake={lake}", "--duplicate_threshold=0.999"]) == 0
+    assert run_verb(deduplicate.main, [f"--lake={lake}", *words]) == 0
     made = Lake(str(lake))
     return samples, made.read("duplicate_groups", made.latest("deduplicate").snapshot_id).to_pylist()
 
 
 def test_a_file_like_cifars_goes_through_deduplicate_and_generate_finds_no_prompt(tmp_path, capsys):
     pictures = [picture(number, 32, 32) for number in range(20)]
-    samples, groups = through_deduplicate(tmp_path / "lake", cifar(tmp_path / "train.parquet", [*pictures, pictures[3]]))
+    metadata = cifar(tmp_path / "train.parquet", [*pictures, pictures[3]])
+    clip = write_tiny_clip(tmp_path / "clip")
+    samples, groups = through_deduplicate(tmp_path / "lake", metadata, clip, "--duplicate_threshold=0.999")
     assert {row["status"] for row in samples} == {"success"} and len(samples) == len(groups) == 21
     twins = {row["sample_id"] for row in samples if row["url"] in digests([pictures[3]])}
     assert len({row["group_id"] for row in groups if row["sample_id"] in twins}) == 1 and len(twins) == 2
@@ -776,9 +930,22 @@ def test_three_hundred_pictures_of_cifar_10_go_through_deduplicate(tmp_path):
     if not path.exists():
         pytest.skip(f"there is no {path}; EIDETIC_SHARED names the folder with shared data")
     some = pq.read_table(path).take(list(range(0, 45_000, 150)))
-    pq.write_table(some, tmp_path / "some.parquet")
-    samples, groups = through_deduplicate(tmp_path / "lake", tmp_path / "some.parquet")
-    assert {row["status"] for row in samples} == {"success"} and len(samples) == len(groups) == 300
-    assert {row["url"] for row in samples} == digests(some["jpeg"].to_pylist())
-    assert sorted(row["label"] for row in samples) == sorted(some["label"].to_pylist())
-    assert {(row["original_width"], row["original_height"]) for row in samples} == {(32, 32)}
+    pictures, labels = some["jpeg"].to_pylist(), some["label"].to_pylist()
+    # One of them once more, as somebody else has stored it.
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(pictures[7])).save(buffer, "JPEG", quality=85)
+    pictures.append(buffer.getvalue())
+    labels.append(labels[7])
+    pq.write_table(pa.table({"label": labels, "jpeg": pictures}), tmp_path / "some.parquet")
+    words = ("--thumbnail_share=0.5", "--duplicate_threshold=0.9")
+    samples, groups = through_deduplicate(tmp_path / "lake", tmp_path / "some.parquet", CLIP, *words)
+    assert {row["status"] for row in samples} == {"success"} and len(samples) == len(groups) == 301
+    assert {row["url"] for row in samples} == digests(pictures)
+    assert sorted(row["label"] for row in samples) == sorted(labels)
+    urls = {row["sample_id"]: row["url"] for row in samples}
+    assert {urls[row["sample_id"]] for row in groups if row["size"] > 1} == digests([pictures[7], pictures[300]])
+    assert {(row["original_width"], row["original_height"], row["width"], row["height"]) for row in samples} == {(32,) * 4}
+    pixels = stored(tmp_path / "lake")
+    for one in pictures:
+        (url,) = digests([one])
+        assert np.array_equal(pixels[url], np.asarray(Image.open(io.BytesIO(one)).convert("RGB")))

@@ -1,12 +1,13 @@
 """The verbs train and extract: models of a sweep, what is done again after a kill, and what the models give back."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pipelines import extract, train
+from pipelines import extract, forget, train
 from pipelines.cli import run_verb
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution
@@ -16,8 +17,11 @@ from pipelines.train import TrainOptions
 from tests.fakes import fake_lake
 from tests.planted import picture
 from transforms.attacks import untargeted
+from transforms.forgetting import removal
 from transforms.models.training import DiffusionTraining
-from transforms.store.lake import Lake
+from transforms.store.files import read_parquet
+from transforms.store.identity import digest
+from transforms.store.lake import Lake, as_table
 from transforms.store.pictures import decode_array
 from transforms.training import population, runs
 
@@ -55,7 +59,12 @@ copies = 5
 def data(tmp_path_factory):
     """A lake whose pictures are in groups; forty of them."""
     root = tmp_path_factory.mktemp("data") / "lake"
-    fake_lake(root, sizes=(3, 2, *[1] * 35), controls=0, draw=lambda number: picture(number, 16, 16))
+    made = fake_lake(root, sizes=(3, 2, *[1] * 35), controls=0, draw=lambda number: picture(number, 16, 16))
+    # There all have the same bytes, and would be forgotten together.
+    for path in made.lake.parts("samples", made.ingest.snapshot_id):
+        with_bytes = [{**row, "sha256": digest(row["sample_id"], length=64)} for row in read_parquet(path).to_pylist()]
+        made.lake.rewrite(path, as_table("samples", with_bytes))
+    made.lake.settle(made.ingest)
     return root
 
 
@@ -179,6 +188,86 @@ def test_the_small_pictures_are_made_again_where_they_are_gone(lake, tmp_path):
     shutil.rmtree(tmp_path / "lake" / "work" / "pictures")
     again = trained(lake, sweep(tmp_path, SWEEP + "\n"), save_every=5.0)
     assert again == first
+
+
+# -- forget -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attacked_lake(lake, tmp_path, weights):
+    """A sweep that was attacked, and the member of some of its trainings that is to be forgotten."""
+    models = rows(lake, "models", made := trained(lake, sweep(tmp_path)))
+    attacked(lake, weights, delta=1.0)
+    of_run = {}
+    for row in rows(lake, "model_members", made):
+        of_run.setdefault(row["run_id"], set()).add(row["sample_id"])
+    small = next(row["run_id"] for row in models if row["images"] == 4)
+    gone = sorted(set.union(*of_run.values()) - of_run[small] - {row for row in set.union(*of_run.values()) if "canary" in row})
+    return lake, gone[0], {run for run, ids in of_run.items() if gone[0] in ids}
+
+
+def forgotten(lake, sample):
+    return run_verb(forget.main, [f"--lake={lake.root}", f"--sample_ids={sample}", "--reason=it was asked for"])
+
+
+def left(lake):
+    """Of each model of a lake its status, whether its weights are there, and the status of pictures that are."""
+    models = rows(lake, "models", lake.latest("train"))
+    made = rows(lake, "untargeted_generations", lake.latest("extract"))
+    there = {
+        row["model_id"]: (Path(runs.model_folder(lake, row["run_id"], row["step"])) / "model.json").exists() for row in models
+    }
+    pictures = {row["model_id"]: row["status"] for row in made if row["image"] is not None and row["thumbnail"] is not None}
+    return {row["model_id"]: (row["status"], there[row["model_id"]], pictures.get(row["model_id"])) for row in models}
+
+
+def test_models_that_were_trained_on_what_is_forgotten_go_with_what_they_made(attacked_lake):
+    lake, gone, touched = attacked_lake
+    before = {row["model_id"]: row for row in rows(lake, "models", lake.latest("train"))}
+    assert forgotten(lake, gone) == 0
+    for model, (status, there, pictures) in left(lake).items():
+        if before[model]["run_id"] in touched:
+            assert (status, there, pictures) == ("forgotten", False, None)
+        elif before[model]["status"] == "success":
+            assert (status, there, pictures) == ("success", True, "success")
+    assert {row["run_id"] for row in before.values()} - touched
+    assert not (Path(lake.root) / "work" / "pictures").exists()
+    kept = {path.name for path in (Path(lake.root) / "weights").iterdir()}
+    assert not kept & touched
+    # Another sweep draws without it.
+    again = trained(lake, sweep(Path(lake.root).parent, SWEEP + "\n[[model]]\nimages = 39\nsteps = 1\n"))
+    assert gone not in {row["sample_id"] for row in rows(lake, "model_members", again)}
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
+def test_a_forget_that_is_killed_among_the_models_ends_the_same(attacked_lake, monkeypatch, at):
+    lake, gone, _ = attacked_lake
+    changes = []
+    originals = {name: getattr(removal, name) for name in ("delete_all",)}
+    rewrite = Lake.rewrite
+
+    def counted(change):
+        def changed(*arguments):
+            if any("weights" in str(one) or "models" in str(one) or "untargeted" in str(one) for one in arguments[-2:]):
+                changes.append(1)
+                if len(changes) == at:
+                    raise KeyboardInterrupt
+            return change(*arguments)
+
+        return changed
+
+    monkeypatch.setattr(
+        removal, "delete_all", lambda paths: [counted(lambda path: originals["delete_all"]([path]))(path) for path in paths]
+    )
+    monkeypatch.setattr(Lake, "rewrite", counted(rewrite))
+    with pytest.raises(KeyboardInterrupt):
+        forget.main([f"--lake={lake.root}", f"--sample_ids={gone}", "--reason=it was asked for"])
+    monkeypatch.undo()
+    assert forgotten(lake, gone) == 0
+    touched = {row["run_id"] for row in rows(lake, "model_members", lake.latest("train")) if row["sample_id"] == gone}
+    for row in rows(lake, "models", lake.latest("train")):
+        assert (row["status"] == "forgotten") == (row["run_id"] in touched)
+    assert not {path.name for path in (Path(lake.root) / "weights").iterdir()} & touched
 
 
 # -- extract ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def code(text):
 
 
 def test_there_are_files():
-    assert sql.names("tables") == ["group_captions", "keep_list", "prompts"]
+    assert sql.names("tables") == ["group_captions", "keep_list", "mitigated_prompts", "mitigation_effects", "prompts"]
     # Of a sweep, not of an audit.
     assert set(sql.names("marts")) == {*marts.MARTS, "membership", "membership_roc"} == set(sql.columns())
     staging = {step.split("/")[1] for step in marts.STEPS} - set(marts.MARTS)

@@ -151,7 +151,7 @@ class Signals(NamedTuple):
         return list(questions.timesteps)
 
 
-class Group:
+class AttackedGroup:
     """The models of one cohort at one step, and their scores.
 
     Args:
@@ -276,7 +276,7 @@ class JudgeGroups(beam.DoFn):
             not np.array_equal(one.content["sample_ids"], answered[0].content["sample_ids"]) for one in answered
         ):
             answered = _of_the_same_pictures(answered)
-        group = Group(answered)
+        group = AttackedGroup(answered)
         attacks = [MEMBERSHIP_ATTACKS[name] for name in self.attacks]
         rows = {
             "dataset_inference": [row for one in answered for row in verdicts_of(one, self.questions)],
@@ -292,7 +292,7 @@ class JudgeGroups(beam.DoFn):
             **{table: as_table(table, some) for table, some in rows.items()},
         }
 
-    def _attack_row(self, group: Group, number: int) -> dict[str, Any]:
+    def _attack_row(self, group: AttackedGroup, number: int) -> dict[str, Any]:
         model = group.models[number]
         shadows, reason = len(group.shadows(number)), group.why_no_shadows(number)
         is_gan = model.row["family"] == "gan"
@@ -374,7 +374,9 @@ def losses_of(model: Signals, questions: MembershipQuestions) -> Iterator[dict[s
         }
 
 
-def scores_of(group: Group, attacks: Sequence[MembershipAttack], questions: MembershipQuestions) -> Iterator[dict[str, Any]]:
+def scores_of(
+    group: AttackedGroup, attacks: Sequence[MembershipAttack], questions: MembershipQuestions
+) -> Iterator[dict[str, Any]]:
     """Columns of ``membership_scores``: of each model by each attack, at each timestep, of each view of the loss."""
     for number, model in enumerate(group.models):
         for attack in attacks:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from transforms.data.download import OPTED_OUT, DownloadLimits, as_download_image
 from transforms.data.resizing import ConfinedResizer, Storage
 from transforms.data.sources import Source
-from transforms.data.spool import Spool, fetching
+from transforms.data.spool import Spool, fetching, spool_path
 from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
 from transforms.store.counters import count
@@ -77,8 +77,7 @@ class SpreadRows(beam.DoFn):
         gathered: list[pa.Table] = []
         piece = 0
         # Nobody reads it before all rows are spread.
-        spool = self.lake.work("ingest", self.snapshot, "pictures", f"{population.role}-{number:05d}")
-        with Spool(spool) as pictures:
+        with Spool(spool_path(self.lake, self.snapshot, f"{population.role}-{number:05d}")) as pictures:
             for table in population.source.read(partition):
                 gathered.append(_with_buckets(pictures.keep(table), population))
                 if sum(one.nbytes for one in gathered) >= SPREAD_BYTES:

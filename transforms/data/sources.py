@@ -1,14 +1,14 @@
-"""Where training samples come from, behind one interface: LAION-style metadata, a folder of pictures, or Parquet with pictures.
+"""Where training samples come from, behind one interface: LAION-style metadata, a folder of pictures, Parquet or tars with
+pictures.
 
-Another kind (WebDataset tars, say) is one more class with the methods of ``Source``: it surveys what it holds, reads one
-partition as rows of ``ROW``, and fetches one picture's bytes, or yields them with the rows.
+Another kind is one more class with the methods of ``Source``: it surveys what it holds, reads one partition as rows of
+``ROW``, and fetches one picture's bytes, or yields them with the rows.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import glob
 import hashlib
 import json
 import os
@@ -19,22 +19,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
 from transforms.data.download import DownloadLimits, FetchError, fetch_http
-from transforms.data.folders import CAPTION_COLUMNS, NO_FILES, FolderSource, data_folders, ending_of
-from transforms.data.spool import PICTURE
-from transforms.data.survey import BATCH_ROWS, ROW, Partition, Survey
-from transforms.errors import Damaged, UserError
+from transforms.data.folders import CAPTION_COLUMNS, FolderSource
+from transforms.data.shards import files_with, recognised_by
+from transforms.data.spool import COME_WITH_ROWS, PICTURE, PICTURE_BYTES, REFUSED
+from transforms.data.survey import BATCH_ROWS, LABEL_COLUMNS, ROW, Partition, Survey
+from transforms.data.webdataset import WebDatasetSource
+from transforms.errors import UserError
 from transforms.store.counters import count
-from transforms.store.files import is_url, open_parquet, walk
-from transforms.store.identity import digest
+from transforms.store.files import open_parquet
+from transforms.store.identity import digest, url_by_bytes
 from transforms.store.listings import PARQUET, column_named, readable_text, refuse_twice
 from transforms.store.texts import written_name
-
-READ_WHOLE = 64 << 20
-"""Metadata files of up to as many bytes are recognised by all that they hold, larger ones by their footers."""
 
 # Our column → what LAION's releases call it, in lower case; the first that is there is taken.
 _NAMES = {
@@ -66,7 +63,9 @@ class Source(Protocol):
         """
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
-        """The rows of a partition's pieces as tables of ``ROW``, in order; with the column ``PICTURE`` where it has them."""
+        """The rows of a partition's pieces as tables of ``ROW``, in order; where pictures come with them, with ``PICTURE`` and
+        ``REFUSED``.
+        """
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
         """One picture's bytes. FetchError says why not."""
@@ -90,9 +89,9 @@ class LaionSource:
 
     def survey(self) -> Survey:
         try:
-            files, left_out = self._files()
+            files, left_out = files_with(PARQUET, self.path, EXPECTED_METADATA)
             # Folders are left out: moved metadata are the same metadata.
-            partitions = [Partition(file, self._rows(file), (digest("laion", _recognised_by(file)),)) for file in files]
+            partitions = [Partition(file, self._rows(file), (digest("laion", recognised_by(file)),)) for file in files]
             survey = Survey(partitions, dict(collections.Counter(left_out) + self._no_values(partitions)))
         except (ValueError, OSError) as error:  # a kind of URL that Beam doesn't know, or a file that may not be read
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -106,37 +105,6 @@ class LaionSource:
                 f"none of the {survey.rows:,} rows of the metadata at {self.path!r} has a url; name its column by --url_column"
             )
         return survey
-
-    def _files(self) -> tuple[list[str], dict[str, int]]:
-        """The metadata files, and what else lies in the folder → how often."""
-        if not self.path:
-            return [], {}
-        if is_url(self.path):
-            return self._files_behind_url()
-        # What exists is no pattern, whatever signs are in its name.
-        if os.path.exists(self.path):
-            return _metadata_in(self.path)
-        files: list[str] = []
-        left_out: collections.Counter[str] = collections.Counter()
-        for path in sorted(glob.glob(self.path, recursive=True)):
-            found, others = _metadata_in(path) if os.path.isfile(path) or os.path.isdir(path) else ([], {NO_FILES: 1})
-            files += found
-            left_out.update(others)
-        # A pattern with ** finds a folder and what is in it.
-        return sorted(set(files)), dict(left_out)
-
-    def _files_behind_url(self) -> tuple[list[str], dict[str, int]]:
-        if any(sign in self.path for sign in "*?["):
-            return sorted(found.path for found in FileSystems.match([self.path])[0].metadata_list), {}
-        # A folder of an object store does not exist by itself, so what is in it is looked for first.
-        root = self.path.rstrip("/")
-        inside = [
-            file.path for file in walk(root) if all(map(_is_metadata, file.path.removeprefix(root).strip("/").split("/")))
-        ]
-        files = [path for path in inside if path.lower().endswith(PARQUET)]
-        if not files and FileSystems.exists(self.path):
-            return [self.path], {}
-        return files, dict(collections.Counter(ending_of(path) for path in inside if not path.lower().endswith(PARQUET)))
 
     def _rows(self, file: str) -> int:
         """The rows of a metadata file, by its footer. UserError unless it is Parquet whose needed columns can be converted."""
@@ -243,9 +211,9 @@ class ParquetSource:
 
     def survey(self) -> Survey:
         try:
-            files, left_out = LaionSource(self.path)._files()
+            files, left_out = files_with(PARQUET, self.path, EXPECTED_PICTURES)
             # By what is in it, not by its name, which changes when there are more.
-            partitions = [Partition(file, self._rows(file), (digest("parquet", _recognised_by(file)[1:]),)) for file in files]
+            partitions = [Partition(file, self._rows(file), (digest("parquet", recognised_by(file)[1:]),)) for file in files]
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read {self.path!r} ({reason}); {EXPECTED_PICTURES}") from error
@@ -292,22 +260,19 @@ class ParquetSource:
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
         file = partition.name
-        try:
-            with open_parquet(file, PAGE_BYTES) as parquet:
-                columns = self._columns(file, parquet.schema_arrow)
-                names = _class_names(parquet.schema_arrow, columns.get("label"))
-                start = 0
-                for group in range(parquet.metadata.num_row_groups):
-                    for batch in parquet.iter_batches(
-                        batch_size=_rows_at_once(parquet.metadata.row_group(group), columns["image"]),
-                        row_groups=[group],
-                        columns=sorted(set(columns.values())),
-                        use_threads=False,
-                    ):
-                        yield self._table(file, batch, columns, names, start)
-                        start += batch.num_rows
-        except Damaged as error:
-            raise UserError(f"{error.path!r} is damaged ({error.what}); get it anew") from error
+        with open_parquet(file, PAGE_BYTES) as parquet:
+            columns = self._columns(file, parquet.schema_arrow)
+            names = _class_names(parquet.schema_arrow, columns.get("label"))
+            start = 0
+            for group in range(parquet.metadata.num_row_groups):
+                for batch in parquet.iter_batches(
+                    batch_size=_rows_at_once(parquet.metadata.row_group(group), columns["image"]),
+                    row_groups=[group],
+                    columns=sorted(set(columns.values())),
+                    use_threads=False,
+                ):
+                    yield self._table(file, batch, columns, names, start)
+                    start += batch.num_rows
 
     def _table(self, file: str, batch: pa.RecordBatch, columns: dict[str, str], names: list[str], start: int) -> pa.Table:
         pictures = _pictures(batch.column(columns["image"]))
@@ -315,7 +280,7 @@ class ParquetSource:
         urls = []
         for picture, row in zip(pictures, rows, strict=True):
             buffer = picture.as_buffer()
-            known = f"sha256:{hashlib.sha256(memoryview(buffer)).hexdigest()}" if buffer is not None else None
+            known = url_by_bytes(hashlib.sha256(memoryview(buffer)).hexdigest()) if buffer is not None else None
             urls.append(known or f"{written_name(os.path.basename(file))}#{row}")
         made = {
             "url": pa.array(urls, pa.string()),
@@ -326,25 +291,23 @@ class ParquetSource:
         if "label" in columns:
             made["label"] = _labels(batch.column(columns["label"]), names, file)
         arrays = [made.get(field.name, pa.nulls(batch.num_rows, field.type)) for field in ROW]
-        return pa.Table.from_arrays([*arrays, pictures], schema=ROW.append(pa.field(PICTURE, pictures.type)))
+        refused = pc.if_else(pc.is_null(pictures), NO_BYTES, pa.scalar(None, pa.string()))
+        columns_of_pictures = [pa.field(PICTURE, pictures.type), pa.field(REFUSED, pa.string())]
+        return pa.Table.from_arrays([*arrays, pictures, refused], schema=pa.schema([*ROW, *columns_of_pictures]))
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
         """Never a picture: they come with the rows."""
-        if url.startswith("sha256:"):
-            raise FetchError("pictures inside Parquet come with their rows; --no_carry_over reads all of them again")
-        raise FetchError("the row holds no picture: its bytes are null, and no path is followed")
+        raise FetchError(COME_WITH_ROWS)
 
+
+NO_BYTES = "the row holds no picture: its bytes are null, and no path is followed"
 
 IMAGE_COLUMNS = ("image", "img", "picture", "bytes", "jpg", "jpeg", "png", "webp")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 
 EXPECTED_PICTURES = "expected Parquet with encoded pictures in a column: a file, a folder with *.parquet, or a glob"
 
 PAGE_BYTES = 1 << 20
 """Of a column with pictures that are read from disk at once."""
-
-PICTURE_BYTES = 64 << 20
-"""Of pictures that are held at once, by the mean of their row group; one alone may be larger, and so may the page it is in."""
 
 
 def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
@@ -403,30 +366,6 @@ def _labels(values: pa.Array, names: list[str], file: str) -> pa.Array:
     return pa.array([None if one is None else str(one) for one in said], pa.string())
 
 
-def _is_metadata(name: str) -> bool:
-    # Spark's and Delta's own files begin with _, and are left alone by whoever reads such folders.
-    return not name.startswith((".", "_"))
-
-
-def _metadata_in(path: str) -> tuple[list[str], dict[str, int]]:
-    """The metadata files that a local path stands for, and what else there is → how often."""
-    if os.path.isfile(path):
-        return [path], {}
-    if not os.path.isdir(path):
-        raise UserError(f"{path!r} is a pipe, a device or a socket, or leads nowhere; {EXPECTED_METADATA}")
-    files = []
-    left_out: collections.Counter[str] = collections.Counter()
-    for folder in data_folders(path):
-        left_out.update(folder.left_out)
-        if all(map(_is_metadata, folder.inside.split(os.sep))):
-            for name in filter(_is_metadata, folder.names):
-                if name.lower().endswith(PARQUET):
-                    files.append(os.path.join(path, folder.inside, name))
-                else:
-                    left_out[ending_of(name)] += 1
-    return sorted(files), dict(left_out)
-
-
 def _converted(values: pa.Array, field: pa.Field, file: str) -> pa.Array:
     """A column as ours. Of one that isn't needed, what can't be converted is null, and counted."""
     if field.name in NEEDED:
@@ -473,21 +412,6 @@ def _text(values: pa.Array, name: str, file: str) -> pa.Array:
         raise UserError(f"{file!r}: column for {name} is {values.type}, expected string ({error})") from error
 
 
-def _recognised_by(file: str) -> list[str | int]:
-    """Name, size and hash of a metadata file.
-
-    A Parquet footer names every column chunk's place, size and statistics, and is read in no time; a change that leaves
-    all of these as they were is missed in large files alone.
-    """
-    with FileSystems.open(file, compression_type=CompressionTypes.UNCOMPRESSED) as source:
-        source.seek(0, os.SEEK_END)
-        size = source.tell()
-        source.seek(max(0, size - 8))
-        length = int.from_bytes(source.read(4), "little")
-        source.seek(max(0, size - 8 - length) if size > READ_WHOLE else 0)
-        return [os.path.basename(file), size, hashlib.sha256(source.read()).hexdigest()]
-
-
 def source(
     kind: str,
     path: str,
@@ -496,8 +420,11 @@ def source(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Source:
-    """The source of a kind: laion, folder or parquet. The columns are what its files call theirs; None for the usual names."""
-    if kind == "parquet":
-        return ParquetSource(path, image_column, caption_column, label_column)
+    """The source of a kind: laion, folder, parquet or webdataset. The columns are what its files call theirs; None for the
+    usual names.
+    """
+    if kind in ("parquet", "webdataset"):
+        inside = ParquetSource if kind == "parquet" else WebDatasetSource
+        return inside(path, image_column, caption_column, label_column)
     made = LaionSource if kind == "laion" else FolderSource
     return made(path, url_column, caption_column)

@@ -13,6 +13,9 @@ from transforms.store.identity import digest
 BATCH_ROWS = 10_000
 """Rows of metadata that are held at once."""
 
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+"""What data sets call the class of a picture; the first that is there is taken."""
+
 ROW = pa.schema(
     [
         ("url", pa.string()),

@@ -6,6 +6,7 @@ rows only, and a run that was killed goes on.
     CheckBlock     a block of embeddings: refuses what has no cosine                            → work/vectors, keys, sample
     Prepare        all of them: one model, no id twice; identical vectors; what is new tonight  → work/marks, prepared
     QueryBlock     a block: the sampled images' pairs with it, by brute force                   → work/known
+    Outlook        the sample's pairs: can the pixels of so many be looked at?                  → work/known.arrow
     Choose         all pairs at once, or cells: which, by the recall on the known pairs         → work/cells.npz
     SpillBlock     a block: its new vectors to the shards of their cells                        → work/shards
     CarryOver      a part of last night's pairs                                                 → duplicate_pairs
@@ -26,7 +27,7 @@ import apache_beam as beam
 import numpy as np
 
 from transforms.duplicates.check import CheckBlock, Prepare
-from transforms.duplicates.compare import CarryOver, ComparePieces
+from transforms.duplicates.compare import CarryOver, ComparePieces, Outlook
 from transforms.duplicates.groups import GatherBlock, MeasureRecall, MergeGroups, WriteBatch
 from transforms.duplicates.job import PREPARED, Block, Search, blocks_of, keys_of, trained
 from transforms.duplicates.search import CARRY, COMPARE, SPILL, Choose, PlanShards, QueryBlock, SpillBlock
@@ -68,6 +69,7 @@ class FindDuplicates(beam.PTransform):
             | "SpreadQueries" >> beam.Reshuffle()
             | "QueryBlock" >> beam.ParDo(QueryBlock(job))
             | "AllQueried" >> _Gather()
+            | "Outlook" >> beam.ParDo(Outlook(job))
             | "Choose" >> beam.ParDo(Choose(job)).with_outputs(COMPARE, SPILL, CARRY)
         )
         in_shards = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.data.images import ByteLimitedCache, ImageStore
-from transforms.duplicates.job import Marks, Preparation, Search, Vectors, keys_of, positions, read_block
-from transforms.duplicates.search import Cells, Comparison, Piece, shard_file
+from transforms.duplicates.job import Block, Marks, Preparation, Search, Vectors, keys_of, positions, read_block
+from transforms.duplicates.search import Cells, Comparison, Piece, known_pairs, shard_file
+from transforms.errors import UserError
 from transforms.kernels import cells as kernel
 from transforms.kernels import verification
 from transforms.kernels.groups import Edges, merge_forests, no_edges, spanning_forest_of_rows
@@ -26,8 +28,60 @@ from transforms.store.sharing import Shared
 PREPARED_PICTURES = 1024
 """Pictures that are kept ready for the second opinion: 0.15 MB each."""
 
+DISTANCES_BYTES, DISTANCE_BYTES = 256 << 20, 400
+"""Of what was found of pairs of pictures: some 700,000, and what one of them takes. What is asked again is looked at again."""
+
 DIGESTS_BYTES = 16 << 20
 """Of ids and of what tells their pictures apart, in the second opinion: some 300,000 samples."""
+
+
+MOST_LOOKS, LOOKS_OF_A_PICTURE = 2_000_000, 50
+"""Pairs whose pixels may be looked at in vain, in all and of each picture: more of both are hours of one core at the least."""
+
+LOOKED_BEFORE = 64
+"""Sampled pairs that are looked at before the others, to tell what those would cost."""
+
+
+class Outlook(beam.DoFn):
+    """All ``Block`` → the same, where the pixels of the pairs can be looked at in reasonable time.
+
+    UserError where the sampled images have so many pairs that disagree that it is the threshold which is not fit for this CLIP.
+    """
+
+    def __init__(self, job: Search):
+        self.job = job
+
+    def process(self, blocks: Sequence[Block]) -> Iterator[Sequence[Block]]:
+        if self.job.ingest_snapshot is not None:
+            self._look(Preparation.read(self.job), known_pairs(self.job, blocks))
+        yield blocks
+
+    def _look(self, prepared: Preparation, known: pa.Table) -> None:
+        job, cosine, weight = self.job, known["cosine"].to_numpy(), known["stands_for"].to_numpy()
+        over = np.flatnonzero((cosine > job.threshold) & (cosine <= job.threshold + job.pixel_band))
+        of_each = weight[over].sum() / max(1, len(prepared.queries))
+        pairs = of_each * sum(prepared.new.values()) / 2
+        if pairs <= MOST_LOOKS or of_each <= LOOKS_OF_A_PICTURE:
+            return
+        # They are in random order, but stand for several each.
+        some = np.random.default_rng(job.seed).choice(over, LOOKED_BEFORE, p=weight[over] / weight[over].sum())
+        opinion, begun = SecondOpinion(job, pictures_of(job)), time.perf_counter()
+        queries = [prepared.query_ids[query] for query in known["query"].to_numpy()[some]]
+        distance = opinion.distances(queries, known["sample_id"].take(pa.array(some)).to_pylist())
+        hours = (time.perf_counter() - begun) / LOOKED_BEFORE * pairs / 3600
+        # What agrees is one picture soon, and nobody asks again.
+        apart = int((distance > job.pixel_distance).sum())
+        if pairs * apart / LOOKED_BEFORE > MOST_LOOKS and of_each * apart / LOOKED_BEFORE > LOOKS_OF_A_PICTURE:
+            higher = np.argsort(-cosine[over])
+            enough = higher[np.cumsum(weight[over][higher]) <= LOOKS_OF_A_PICTURE / 10 * len(prepared.queries)]
+            raised = np.ceil(1000 * cosine[over][enough].min(initial=1.0)) / 1000
+            raise UserError(
+                f"some {pairs:,.0f} pairs are over --duplicate_threshold {job.threshold}, {of_each:,.0f} of each picture, and "
+                f"of {LOOKED_BEFORE} the pixels of {apart} disagree: to this CLIP unlike pictures are alike, and a look at all "
+                f"would take some {hours:,.0f} hours of one core; choose a higher threshold (over {raised:.3f} are "
+                f"{LOOKS_OF_A_PICTURE // 10} of each), --thumbnail_share 0.5 beside it, or --pixel_band 0, with which CLIP "
+                "alone decides"
+            )
 
 
 class ComparePieces(beam.DoFn):
@@ -238,7 +292,7 @@ class Joined:
 
     def __init__(self) -> None:
         self._parent: dict[bytes, bytes] = {}
-        self._distances: dict[tuple[bytes, bytes], float] = {}
+        self._distances: ByteLimitedCache[tuple[bytes, bytes], float] = ByteLimitedCache(DISTANCES_BYTES)
 
     def root(self, picture: bytes) -> bytes:
         """The one that stands for all it is joined with."""
@@ -252,11 +306,11 @@ class Joined:
         self._parent[self.root(one)] = self.root(other)
 
     def known(self, one: bytes, other: bytes) -> float | None:
-        """What was found of these two pictures before, be it by other samples."""
+        """What was found of these two pictures a while ago, be it by other samples; None where that isn't known."""
         return self._distances.get((one, other) if one < other else (other, one))
 
     def tell(self, one: bytes, other: bytes, distance: float) -> None:
-        self._distances[(one, other) if one < other else (other, one)] = distance
+        self._distances.put((one, other) if one < other else (other, one), distance, DISTANCE_BYTES)
 
 
 def pictures_of(job: Search) -> ImageStore:

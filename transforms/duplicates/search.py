@@ -187,7 +187,7 @@ def comparisons(job: Search, shard: int, new: dict[Piece, int], old: dict[Piece,
 class Choose(beam.DoFn):
     """All ``Block`` → what to do next: ``Comparison`` (COMPARE), ``Block`` to spill (SPILL), old parts to carry over (CARRY).
 
-    Writes the known pairs, cut to ``MOST_KNOWN``, and the cells.
+    Writes the cells.
     """
 
     def __init__(self, job: Search):
@@ -195,7 +195,7 @@ class Choose(beam.DoFn):
 
     def process(self, blocks: Sequence[Block]) -> Iterator[beam.pvalue.TaggedOutput]:
         job, prepared = self.job, Preparation.read(self.job)
-        known = self._known(blocks)
+        known = known_pairs(job, blocks)
         if not exists(job.work("cells.npz")):
             if prepared.chain:
                 before = job.of(prepared.chain[-1])
@@ -215,28 +215,6 @@ class Choose(beam.DoFn):
         else:
             yield from (beam.pvalue.TaggedOutput(SPILL, block) for block in prepared.blocks if block.number in prepared.new)
 
-    def _known(self, blocks: Sequence[Block]) -> pa.Table:
-        """The known pairs, those over the threshold that are chosen by first, in an order that is random."""
-        path = self.job.work("known.arrow")
-        if exists(path):
-            return read_arrow(path)
-        known = pa.concat_tables([read_arrow(self.job.file("known", block.number, "arrow")) for block in blocks])
-        # Whatever the blocks were, the same pairs come in the same order.
-        known = known.take(np.lexsort((known["key"].to_numpy(), known["query"].to_numpy())))
-        over = known["cosine"].to_numpy() > self.job.threshold
-        random = np.random.default_rng(self.job.seed)
-        kept = []
-        for side in (over, ~over):
-            places = random.permutation(np.flatnonzero(side))
-            stands_for = known["stands_for"].to_numpy()[places] * max(1.0, len(places) / MOST_KNOWN)
-            drawn = known.take(places[:MOST_KNOWN])
-            kept.append(
-                drawn.set_column(drawn.column_names.index("stands_for"), "stands_for", pa.array(stands_for[:MOST_KNOWN]))
-            )
-        known = pa.concat_tables(kept)
-        write_arrow(path, known)
-        return known
-
     def _choose(self, prepared: Preparation, known: pa.Table) -> kernel.Choice:
         if prepared.vectors <= self.job.exact_up_to:
             return kernel.Choice(None, 0, 0.0, 1.0)
@@ -255,6 +233,30 @@ class Choose(beam.DoFn):
             self.job.recall,
             self.job.seed,
         )
+
+
+def known_pairs(job: Search, blocks: Sequence[Block]) -> pa.Table:
+    """The known pairs of all blocks, those over the threshold first, in an order that is random; written when first asked for.
+
+    Cut to ``MOST_KNOWN`` over the threshold and under it each.
+    """
+    path = job.work("known.arrow")
+    if exists(path):
+        return read_arrow(path)
+    known = pa.concat_tables([read_arrow(job.file("known", block.number, "arrow")) for block in blocks])
+    # Whatever the blocks were, the same pairs come in the same order.
+    known = known.take(np.lexsort((known["key"].to_numpy(), known["query"].to_numpy())))
+    over = known["cosine"].to_numpy() > job.threshold
+    random = np.random.default_rng(job.seed)
+    kept = []
+    for side in (over, ~over):
+        places = random.permutation(np.flatnonzero(side))
+        stands_for = known["stands_for"].to_numpy()[places] * max(1.0, len(places) / MOST_KNOWN)
+        drawn = known.take(places[:MOST_KNOWN])
+        kept.append(drawn.set_column(drawn.column_names.index("stands_for"), "stands_for", pa.array(stands_for[:MOST_KNOWN])))
+    known = pa.concat_tables(kept)
+    write_arrow(path, known)
+    return known
 
 
 def judged(query: np.ndarray) -> np.ndarray:

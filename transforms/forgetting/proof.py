@@ -2,7 +2,7 @@
 
 Parquet, and the tables of audit.duckdb, are read value by value, since their bytes are compressed, and texts also for what
 stands among other words; everything else, and the footers of Parquet with their smallest and largest values, byte by byte. HTML
-and JSON are also read as what they say.
+and JSON are also read as what they say, and of pictures that a killed ingest has read out of files the digests are taken.
 
 Each file is searched on a worker, which answers with what it has found, once for each thing. Then the remaining samples are
 asked which of that is theirs, and only the files with the rest are searched again, for the places: a caption that half of the
@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from transforms.data.spool import is_spool, pictures_in
 from transforms.errors import Damaged, UserError
 from transforms.forgetting.rows import BATCH_ROWS
 from transforms.forgetting.workers import Workers
@@ -33,6 +34,7 @@ from transforms.kernels.fingerprints import Fingerprint, Needles
 from transforms.results import report
 from transforms.store.counters import count
 from transforms.store.files import open_file, open_parquet, read_bytes, read_parquet, read_rows
+from transforms.store.identity import url_by_bytes
 from transforms.store.lake import Lake, table_of
 from transforms.store.lineage import lineage
 from transforms.store.pictures import decode
@@ -198,6 +200,8 @@ class Searcher:
                 yield from self._bytes(reading, inside)
             return
         yield from self._pieces(path, inside)
+        if is_spool(inside):
+            yield from self._spooled(path, inside)
         if path.endswith(".duckdb"):
             yield from self._database(path, inside)
 
@@ -217,6 +221,16 @@ class Searcher:
                 yield from self._bytes(content, inside, self.read - len(before), len(before))
                 self.read += len(piece)
                 before = content[max(0, len(content) - longest) :]
+
+    def _spooled(self, path: str, inside: str) -> Iterator[Place]:
+        """Pictures as they came, of which the digest alone is known, or which one that was never here would be."""
+        for start, picture in pictures_in(path):
+            content = sha256(picture)
+            url = sha256(url_by_bytes(content))
+            if content.encode() in self.contents:
+                yield Thing("content", True, content, content), inside, f"byte {start:,}"
+            elif url in self.kinds:
+                yield Thing(self.kinds[url], True, url, url), inside, f"byte {start:,}"
 
     def _parquet(self, path: str, inside: str) -> Iterator[Place]:
         row = 0

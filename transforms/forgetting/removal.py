@@ -26,13 +26,14 @@ from transforms.forgetting.workers import Workers
 from transforms.kernels.fingerprints import Fingerprint, Needles
 from transforms.results import nights
 from transforms.results.database import DATABASE
-from transforms.store.arrays import read_npz
+from transforms.store.arrays import read_json, read_npz
 from transforms.store.counters import count
 from transforms.store.files import count_rows, delete, delete_all, exists, is_temporary, list_files, read_parquet, walk
 from transforms.store.lake import Lake, Manifest, as_table, snapshot_of, table_of
 from transforms.store.quotations import SaidByOthers, bytes_of, forgotten_texts, held
 from transforms.store.schema import TABLES
 from transforms.store.tombstones import FORGOTTEN, NO_TEXT, RETIRED, Tombstones, sha256, tombstone_rows
+from transforms.training.runs import MEMBERS, WEIGHTS
 
 Change = Callable[[pa.Table], pa.Table]
 """A part → what it should be. Pickles."""
@@ -45,6 +46,8 @@ def remove(workers: Workers) -> dict[str, int]:
     _remove_leftovers(lake)
     _remove_searches(workers, removal.gone)
     _remove_finished_prompts(lake, removal.evidence.touched)
+    # Its pictures were among the leftovers.
+    _remove_unfinished(lake, "mitigate")
     changed: dict[str, int] = {}
     for rule, change in RULES.items():
         # What is made of others is named before those.
@@ -105,6 +108,25 @@ class Removal:
         changes: dict[str, Change] = {table: EmptyCells(reasons, TABLES[table].forgets.cells) for table in tables}
         return _by_table(self._rewrite(changes, self.gone))
 
+    def trained(self, tables: list[str]) -> dict[str, int]:
+        """Removes the models that were trained on forgotten samples, and what they made: any of it may show them."""
+        lake = self.lake
+        runs = set(self.workers.each(lake.every_part("model_members"), RunsThatSaw(self.gone)))
+        kept = [file.path for file in walk(lake.path(WEIGHTS)) if file.path.endswith(f"/{MEMBERS}")]
+        runs |= {path.split("/")[-2] for path in kept if any(row["sample_id"] in self.gone for row in read_json(path))}
+        # What says who was in it goes last.
+        _delete(lake, lambda parts: parts[0] == WEIGHTS and parts[1] in runs and parts[-1] != MEMBERS)
+        models = set(self.workers.each(lake.every_part("models"), ModelsOf(runs)))
+        changes: dict[str, Change] = {
+            table: EmptyMade("run_id" if table == "models" else "model_id", runs if table == "models" else models,
+                             TABLES[table].forgets.cells)
+            for table in tables
+        }  # fmt: skip
+        changed = _by_table(self._rewrite(changes)) if runs else {}
+        for run in sorted(runs):
+            delete(lake.path(WEIGHTS, run))
+        return changed
+
     def keep_list(self, tables: list[str]) -> dict[str, int]:
         """Makes the lists again that named a forgotten image, or that were being made again, from the members that are left."""
         changed = self._rewrite(dict.fromkeys(tables, self.tombstones.spared), self.gone)
@@ -117,6 +139,7 @@ RULES: dict[str, Callable[[Removal, list[str]], dict[str, int]]] = {
     "pictures": Removal.pictures,
     "rows": Removal.rows,
     "cells": Removal.cells,
+    "trained": Removal.trained,
     # Last: it goes by what the others have left.
     "keep_list": Removal.keep_list,
 }
@@ -259,6 +282,49 @@ class EmptyCells:
         reasons = [self.reasons.get(sample) for sample in part["sample_id"].to_pylist()]
         column = pc.if_else(hit, pa.array(reasons, pa.string()), part["reason"])
         return part.set_column(part.schema.get_field_index("reason"), part.schema.field("reason"), column)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunsThatSaw:
+    """A part of ``model_members`` → the trainings in it that were given one of these samples."""
+
+    gone: set[str]
+
+    def __call__(self, path: str) -> Iterator[str]:
+        if any_among(path, "sample_id", self.gone):
+            part = read_parquet(path, ["run_id", "sample_id"])
+            yield from sorted(set(part.filter(among(part["sample_id"], self.gone))["run_id"].to_pylist()))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelsOf:
+    """A part of ``models`` → the models in it that come of these trainings."""
+
+    runs: set[str]
+
+    def __call__(self, path: str) -> Iterator[str]:
+        part = read_parquet(path, ["run_id", "model_id"])
+        yield from part.filter(among(part["run_id"], self.runs))["model_id"].to_pylist()
+
+
+@dataclasses.dataclass(frozen=True)
+class EmptyMade:
+    """What becomes of the rows of models that are gone: these cells are null, and they say so.
+
+    Attributes:
+        column: that names the training, or the model.
+        which: those that are gone.
+        cells: what is emptied.
+    """
+
+    column: str
+    which: set[str]
+    cells: tuple[str, ...]
+
+    def __call__(self, part: pa.Table) -> pa.Table:
+        hit = among(part[self.column], self.which)
+        reason = "the model was trained on what was forgotten since, and is removed"
+        return _with(part, hit, **dict.fromkeys(self.cells), status=FORGOTTEN, reason=reason)
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
@@ -427,13 +493,17 @@ def _delete(lake: Lake, chosen: Callable[[list[str]], bool]) -> None:
     delete_all(paths)
 
 
+MADE_AGAIN = ("ingest", "match", "mitigate", "index", "pictures", "train", "extract", "inpaint")
+"""Folders of ``work/`` whose files may show anything, and which whoever needs them makes again."""
+
+
 def _remove_leftovers(lake: Lake) -> None:
     """Files that a killed writer left under another name, work files that are made again, and pictures without their rows."""
     complete = {manifest.snapshot_id for manifest in lake.manifests("ingest")}
     written = {lake.inside(path).split("/", 1)[1] for path in lake.every_part("samples")}
 
     def leftover(parts: list[str]) -> bool:
-        if is_temporary(parts[-1]) or parts[:2] in (["work", "ingest"], ["work", "match"], ["work", "index"]):
+        if is_temporary(parts[-1]) or (parts[0] == "work" and parts[1] in MADE_AGAIN):
             return True
         # Nobody knows yet whose pictures these are; an ingest that goes on downloads them again.
         orphan = parts[0] == "images" and "/".join(parts[1:]) not in written

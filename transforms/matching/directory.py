@@ -166,6 +166,17 @@ class Directory:
             ).fetchall()
         return dict(rows)
 
+    def representatives(self, groups: Iterable[str], role: str) -> dict[str, dict[str, Any]]:
+        """Group (or control, with that role) → the row of ``part_file`` of the image that stands for it, of a few."""
+        query = """
+            SELECT code, sample_id, group_id, size FROM read_parquet($parts)
+            WHERE representative AND role = $role AND group_id IN (SELECT unnest($wanted::VARCHAR[]))
+        """
+        with connect() as connection:
+            parameters = {"parts": self.part_files(), "role": role, "wanted": sorted(set(groups))}
+            found = connection.sql(query, params=parameters).to_arrow_table().to_pylist()
+        return {row["group_id"]: row for row in found}
+
     def rows(self, codes: Iterable[int]) -> dict[int, dict[str, Any]]:
         """Code → its row of ``part_file``, of a few."""
         found: dict[int, dict[str, Any]] = {}

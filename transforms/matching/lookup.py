@@ -111,7 +111,7 @@ def look_up(round: Round, pictures: Sequence[np.ndarray], encoder: OpenClipEncod
     everyone = np.arange(len(pictures), dtype=np.int64)
     found: dict[tuple[int, int], dict[str, float]] = {}
     for space, queries in ((CLIP, Queries(finite.astype(np.int64), vectors[finite])), (THUMBNAIL, Queries(everyone, tiny))):
-        for row in _search(round, queries, space, most).to_pylist():
+        for row in near_groups(round, queries, space, most).to_pylist():
             found.setdefault((row["query"], row["code"]), {})[space] = row["distance"]
     directory = Directory(round.lake, round.snapshots.deduplicate)
     known = directory.rows(code for _, code in found)
@@ -150,7 +150,7 @@ def look_up(round: Round, pictures: Sequence[np.ndarray], encoder: OpenClipEncod
     )
 
 
-def _search(round: Round, queries: Queries, space: str, most: int) -> pa.Table:
+def near_groups(round: Round, queries: Queries, space: str, most: int) -> pa.Table:
     """``FOUND`` of some pictures, among all groups."""
     tables = [FOUND.empty_table()]
     totals = _totals(round)

@@ -189,15 +189,37 @@ class OpenClipEncoder:
         """RGB pictures → (n, d) float32 of unit norm. A row is NaN where the model's vector has no direction."""
         return self.encode_prepared([self.prepare(picture) for picture in pictures])
 
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts → (n, d) float32 of unit norm, of the space of the pictures; each alone, so that none depends on the others.
+
+        UserError where open_clip has no tokenizer for the model, or the model no text tower.
+        """
+        import open_clip
+        import torch
+
+        try:
+            tokens = open_clip.get_tokenizer(_name(self.clip))(list(texts))
+            with torch.inference_mode():
+                features = [self._model.encode_text(one[None].to(self.clip.device)).float().cpu().numpy() for one in tokens]
+        except Exception as error:  # as _load has it
+            raise UserError(
+                f"the CLIP model {self.clip.name!r} makes no vectors of texts ({first_line(error)}); embed with one that does"
+            ) from error
+        return unit_norm(np.concatenate(features)) if features else np.empty((0, 0), np.float32)
+
+
+def _name(clip: ClipModel) -> str:
+    """What open_clip calls the model."""
+    return clip.name if clip.folder is None else LOCAL_FOLDER + clip.folder
+
 
 def _load(clip: ClipModel) -> tuple[Any, Any]:
     """(model, preprocessing), ready. UserError, in one line, for whatever keeps open_clip from loading it."""
     import open_clip
 
-    name = clip.name
+    name = _name(clip)
     if clip.folder is not None:
         _check_folder(clip.folder)
-        name = LOCAL_FOLDER + clip.folder
     elif not name.startswith(HUB):
         _check_name(clip)
     try:

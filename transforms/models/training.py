@@ -21,6 +21,7 @@ from transforms.errors import UserError
 from transforms.models import gan
 from transforms.models.configuration import TRAINING_VERSION, Configuration
 from transforms.models.unconditional import new_scheduler, new_unet, saved_diffusion, saved_gan
+from transforms.store.identity import digest
 
 RECENT = 100
 """Steps whose mean loss is what is told."""
@@ -100,7 +101,9 @@ class _Common:
     def __init__(self, configuration: Configuration, data: TrainingSet, device: str):
         self.configuration, self.data, self.device = configuration, data, device
         self.step = 0
-        self.random = torch.Generator("cpu").manual_seed(configuration.seed)
+        which = [getattr(configuration, one) for one in ("seed", "draw", "split", "side")]
+        seed = int(digest("training", *which, length=15), 16)
+        self.random = torch.Generator("cpu").manual_seed(seed)
         scaled = torch.from_numpy(np.ascontiguousarray(data.pictures.transpose(0, 3, 1, 2))).float() / 127.5 - 1
         self.pictures = scaled.to(device)
         self.labels = None if data.labels is None else torch.from_numpy(data.labels.astype(np.int64)).to(device)
@@ -108,7 +111,7 @@ class _Common:
         self.places = torch.from_numpy(np.repeat(np.arange(len(data.copies)), data.copies))
         self.order, self.position = torch.empty(0, dtype=torch.int64), 0
         self.losses = torch.zeros(RECENT, dtype=torch.float64)
-        torch.manual_seed(configuration.seed)  # of the weights; what else draws from it is seeded step by step
+        torch.manual_seed(seed)  # of the weights; what else draws from it is seeded step by step
 
     @property
     def loss(self) -> float | None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from transforms.errors import UserError
 from transforms.results.marts import MARTS, current
 from transforms.store.files import delete, exists, put_in_place, temporary_name, write_bytes
-from transforms.store.lake import Lake, snapshot_of
+from transforms.store.lake import Lake, Manifest, snapshot_of
 from transforms.store.lineage import check_lineage, lineage
 from transforms.store.remote import BeamFiles, readable
 from transforms.store.scan import NO_EXTENSIONS, columns_of, empty
@@ -68,8 +68,13 @@ def build_database(lake: Lake) -> str:
 def check(lake: Lake) -> None:
     """Damaged unless the parts that ``audit.duckdb`` shows are what was written. DuckDB itself doesn't look."""
     check_lineage(lake, current(lake))
-    for night in lake.manifests("nightly"):
-        lake.check_snapshot(night)
+    for one in _beside(lake):
+        lake.check_snapshot(one)
+
+
+def _beside(lake: Lake) -> list[Manifest]:
+    """What is shown beside the audits: their nights, and what was tried on their models."""
+    return [*lake.manifests("nightly"), *lake.manifests("mitigate")]
 
 
 def _snapshots(lake: Lake) -> dict[str, set[str]]:
@@ -82,9 +87,9 @@ def _snapshots(lake: Lake) -> dict[str, set[str]]:
                 snapshots[table.name].add(made_of[table.stage].snapshot_id)
         for mart in MARTS:
             snapshots[mart].add(measure.snapshot_id)
-    for night in lake.manifests("nightly"):
-        for name in night.rows:
-            snapshots[name].add(night.snapshot_id)
+    for one in _beside(lake):
+        for name in one.rows:
+            snapshots[name].add(one.snapshot_id)
     snapshots["tombstones"] = {snapshot_of(path) for path in lake.every_part("tombstones")}
     return snapshots
 

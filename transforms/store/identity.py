@@ -36,6 +36,11 @@ def sample_id(url: str | None, caption: str | None, occurrence: int) -> str:
     return digest("sample", public_url(url), caption, occurrence)
 
 
+def url_by_bytes(sha256: str) -> str:
+    """The url of a picture that came with its row, and has no other: by the hexadecimal SHA-256 of its bytes."""
+    return f"sha256:{sha256}"
+
+
 def prompt_id(text: str, origin: str, sample: str | None) -> str:
     """The identity of a prompt: its text, where it came from, and the sample whose caption it is (if any)."""
     return digest("prompt", text, origin, sample)

@@ -20,7 +20,7 @@ class Forgets:
 
     Attributes:
         rule: one of forgetting/removal.py's RULES, or stays: ids, counts and distances show nothing.
-        cells: with the rule cells, what is emptied.
+        cells: with the rules cells and trained, what is emptied.
     """
 
     rule: str
@@ -531,6 +531,84 @@ AUDITS = Table(
     ),
 )
 
+_CLASS = _column("class", TEXT, "copied: the audit says that it returns its own image; not_copied; never_seen: a control's")
+_MITIGATION = _column("mitigation", TEXT, "none, or one of transforms/models/mitigations.py, with its parameters")
+
+MITIGATIONS = Table(
+    "mitigations",
+    "mitigate",
+    "one prompt under one mitigation, asked by its caption or by an embedding that DoRI found",
+    pa.schema(
+        [
+            *_AUDIT,
+            _PROMPT_ID,
+            _column("sample_id", TEXT, "the image whose caption it is: what DoRI looks for"),
+            _CLASS,
+            _MITIGATION,
+            _column("attacked", FLAG, "whether DoRI's embedding was asked for, and not the caption"),
+            _column("images", INT, "pictures that were made and judged"),
+            _column("copies", INT, "of those, the copies of its own image, by the limits of copy_calibration"),
+            _column("copied", FLAG, "whether the nearest of them is one; null without any", nullable=True),
+            _column("nearest_l2", DOUBLE, "of the nearest to its own image; null without any", nullable=True),
+            _column("extracted", FLAG, "the paper's verdict on that one: l2 ≤ delta; null without any", nullable=True),
+            _column(
+                "prompt_similarity",
+                DOUBLE,
+                "mean cosine of pictures and prompt under the lake's CLIP; null where that makes no vectors of texts",
+                nullable=True,
+            ),
+            _column(
+                "picture_similarity",
+                DOUBLE,
+                "mean cosine of pictures and those of the same seed without mitigation or attack",
+                nullable=True,
+            ),
+            _column("seconds", DOUBLE, "of one picture, the mean; DoRI's own search is not in it", nullable=True),
+            _column("evaluations", DOUBLE, "passes of one picture through the U-Net, forward and backward", nullable=True),
+            _column("status", TEXT, "success; failed: no picture was made; unreadable: its own image can't be looked at"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+        ]
+    ),
+)
+
+
+def _rate(name: str, what: str) -> tuple[pa.Field, ...]:
+    """A count, its share of the prompts, and the ends of its exact 95% interval."""
+    return (
+        _column(name, LONG, f"prompts {what}; null where that was not tried", nullable=True),
+        _column(f"rate_{name}", DOUBLE, "of the prompts; null without any", nullable=True),
+        _column(f"rate_{name}_lower", DOUBLE, "lower end of the exact 95% interval, by Blaker", nullable=True),
+        _column(f"rate_{name}_upper", DOUBLE, "its upper end", nullable=True),
+    )
+
+
+MITIGATION_EFFECTS = Table(
+    "mitigation_effects",
+    "mitigate",
+    "one class of prompts under one mitigation, beside the same prompts without any",
+    pa.schema(
+        [
+            *_AUDIT,
+            _MITIGATION,
+            _CLASS,
+            _column("prompts", LONG, "that are judged under it, without it, and after DoRI where that was asked for"),
+            *_rate("before", "whose nearest picture is a copy of their own image without mitigation"),
+            *_rate("after", "likewise under it"),
+            *_rate("dori", "likewise under it, asked by DoRI's embedding"),
+            _column("extracted_before", LONG, "prompts within delta without mitigation: the paper's rule"),
+            _column("extracted_after", LONG, "likewise under it"),
+            _column("extracted_dori", LONG, "likewise under it, asked by DoRI's embedding", nullable=True),
+            _column("prompt_similarity", DOUBLE, "mean cosine of pictures and prompt under it", nullable=True),
+            _column("prompt_similarity_before", DOUBLE, "likewise without", nullable=True),
+            _column("picture_similarity", DOUBLE, "mean cosine with the pictures of the same seeds without it", nullable=True),
+            _column("seconds", DOUBLE, "of one picture under it, median over prompts", nullable=True),
+            _column("seconds_before", DOUBLE, "likewise without", nullable=True),
+            _column("evaluations", DOUBLE, "passes through the U-Net of one picture under it, mean", nullable=True),
+            _column("evaluations_before", DOUBLE, "likewise without", nullable=True),
+        ]
+    ),
+)
+
 _NEW_OR_GONE = "prompts of the panel that give back their image {}, both nights by the earlier one's limits"
 
 HISTORY = Table(
@@ -664,7 +742,7 @@ _AXES = (
     _column("schedule", TEXT, "diffusers' name of how the noise grows"),
     _column("privacy_noise", DOUBLE, "DP-SGD: standard deviation of the noise over the clipping norm; 0 for none"),
     _column("privacy_clipping", DOUBLE, "DP-SGD: norm that each picture's gradient is clipped to; 0: no DP-SGD"),
-    _column("seed", LONG, "of weights, order and noise"),
+    _column("seed", LONG, "of weights, order and noise, with draw, split and side: another draw is a replicate in all"),
 )
 
 MODELS = Table(
@@ -686,12 +764,17 @@ MODELS = Table(
             _column("parameters", LONG, "trained weights; of a GAN those of both networks", nullable=True),
             _column("loss", DOUBLE, "mean of the last 100 steps; of a GAN the discriminator's", nullable=True),
             _column("epsilon", DOUBLE, "differential privacy at a delta of 1 / total; null without noise", nullable=True),
-            _column("status", TEXT, "success; diverged: the loss is no number; failed: it could not be trained"),
+            _column(
+                "status",
+                TEXT,
+                "success; diverged: the loss is no number; failed: it could not be trained; forgotten: its weights are removed",
+            ),
             _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
             _column("weights_digest", TEXT, "SHA-256 of its files of weights; null without", nullable=True),
             _column("device", TEXT, "what it was trained on", nullable=True),
         ]
     ),
+    Forgets("trained", ("weights_digest",)),
 )
 
 MODEL_MEMBERS = Table(
@@ -743,7 +826,7 @@ UNTARGETED_GENERATIONS = Table(
             _column("thumbnail", pa.binary(), "8 x 8 RGB, row by row, the means of its blocks", nullable=True),
         ]
     ),
-    Forgets("cells", ("image", "thumbnail")),
+    Forgets("trained", ("image", "thumbnail")),
 )
 
 UNTARGETED_ATTACKS = Table(
@@ -900,6 +983,37 @@ MEMBERSHIP_ATTACKS = Table(
     ),
 )
 
+INPAINTINGS = Table(
+    "inpaintings",
+    "inpaint",
+    "one training picture whose left half one model was asked to make again",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _column("sample_id", TEXT, "which picture: a target"),
+            _column("member", FLAG, "whether the model was trained on it"),
+            _column("shadow_model_id", TEXT, "the model of its cohort that was not trained on it, and judges", nullable=True),
+            _column("inpaintings", INT, "that were made"),
+            _column("kept", INT, "of those, the ones with the smallest score"),
+            _column(
+                "score",
+                DOUBLE,
+                "mean of theirs: the model's loss over the shadow's, at one timestep (paper, section 5.3)",
+                nullable=True,
+            ),
+            _column("kept_l2", DOUBLE, "mean l2 of those to the target, over the half that was made", nullable=True),
+            _column("all_l2", DOUBLE, "likewise of all", nullable=True),
+            _column("nearest_l2", DOUBLE, "the smallest of all", nullable=True),
+            _column("image", pa.binary(), "PNG of the one with the smallest score", nullable=True),
+            _column("evaluations", LONG, "times that the two networks were asked"),
+            _column("seconds", DOUBLE, "that it took"),
+            _column("status", TEXT, "success, failed or forgotten"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+        ]
+    ),
+    Forgets("trained", ("image",)),
+)
+
 AXES = tuple(field.name for field in _AXES)
 """The columns of ``models`` that are axes of a sweep."""
 
@@ -908,8 +1022,8 @@ TABLES = {
     for table in (
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
         GENERATIONS, CLIQUES, GENERATION_EMBEDDINGS, MATCHES, UNREADABLE, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION,
-        EIDETIC_COUNTS, AUDITS, MODELS, MODEL_MEMBERS, UNTARGETED_GENERATIONS,
-        UNTARGETED_ATTACKS, LOSSES, MEMBERSHIP_SCORES, DATASET_INFERENCE, EXPOSURES, MEMBERSHIP_ATTACKS,
+        EIDETIC_COUNTS, AUDITS, MITIGATIONS, MITIGATION_EFFECTS, MODELS, MODEL_MEMBERS, UNTARGETED_GENERATIONS,
+        UNTARGETED_ATTACKS, LOSSES, MEMBERSHIP_SCORES, DATASET_INFERENCE, EXPOSURES, MEMBERSHIP_ATTACKS, INPAINTINGS,
         HISTORY, NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip

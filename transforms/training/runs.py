@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 WEIGHTS = "weights"
 """Folder of the lake with the models that were trained."""
 
+MEMBERS = "members.json"
+"""In a training's folder: its rows of ``model_members``."""
+
 
 def model_id(run_id: str, step: int) -> str:
     """The identity of a training's model at a step."""
@@ -67,7 +70,7 @@ def members_of(lake: Lake, run_id: str) -> list[dict[str, Any]]:
 
 
 def _members_path(lake: Lake, run_id: str) -> str:
-    return lake.path(WEIGHTS, run_id, "members.json")
+    return lake.path(WEIGHTS, run_id, MEMBERS)
 
 
 def key_of(configuration: Configuration) -> str:

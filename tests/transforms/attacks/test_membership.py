@@ -10,7 +10,7 @@ import torch
 from tests.planted import picture
 from transforms.attacks import membership, shadows
 from transforms.attacks.membership import MembershipQuestions, asked, noise, signals_of
-from transforms.attacks.shadows import MEMBERSHIP_ATTACKS, Group, Signals, View
+from transforms.attacks.shadows import MEMBERSHIP_ATTACKS, AttackedGroup, Signals, View
 from transforms.errors import UserError
 from transforms.kernels.membership import area, lira, rmia
 from transforms.models import gan
@@ -180,7 +180,7 @@ def planted(number, effect=(0.0, 3.0), pictures=400, draws=2, **row):
 
 
 def test_scores_are_the_kernels_with_all_other_models_as_shadows():
-    group = Group([planted(number) for number in range(5)])
+    group = AttackedGroup([planted(number) for number in range(5)])
     view = View(2, True)
     means = [one.content["loss"][1].mean((0, 1)) for one in group.models]
     inside = np.stack([one.inside for one in group.models])
@@ -198,7 +198,7 @@ def test_scores_are_the_kernels_with_all_other_models_as_shadows():
 
 
 def test_lira_tells_what_the_loss_hides_and_averaging_helps():
-    group = Group([planted(number) for number in range(8)])
+    group = AttackedGroup([planted(number) for number in range(8)])
 
     def worth(name, view):
         scores = [group.scores(MEMBERSHIP_ATTACKS[name], number, 1, view) for number in range(8)]
@@ -214,19 +214,19 @@ def test_lira_tells_what_the_loss_hides_and_averaging_helps():
 def test_the_timestep_is_chosen_on_other_models_than_the_one_that_is_attacked():
     models = [planted(number, effect=(0.0, 2.0)) for number in range(6)]
     attack = MEMBERSHIP_ATTACKS["lira_online"]
-    group = Group(models)
+    group = AttackedGroup(models)
     assert [group.chosen(attack, number) for number in range(6)] == [1] * 6
     # A model whose own losses would choose the other one, and be a bad shadow, changes nothing of its own choice.
     content = dict(models[0].content)
     content["loss"] = content["loss"][::-1] * np.where(content["inside"], 1000.0, -1000.0)
-    odd = Group([Signals(models[0].row, content), *models[1:]])
+    odd = AttackedGroup([Signals(models[0].row, content), *models[1:]])
     assert odd.chosen(attack, 0) == 1
     for other in range(1, 6):
         np.testing.assert_array_equal(
             odd.scores(attack, other, 1, View(2, True), 0), group.scores(attack, other, 1, View(2, True), 0)
         )
     # Nor does another model with the same pictures.
-    twin = Group([*models, planted(6, split=0)])
+    twin = AttackedGroup([*models, planted(6, split=0)])
     assert 6 not in twin.shadows(0) and 0 not in twin.shadows(6) and len(twin.shadows(0)) == 5
 
 
@@ -240,7 +240,7 @@ def test_the_timestep_is_chosen_on_other_models_than_the_one_that_is_attacked():
     ],
 )
 def test_without_shadows_there_is_no_lira_and_a_reason(rows, reason):
-    group = Group([planted(number, **row) for number, row in enumerate(rows)])
+    group = AttackedGroup([planted(number, **row) for number, row in enumerate(rows)])
     attacks = [MEMBERSHIP_ATTACKS[name] for name in ("loss", "lira_online", "lira_offline", "rmia")]
     blocks = list(shadows.scores_of(group, attacks, QUESTIONS))
     names = {one["attack"] for one in blocks if one["model_id"] == "m0"}

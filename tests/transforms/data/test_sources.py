@@ -13,7 +13,7 @@ from tests.servers import object_store
 from transforms.data import sources
 from transforms.data.download import DownloadLimits, FetchError
 from transforms.data.sources import LaionSource, ParquetSource, source
-from transforms.data.spool import PICTURE
+from transforms.data.spool import PICTURE, REFUSED
 from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
 from transforms.store.files import write_parquet
@@ -258,7 +258,7 @@ def test_pictures_inside_parquet_are_known_by_their_bytes_wherever_they_lie(tmp_
         ("a.parquet#1", "y", None, 1, None),
         (known(b"two"), None, "dog", 2, b"two"),
     ]
-    assert list(found[0]) == [*ROW.names, PICTURE]
+    assert list(found[0]) == [*ROW.names, PICTURE, REFUSED]
     survey = ParquetSource(path).survey()
     os.rename(path, tmp_path / "b.parquet")
     assert ParquetSource(str(tmp_path)).survey().fingerprints == survey.fingerprints
@@ -281,7 +281,9 @@ def test_data_sets_of_hugging_face_with_structs_and_names_of_classes(tmp_path):
         (known(b""), "7", b""),
     ]
     assert {row["caption"] for row in found} == {None}
-    with pytest.raises(FetchError, match="bytes are null, and no path is followed"):
+    reason = "the row holds no picture: its bytes are null, and no path is followed"
+    assert [row[REFUSED] for row in found] == [None, reason, reason, None]
+    with pytest.raises(FetchError, match="come with their rows"):
         ParquetSource(str(tmp_path)).fetch("train.parquet#1", DownloadLimits())
 
 
@@ -340,7 +342,7 @@ def test_no_parquet_and_damaged_parquet_are_refused_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     # The footer is whole, a page isn't.
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\xff" * 400 + content[404:])
-    with pytest.raises(UserError, match=r"is damaged .*; get it anew$") as caught:
+    with pytest.raises(UserError, match=r"a.parquet' is damaged: .*; get it anew, or remove it$") as caught:
         rows(ParquetSource(path))
     assert "\n" not in str(caught.value)
 

@@ -1,6 +1,7 @@
 """The axes of a sweep, and its file."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +103,10 @@ def test_a_cohort_differs_in_split_side_and_seed_alone():
     assert dataclasses.replace(one, split=3, side="out", seed=5).cohort() == one.cohort()
     for other in ({"images": 4}, {"draw": 1}, {"width": 24}):
         assert dataclasses.replace(one, **other).cohort() != one.cohort()
+
+
+def test_the_page_has_each_axis_with_its_default():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "sweep.md").read_text()
+    for field in dataclasses.fields(Configuration):
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        assert f"| `{field.name}` | {default} | {MODELS.meaning(field.name)} |" in page
