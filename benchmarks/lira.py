@@ -7,8 +7,7 @@ is attacked with the other nine as its shadows; all are asked with the same nois
 others. Rates are of all models' scores together, 1,040 of non-members; that images repeat is in the intervals.
 
 The paper has 71% at 1% for 16 models of 25,000 pictures, and says that averaging over draws and flips takes 7% to 44% at 0.1%.
-Its
-models are trained on mirrored pictures, and these are not: averaging over flips, which is printed, costs here.
+Its models are trained on mirrored pictures, and these are not: averaging over flips, which is printed, costs here.
 """
 
 from __future__ import annotations

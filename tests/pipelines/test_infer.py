@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sql
 from pipelines import infer, train
 from pipelines.cli import run_verb
 from pipelines.device import DeviceOptions
@@ -18,6 +19,8 @@ from tests.planted import picture
 from transforms.attacks import membership, shadows
 from transforms.kernels.membership import area
 from transforms.models.unconditional import DiffusionPictures
+from transforms.store import scan
+from transforms.store.arrays import read_json, write_json
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
 from transforms.training import population, runs
@@ -161,6 +164,24 @@ def test_lira_finds_the_members_of_an_overfit_cohort(inferred):
         assert row["exposure"] == pytest.approx(10 - np.log2(row["rank"])) and 1 <= row["rank"] <= 1024
 
 
+def test_the_marts_are_made_of_what_is_written(trained, inferred):
+    lake, manifest = inferred
+    with scan.connect() as connection:
+        for table in ("models", "membership_scores", "membership_attacks"):
+            scan.bind(connection, lake, table, (trained[1] if table == "models" else manifest).snapshot_id)
+        found = connection.sql(sql.read("marts", "membership")).to_arrow_table().to_pylist()
+        curves = connection.sql(sql.read("marts", "membership_roc")).to_arrow_table().to_pylist()
+    (lira,) = [one for one in found if one["scope"] == "cohort" and one["attack"] == "lira_online" and one["draws"] == 2
+               and one["flips"] and one["selection"] == "chosen"]  # fmt: skip
+    assert lira["models"] == 5 and lira["shadows"] == 4 and lira["area"] > 0.85
+    assert lira["refused_at_1_percent"].endswith("a false positive rate of 1% takes 100")
+    (judged,) = [one for one in found if one["scope"] == "model" and one["attack"] == "discriminator"
+                 and one["flips"] and one["selection"] == "chosen"]  # fmt: skip
+    assert judged["family"] == "gan" and judged["timestep"] is None and judged["members"] == judged["non_members"] == 8
+    assert {one["attack"] for one in curves} == set(infer.ATTACKS)
+    assert all(0 <= one["true_positive_rate"] <= 1 for one in curves)
+
+
 def but_for_time(some):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in some]
 
@@ -213,6 +234,16 @@ def test_a_model_whose_weights_are_gone_is_a_row_and_no_shadow(trained, lake, mo
     assert "it lacks model_index.json" in found[models[0]["model_id"]]["reason"]
     assert {found[one["model_id"]]["shadows"] for one in models[1:]} == {3}
     assert said == ["infer        2 of 8 models said nothing; membership_attacks.reason says why"]
+
+
+def test_a_model_whose_classes_are_no_longer_the_lakes_is_a_row(trained, lake):
+    (row,) = [one for one in rows(lake, "models", trained[1]) if one["experiments"] == ["canaries"]]
+    path = lake.path(runs.WEIGHTS, row["run_id"], "members.json")
+    given = read_json(path)
+    given[2]["class"] = (given[2]["class"] + 1) % 10
+    write_json(path, given)
+    found = {one["model_id"]: one for one in rows(lake, "membership_attacks", asked(lake, attacks=("loss",), draws=1))}
+    assert found[row["model_id"]]["reason"].startswith("its classes are no longer those that it was trained with")
 
 
 @pytest.mark.parametrize(

@@ -328,14 +328,18 @@ class AskModels(beam.DoFn):
             )
         model = load_model(self.place.lake, target["run_id"], target["step"], self.place.device)
         given = members_of(self.place.lake, target["run_id"])
-        of_pictures = {one["sample_id"] for one in given if one["kind"] == "picture"}
-        about = asked(configuration, pictures, of_pictures, questions.targets)
+        classes = {one["sample_id"]: one["class"] for one in given if one["kind"] == "picture"}
+        about = asked(configuration, pictures, set(classes), questions.targets)
 
         def answers(rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
             if not len(rows):
                 return {}
             ids = [str(one) for one in pictures.sample_ids[rows]]
             labels, _ = members.labels_of(configuration, pictures, ids, rows)
+            if labels is not None and any(classes.get(one, label) != label for one, label in zip(ids, labels, strict=True)):
+                raise UserError(
+                    "its classes are no longer those that it was trained with: the lake's labels are others; train anew"
+                )
             return signals_of(model, pictures.pixels[rows], ids, labels, questions, names)
 
         if not len(about.rows):
