@@ -221,9 +221,10 @@ class IngestBucket(beam.DoFn):
             table = pa.table({"url": urls, "place": pa.array(range(len(samples)), pa.int64())})
             with pa.OSFile(shard, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
+            resizer = ConfinedResizer(self.storage, self.limits.max_pixels, self.limits.max_aspect_ratio, source.turns)
             download = downloader.Downloader(
                 sample_writer_class=ParquetSampleWriter,
-                resizer=ConfinedResizer(self.storage, self.limits.max_pixels, self.limits.max_aspect_ratio, source.turns),
+                resizer=resizer,
                 thread_count=self.threads,
                 save_caption=False,
                 extract_exif=False,
@@ -245,6 +246,8 @@ class IngestBucket(beam.DoFn):
                 done, _ = download((0, shard))
             finally:
                 downloader.download_image = original
+            if resizer.fault is not None:
+                raise resizer.fault
             if not done:
                 raise RuntimeError("img2dataset could not process a shard; its traceback is above")
             rows = pq.read_table(os.path.join(folder, "00000.parquet")).to_pylist()

@@ -68,6 +68,8 @@ class ConfinedResizer:
             "turns": turns,
         }
         self._process = _process(memory_to_decode(max_pixels))
+        self.fault: OSError | None = None
+        """Of the machine, which could start no process: what came since is no fact about pictures."""
 
     def __call__(self, stream: Fetched, _: object = None) -> tuple[Any, ...]:
         """(encoded picture, width, height, original width, original height, reason); nulls and a reason where it failed."""
@@ -76,6 +78,10 @@ class ConfinedResizer:
             return image, *found["sizes"], None
         except (ValueError, Exceeded) as error:
             return None, None, None, None, None, told(error)
+        except OSError as error:
+            # img2dataset would print a traceback for each picture, and make a row of each.
+            self.fault = error
+            return None, None, None, None, None, str(error)
 
     def end(self) -> None:
         """Ends its process; the next call starts another."""
