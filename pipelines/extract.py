@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -121,7 +121,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
     execution.run(lambda pipeline: build(pipeline, targets, JudgeQuality(place, attack), device.hint()))
     lake.write("untargeted_attacks", planned.snapshot_id, 0, [read_json(place.row_path(one["model_id"])) for one in targets])
     paths = [place.chunk_path(target["model_id"], chunk) for target, chunk in elements]
-    for part, some in enumerate(_parts(paths)):
+    for part, some in enumerate(in_parts(paths)):
         lake.write("untargeted_generations", planned.snapshot_id, part, some)
     failed = [one for one in targets if read_json(place.row_path(one["model_id"]))["status"] != "success"]
     if failed:
@@ -129,7 +129,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
     return {"models": len(targets), "failed": len(failed)}
 
 
-def _parts(paths: Sequence[str]) -> Any:
+def in_parts(paths: Sequence[str]) -> Iterator[pa.Table]:
     """The tables of these files, some together."""
     waiting: list[pa.Table] = []
     for path in paths:

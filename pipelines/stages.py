@@ -34,6 +34,7 @@ STAGES = {
 SWEEP = {
     "train": "a sweep's file → models, model_members: hundreds of small models on the lake's own pictures",
     "extract": "models → untargeted_generations, untargeted_attacks: what they give back unasked, and how good it is",
+    "infer": "models → losses, membership_scores, dataset_inference, exposures: which pictures they were trained on",
     "inpaint": "models → inpaintings: the left half of pictures that they saw, or did not see, made again",
     "compare": "all tables of a sweep → its marts, audit.duckdb, its report",
 }

@@ -24,7 +24,7 @@ split = [0, 1, 2]
 
 QUICK = (
     "--device=cpu", "--generations=8", "--sampling_steps=2", "--quality_pictures=8", "--inpaintings=2", "--repaint_steps=2",
-    "--jump_length=1", "--jumps=1", "--targets=1",
+    "--jump_length=1", "--jumps=1", "--targets=1", "--draws=1",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def test_it_goes_on_from_the_groups_that_are_there(lake, path, weights):  # noqa
     found = {name: lake.latest(name) for name in stages.SWEEP}
     assert found["train"].rows["models"] == 3
     assert found["extract"].rows == {"untargeted_generations": 24, "untargeted_attacks": 3}
+    assert found["infer"].rows["membership_attacks"] == 3
     assert found["inpaint"].rows["inpaintings"] == 2
     assert run_verb(sweep.main, words) == 0
     assert {name: lake.latest(name) for name in stages.SWEEP} == found

@@ -6,6 +6,7 @@ threshold of Yeom et al. 2018). All is float64.
 lira               a likelihood ratio by shadow models with and without the image (Carlini et al. 2022)
 rmia               a ratio test against a population (Zarifzadeh et al. 2024)
 true_positives_at  the largest rate of members found at a rate of false alarms, with its interval; refused on too few negatives
+resampled_true_positives  its interval where images repeat, over models
 area               under the ROC curve
 roc                its corners, for a chart with log axes
 exposure           of canaries (Carlini et al. 2019)
@@ -223,6 +224,50 @@ def true_positives_at(scores: np.ndarray, members: np.ndarray, rate: float) -> T
     lower, upper = clopper_pearson_interval(found, len(inside))
     wrong = int((outside > above).sum())
     return TruePositives(found / len(inside), lower, upper, above, wrong, len(outside), len(inside), None)
+
+
+RESAMPLES = 500
+"""Resamples of an interval."""
+
+
+def resampled_true_positives(
+    scores: np.ndarray, members: np.ndarray, images: np.ndarray, rate: float, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """The interval of 95% of ``true_positives_at`` where an image has scores under several models, which aren't independent.
+
+    Images are drawn with replacement, each with all its scores, and the threshold is found anew: its ends are the 2.5% and the
+    97.5% quantile.
+
+    Args:
+        scores: (n,) finite, higher = member.
+        members: (n,) bool.
+        images: (n,) whose scores they are: of any kind that can be sorted.
+        rate: over 0, at most 1.
+
+    Returns:
+        lower and upper end; NaN without members or non-members.
+    """
+    inside, outside = _sides(scores, members)
+    if not len(inside) or not len(outside):
+        return math.nan, math.nan
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    ordered, is_member = np.asarray(scores, np.float64)[order], np.asarray(members, bool)[order]
+    # Equal scores are on the same side of any threshold.
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    _, of_image = np.unique(np.asarray(images), return_inverse=True)
+    number, of_image = int(of_image.max()) + 1, of_image[order]
+    random, found = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        weights = np.bincount(random.integers(0, number, number), minlength=number)[of_image]
+        true, false = np.cumsum(weights * is_member), np.cumsum(weights * ~is_member)
+        if not true[-1] or not false[-1]:
+            continue
+        allowed = false[last] <= rate * false[-1] + 1e-9
+        found.append(true[last][allowed].max(initial=0) / true[-1])
+    if not found:
+        return math.nan, math.nan
+    lower, upper = np.quantile(found, [0.025, 0.975])
+    return float(lower), float(upper)
 
 
 def area(scores: np.ndarray, members: np.ndarray) -> float | None:

@@ -42,6 +42,8 @@ STEPS = (
     "marts/onset_slopes",
     "marts/disjoint_halves",
     "marts/memorised_first",
+    "marts/membership",
+    "marts/membership_roc",
 )
 """The files of ``sql/`` in the order in which they are run: each may read what is before it."""
 

@@ -11,10 +11,11 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 import sql
-from transforms.kernels import effects
+from transforms.kernels import effects, membership
 from transforms.kernels.rates import (
     blaker_interval,
     clopper_pearson_upper,
@@ -87,6 +88,8 @@ def connect() -> duckdb.DuckDBPyConnection:
     connection.create_function("half_point", half_point_of, ["DOUBLE[]", "BIGINT[]", "BIGINT[]"], "DOUBLE[]")
     connection.create_function("slope_within", slope_within_of, ["VARCHAR[]", "DOUBLE[]", "DOUBLE[]"], "DOUBLE[]")
     connection.create_function("odds_per_deviation", odds_per_deviation_of, ["DOUBLE[]", "BOOLEAN[]"], "DOUBLE[]")
+    connection.create_function("membership_rates", membership_rates, ["DOUBLE[]", "BOOLEAN[]", "VARCHAR[]"], "DOUBLE[]")
+    connection.create_function("membership_roc", membership_roc, ["DOUBLE[]", "BOOLEAN[]"], "DOUBLE[][]")
     return connection
 
 
@@ -145,6 +148,29 @@ def slice_interval_of(
 ) -> list[float]:
     """[lower, upper] of the rate of a population, where of some prompts only a slice kept its images."""
     return list(slice_interval(surely, in_slice, slice_weights, trials, weights))
+
+
+def membership_rates(scores: list[float], members: list[bool], images: list[str]) -> list[float | None]:
+    """[area, rate, lower, upper, rate, lower, upper]: the area under the ROC curve, and the true positive rates at 1% and 0.1%.
+
+    Intervals are exact where each image has one score, and by resampled images where one has several.
+    """
+    values, inside = np.array(scores, np.float64), np.array(members, bool)
+    found: list[float | None] = [membership.area(values, inside)]
+    repeated = len(set(images)) < len(images)
+    for rate in (0.01, 0.001):
+        one = membership.true_positives_at(values, inside, rate)
+        ends = one.lower, one.upper
+        if repeated and one.rate is not None:
+            ends = membership.resampled_true_positives(values, inside, np.array(images, np.str_), rate)
+        found += [one.rate, *ends]
+    return found
+
+
+def membership_roc(scores: list[float], members: list[bool]) -> list[list[float]]:
+    """[[false positive rate, true positive rate], …]: the corners of the curve, two at most in a twentieth of a decade."""
+    false, true = membership.roc(np.array(scores, np.float64), np.array(members, bool), per_decade=20)
+    return [list(one) for one in zip(false.tolist(), true.tolist(), strict=True)]
 
 
 def bind(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str, snapshot: str, name: str | None = None) -> None:

@@ -862,6 +862,127 @@ UNTARGETED_ATTACKS = Table(
     ),
 )
 
+_DRAWS = _column("draws", INT, "of noise, that the loss is the mean of; 0 where none is drawn")
+_FLIPS = _column("flips", FLAG, "whether the loss of the mirrored picture is in that mean")
+_MEMBER = _column("member", FLAG, "whether the model was trained on it")
+_TIMESTEP = _column("timestep", INT, "noise level of the diffusion model, from 0; null for a GAN", nullable=True)
+
+LOSSES = Table(
+    "losses",
+    "infer",
+    "one picture under one model at one timestep",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _SAMPLE_ID,
+            _MEMBER,
+            _TIMESTEP,
+            _column(
+                "value",
+                DOUBLE,
+                "mean squared error of the predicted noise; of a GAN minus what its discriminator says; null for no number",
+                nullable=True,
+            ),
+            _DRAWS,
+            _FLIPS,
+        ]
+    ),
+)
+
+MEMBERSHIP_SCORES = Table(
+    "membership_scores",
+    "infer",
+    "one picture under one model by one attack, at one timestep, of so many draws and flips",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _SAMPLE_ID,
+            _MEMBER,
+            _column("attack", TEXT, "loss, secmi, pia, pian, sima, discriminator, lira_online, lira_offline or rmia"),
+            _TIMESTEP,
+            _column(
+                "chosen",
+                FLAG,
+                "whether its timestep was chosen on other models of the cohort, for this attack, or is the only one",
+            ),
+            _DRAWS,
+            _FLIPS,
+            _column("score", DOUBLE, "higher = member; null where it is no number, or shadows of a side lack", nullable=True),
+        ]
+    ),
+)
+
+DATASET_INFERENCE = Table(
+    "dataset_inference",
+    "infer",
+    "one set of pictures of one model, of which it is asked whether the model was trained on it (CDI)",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _column("pictures", TEXT, "members, or others: pictures that the model was not trained on"),
+            _column("suspects", LONG, "pictures of the set: up to 70, or all"),
+            _column("controls", LONG, "pictures that the model was not trained on, which they are held against"),
+            _column("tested_suspects", LONG, "of the set, those that the scoring function was not fitted on"),
+            _column("tested_controls", LONG, "of the controls, likewise"),
+            _column(
+                "p_value", DOUBLE, "that the set scores no higher than the controls; null where reason says why", nullable=True
+            ),
+            _column("statistic", DOUBLE, "Welch's t", nullable=True),
+            _column("difference", DOUBLE, "of the mean scores, -1 to 1", nullable=True),
+            _column("reason", TEXT, "why there is no p-value", nullable=True),
+        ]
+    ),
+)
+
+EXPOSURES = Table(
+    "exposures",
+    "infer",
+    "one canary that one model was trained on (paper, section 7.3)",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _column("sample_id", TEXT, "the canary's name"),
+            _column("copies", INT, "how many times it stood there"),
+            _column("loss", DOUBLE, "mean over timesteps, draws and flips; null where it is no number", nullable=True),
+            _column("rank", DOUBLE, "of its loss in the pool, 1 for the smallest, of equal ones the mean", nullable=True),
+            _column("pool", LONG, "the canary, and canaries of the same draw that were never planted"),
+            _column("exposure", DOUBLE, "bits: log2(pool) - log2(rank)", nullable=True),
+            _column("maximum", DOUBLE, "bits that the pool can show at most"),
+        ]
+    ),
+)
+
+MEMBERSHIP_ATTACKS = Table(
+    "membership_attacks",
+    "infer",
+    "one model that was asked about pictures, and with what it was attacked",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _column("members", LONG, "pictures that it was trained on, that it was asked about"),
+            _column(
+                "non_members", LONG, "pictures that it was not trained on, likewise: the rest of the pool, or as many others"
+            ),
+            _column("left_out", LONG, "pictures of the pool with a near-duplicate in it, of which membership says nothing"),
+            _column("population", LONG, "pictures outside the pool that RMIA compares with"),
+            _column("draws", INT, "of noise; 0 for a GAN"),
+            _column("flips", FLAG, "whether mirrored pictures were asked about"),
+            _column("timesteps", pa.list_(INT), "that were asked for; none for a GAN"),
+            _column("shadows", LONG, "models of its cohort with other pictures, at the same step; 0 where no_shadows says why"),
+            _column(
+                "spread",
+                TEXT,
+                "LiRA's variance: pooled, or image (each its own, from 64 shadows on); null without",
+                nullable=True,
+            ),
+            _column("no_shadows", TEXT, "why there is neither LiRA nor RMIA; null where there is", nullable=True),
+            _column("seconds", DOUBLE, "of asking it"),
+            _column("status", TEXT, "success or failed"),
+            _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
+        ]
+    ),
+)
+
 INPAINTINGS = Table(
     "inpaintings",
     "inpaint",
@@ -902,7 +1023,8 @@ TABLES = {
         SAMPLES, IMAGES, EMBEDDINGS, DUPLICATE_PAIRS, DUPLICATE_GROUPS, GROUP_SIZES, SAMPLED_PAIRS, KEEP_LIST, PROMPTS,
         GENERATIONS, CLIQUES, GENERATION_EMBEDDINGS, MATCHES, UNREADABLE, DECOYS, COPY_CALIBRATION, REGENERATIONS, CALIBRATION,
         EIDETIC_COUNTS, AUDITS, MITIGATIONS, MITIGATION_EFFECTS, MODELS, MODEL_MEMBERS, UNTARGETED_GENERATIONS,
-        UNTARGETED_ATTACKS, INPAINTINGS, HISTORY, NIGHT_CHANGES, TOMBSTONES,
+        UNTARGETED_ATTACKS, LOSSES, MEMBERSHIP_SCORES, DATASET_INFERENCE, EXPOSURES, MEMBERSHIP_ATTACKS, INPAINTINGS,
+        HISTORY, NIGHT_CHANGES, TOMBSTONES,
     )
 }  # fmt: skip
 """Every table that a stage writes, by name. The marts are described beside their SQL."""

@@ -49,13 +49,9 @@ def draw(configuration: Configuration, population: Population) -> TrainingMember
     Raises:
         UserError: where there are too few pictures, or one has no label.
     """
-    order = population.order(configuration.draw)
-    if configuration.deduplicated:
-        order = order[population.kept[order]]
-    wanted = configuration.pool or configuration.images
-    if len(order) < wanted:
-        raise UserError(f"it wants {wanted:,} pictures, and the lake has {len(order):,} to train on; take fewer, or more data")
-    pool = order[:wanted]
+    pool, wanted = pool_of(configuration, population), configuration.pool or configuration.images
+    if len(pool) < wanted:
+        raise UserError(f"it wants {wanted:,} pictures, and the lake has {len(pool):,} to train on; take fewer, or more data")
     if wanted > configuration.images:
         pool = pool[_by(population, pool, "split", configuration.draw, configuration.split)]
     start = configuration.images if configuration.side == "out" else 0
@@ -72,8 +68,16 @@ def draw(configuration: Configuration, population: Population) -> TrainingMember
         ids, kinds = ids + names, kinds + ["canary"] * len(names)
         rows, pictures = np.concatenate([rows, np.full(len(names), -1)]), np.concatenate([pictures, noise])
         copies = np.concatenate([copies, np.ones_like(standing) if configuration.deduplicated else standing])
-    labels, classes = _labels(configuration, population, ids, rows)
+    labels, classes = labels_of(configuration, population, ids, rows)
     return TrainingMembers(ids, rows, kinds, TrainingSet(pictures, copies, labels, classes))
+
+
+def pool_of(configuration: Configuration, population: Population) -> np.ndarray:
+    """Rows of the pictures that the members are drawn from, in the draw's order: fewer where the lake has no more."""
+    order = population.order(configuration.draw)
+    if configuration.deduplicated:
+        order = order[population.kept[order]]
+    return order[: configuration.pool or configuration.images]
 
 
 def _by(population: Population, rows: np.ndarray, *what: str | int) -> np.ndarray:
@@ -87,9 +91,16 @@ def class_names(population: Population) -> list[str]:
     return sorted({str(one) for one in population.labels} - {""})
 
 
-def _labels(
+def labels_of(
     configuration: Configuration, population: Population, ids: list[str], rows: np.ndarray
 ) -> tuple[np.ndarray | None, int]:
+    """The classes that a model is told of these pictures, members or not, (N,), and how many there are; None where it has none.
+
+    Unique labels are the places in ``ids``, which means something for the members alone.
+
+    Raises:
+        UserError: labels are true, and one of the pictures has none.
+    """
     if configuration.labels == "none":
         return None, 0
     if configuration.labels == "unique":

@@ -7,7 +7,16 @@ import pytest
 from scipy import stats
 
 from transforms.kernels import membership
-from transforms.kernels.membership import area, dataset_inference, exposure, lira, rmia, roc, true_positives_at
+from transforms.kernels.membership import (
+    area,
+    dataset_inference,
+    exposure,
+    lira,
+    resampled_true_positives,
+    rmia,
+    roc,
+    true_positives_at,
+)
 
 
 def losses(images: int = 300, models: int = 16, signals: int = 2, effect: float = 1.0, seed: int = 0):
@@ -252,3 +261,24 @@ def test_sets_that_cant_be_tested_say_why():
     assert dataset_inference(np.where(some > 1, np.nan, some), some).reason == "a feature isn't finite"
     with pytest.raises(ValueError, match="features"):
         dataset_inference(some, some[:, :1])
+
+
+def test_the_resampled_interval_is_that_of_a_slow_reference_and_wider_where_images_repeat():
+    random = np.random.default_rng(5)
+    images = np.repeat(np.arange(150), 4)
+    # What an image adds is the same under all models, and scores have ties.
+    member = random.random(600) < 0.5
+    scores = np.round(np.repeat(random.normal(0, 1, 150), 4) + 0.3 * random.standard_normal(600) + 1.5 * member, 1)
+    found = resampled_true_positives(scores, member, images, 0.05, resamples=40, seed=3)
+    again, slow = np.random.default_rng(3), []
+    for _ in range(40):
+        drawn = np.concatenate([np.flatnonzero(images == one) for one in again.integers(0, 150, 150)])
+        slow.append(true_positives_at(scores[drawn], member[drawn], 0.05).rate)
+    assert found == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=1e-12)
+    whole = resampled_true_positives(scores, member, images, 0.05)
+    apart = resampled_true_positives(scores, member, np.arange(600), 0.05)
+    assert whole[0] < true_positives_at(scores, member, 0.05).rate < whole[1]
+    assert whole[1] - whole[0] > 1.2 * (apart[1] - apart[0])
+    shuffled = random.permutation(600)
+    assert resampled_true_positives(scores[shuffled], member[shuffled], images[shuffled], 0.05) == whole
+    assert np.isnan(resampled_true_positives(scores, np.ones(600, bool), images, 0.05)).all()
