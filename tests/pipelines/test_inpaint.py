@@ -36,7 +36,7 @@ split = [0, 1, 2, 3]
 """
 
 
-def learned(numbers, steps=400):
+def learned(numbers, steps=300):
     """A model of these pictures."""
     pictures = np.stack([picture(number, 8, 8) for number in numbers])
     configuration = Configuration(images=len(numbers), width=16, batch_size=8, learning_rate=3e-3, ema=0.95)
