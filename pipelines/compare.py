@@ -2,7 +2,7 @@
 
 reads   models, model_members, and what the stages after train made of them, as far as they are complete: extract (which must
         be), infer, inpaint
-writes  the marts of a sweep (leakage, leakage_effects, learning_curve, diffusion_and_gans and others: docs/sql.md),
+writes  the marts of a sweep (leakage, leakage_effects, learning_curve, diffusion_and_gans and others: docs/sweep.md),
         audit.duckdb, reports/sweep-<train>.html and sweep.html, which is the newest
 
 DuckDB runs the files of sql/ on the machine that the command runs on. The sweep's own checks (sql/sweep_checks) must return
