@@ -20,7 +20,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import apache_beam as beam
 import pyarrow as pa
 
 from pipelines.device import DeviceOptions
@@ -28,7 +27,7 @@ from pipelines.embed import encoder
 from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, option, parameters
 from pipelines.stages import Planned, Stage
-from pipelines.train import ready_pictures
+from pipelines.train import build, ready_pictures
 from transforms.errors import UserError
 from transforms.store.arrays import read_json
 from transforms.store.files import delete, list_files, open_parquet
@@ -63,8 +62,8 @@ def plan(lake: Lake, parsed: Parsed, train: str | None) -> Planned:
     """What ``extract`` would make of the models of ``train``."""
     assert train is not None, "it has an upstream"
     options: ExtractOptions = parsed[ExtractOptions]
-    # A chunk changes no row.
-    shaping = parameters(options, leave_out=("chunk", "quality_weights"))
+    # A chunk changes no row, but it numbers the work files, which a restarted run must find under their numbers.
+    shaping = parameters(options, leave_out=("quality_weights",))
     if options.quality_weights is not None:
         shaping["quality_weights"] = digest_of(options.quality_weights)
 
@@ -81,14 +80,6 @@ def digest_of(path: str) -> str:
         raise UserError(f"there is no file --quality_weights {path!r}; name a TorchScript file")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def build(pipeline: beam.Pipeline, elements: list[Any], step: beam.DoFn, accelerator: str | None) -> None:
-    """A pipeline that does one step with each element."""
-    work: beam.PTransform = beam.ParDo(step)
-    if accelerator:
-        work = work.with_resource_hints(accelerator=accelerator, min_ram="16GB")
-    _ = pipeline | "Elements" >> beam.Create(elements) | "Spread" >> beam.Reshuffle() | type(step).__name__ >> work
 
 
 def trained(lake: Lake, train: Manifest) -> list[dict[str, Any]]:
@@ -119,14 +110,15 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
     progress = Progress("extract", lambda: len(list_files(folder, ".parquet")), len(elements), "chunks")
     execution.run(lambda pipeline: build(pipeline, elements, MakeAndCompare(place, attack), device.hint()), progress)
     execution.run(lambda pipeline: build(pipeline, targets, JudgeQuality(place, attack), device.hint()))
-    lake.write("untargeted_attacks", planned.snapshot_id, 0, [read_json(place.row_path(one["model_id"])) for one in targets])
+    attacks = [read_json(place.row_path(one["model_id"])) for one in targets]
+    lake.write("untargeted_attacks", planned.snapshot_id, 0, attacks)
     paths = [place.chunk_path(target["model_id"], chunk) for target, chunk in elements]
     for part, some in enumerate(in_parts(paths)):
         lake.write("untargeted_generations", planned.snapshot_id, part, some)
-    failed = [one for one in targets if read_json(place.row_path(one["model_id"]))["status"] != "success"]
+    failed = sum(row["status"] != "success" for row in attacks)
     if failed:
-        say(f"extract      {len(failed):,} of {len(targets):,} models made nothing; untargeted_attacks.reason says why")
-    return {"models": len(targets), "failed": len(failed)}
+        say(f"extract      {failed:,} of {len(targets):,} models made nothing; untargeted_attacks.reason says why")
+    return {"models": len(targets), "failed": failed}
 
 
 def in_parts(paths: Sequence[str]) -> Iterator[pa.Table]:

@@ -25,10 +25,10 @@ from typing import Any
 
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
-from pipelines.extract import build, in_parts, trained
+from pipelines.extract import in_parts, trained
 from pipelines.options import Options, Parsed, option, parameters
 from pipelines.stages import Planned, Stage, alone_with
-from pipelines.train import ready_pictures
+from pipelines.train import build, ready_pictures
 from transforms.errors import UserError
 from transforms.store.files import delete, list_files
 from transforms.store.lake import Lake, Manifest

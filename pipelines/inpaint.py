@@ -18,10 +18,10 @@ from typing import Any
 
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
-from pipelines.extract import build, trained
+from pipelines.extract import trained
 from pipelines.options import Options, Parsed, option, parameters
 from pipelines.stages import Planned, Stage
-from pipelines.train import ready_pictures
+from pipelines.train import build, ready_pictures
 from transforms.store.files import delete, list_files, read_parquet
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import lineage
@@ -67,7 +67,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
     step = Inpaint(lake, planned.snapshot_id, deduplicate, most, device.resolved(), how)
     folder = lake.work("inpaint", planned.snapshot_id, "rows")
     progress = Progress("inpaint", lambda: len(list_files(folder, ".parquet")), len(wanted), "models")
-    execution.run(lambda pipeline: build(pipeline, list(wanted), step, device.hint()), progress)
+    execution.run(lambda pipeline: build(pipeline, wanted, step, device.hint()), progress)
     for part, job in enumerate(wanted):
         lake.write("inpaintings", planned.snapshot_id, part, read_parquet(step.path(job.model["model_id"])))
     return {"models": len(wanted)}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -65,19 +66,12 @@ def plan(lake: Lake, parsed: Parsed, deduplicate: str | None) -> Planned:
     return Planned("train", shaping, {"deduplicate": deduplicate}, "trainings", lambda: len(wanted))
 
 
-def build_pictures(pipeline: beam.Pipeline, chunks: list[tuple[int, int]], shrink: beam.DoFn) -> None:
-    """The pipeline that makes the small pictures: (pixels, number of a chunk)."""
-    _ = pipeline | "Chunks" >> beam.Create(chunks) | "SpreadChunks" >> beam.Reshuffle() | "ShrinkPictures" >> beam.ParDo(shrink)
-
-
-def build(
-    pipeline: beam.Pipeline, wanted: list[configuration.Configuration], train: beam.DoFn, accelerator: str | None
-) -> None:
-    """The pipeline that trains: one element is one training."""
-    step: beam.PTransform = beam.ParDo(train)
+def build(pipeline: beam.Pipeline, elements: Sequence[Any], step: beam.DoFn, accelerator: str | None = None) -> None:
+    """A pipeline that does one step with each element: what every pipeline of a sweep is."""
+    work: beam.PTransform = beam.ParDo(step)
     if accelerator:
-        step = step.with_resource_hints(accelerator=accelerator, min_ram="16GB")
-    _ = pipeline | "Configurations" >> beam.Create(wanted) | "SpreadConfigurations" >> beam.Reshuffle() | "Train" >> step
+        work = work.with_resource_hints(accelerator=accelerator, min_ram="16GB")
+    _ = pipeline | "Elements" >> beam.Create(list(elements)) | "Spread" >> beam.Reshuffle() | type(step).__name__ >> work
 
 
 def ready_pictures(execution: Execution, deduplicate: Manifest, most: int, sizes: set[int]) -> None:
@@ -92,7 +86,7 @@ def ready_pictures(execution: Execution, deduplicate: Manifest, most: int, sizes
               if there[size] < population.chunks_of(total)]  # fmt: skip
     if chunks:
         shrink = population.ShrinkPictures(lake, deduplicate, most)
-        execution.run(lambda pipeline: build_pictures(pipeline, chunks, shrink))
+        execution.run(lambda pipeline: build(pipeline, chunks, shrink))
 
 
 def work(execution: Execution, parsed: Parsed, planned: Planned, deduplicate: Manifest | None) -> dict[str, Any]:

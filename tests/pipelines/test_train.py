@@ -1,5 +1,6 @@
 """The verbs train and extract: models of a sweep, what is done again after a kill, and what the models give back."""
 
+import datetime
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.fakes import fake_lake
 from tests.planted import picture
 from transforms.attacks import untargeted
 from transforms.forgetting import removal
+from transforms.forgetting.workers import Workers
 from transforms.models.training import DiffusionTraining
 from transforms.store.files import read_parquet
 from transforms.store.identity import digest
@@ -268,6 +270,19 @@ def test_a_forget_that_is_killed_among_the_models_ends_the_same(attacked_lake, m
     for row in rows(lake, "models", lake.latest("train")):
         assert (row["status"] == "forgotten") == (row["run_id"] in touched)
     assert not {path.name for path in (Path(lake.root) / "weights").iterdir()} & touched
+
+
+def test_retention_takes_the_pictures_that_models_made(attacked_lake):
+    lake, *_ = attacked_lake
+    extracted = lake.latest("extract")
+    had = sum(row["image"] is not None for row in rows(lake, "untargeted_generations", extracted))
+    now = datetime.datetime.now(datetime.UTC)
+    with Workers(lake, Execution(lake, []).run) as workers:
+        assert removal.retire(workers, 1, now) == 0
+        assert removal.retire(workers, 1, now + datetime.timedelta(days=2)) == had > 0
+    for row in rows(lake, "untargeted_generations", extracted):
+        assert row["image"] is None and row["thumbnail"] is None
+    lake.check_snapshot(lake.latest("extract"))
 
 
 # -- extract ----------------------------------------------------------------------------------------------------------

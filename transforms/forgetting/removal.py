@@ -416,30 +416,37 @@ def measured_matches(lake: Lake) -> list[Manifest]:
     return [manifest for manifest in by_time if manifest.snapshot_id in {*newest.values(), *of_nights}]
 
 
+MADE = {"generate": "generations", "extract": "untargeted_generations", "inpaint": "inpaintings"}
+"""Stage → its table with pictures that a model made."""
+
+
 def retire(workers: Workers, days: int, now: datetime.datetime) -> int:
     """Removes the pictures of generations that were made more than ``days`` ago; returns how many.
 
-    An audit's are as old as its manifest of ``generate``, whether and whenever it was matched. Of one that isn't complete each
-    finished prompt goes by the age of its file, and is tried again by a generate that goes on.
+    They are as old as the manifest of the stage that made them; an audit's as that of ``generate``, whether and whenever it was
+    matched. Of a stage that isn't complete each work file goes by its own age, and is made again when the stage goes on.
     """
     lake, oldest = workers.lake, now - datetime.timedelta(days=days)
-    made = [one for one in lake.manifests("generate") if datetime.datetime.fromisoformat(one.finished_at) < oldest]
+    every = (one for stage in MADE for one in lake.manifests(stage))
+    made = [one for one in every if datetime.datetime.fromisoformat(one.finished_at) < oldest]
     old = {manifest.snapshot_id for manifest in made}
-    paths = [path for manifest in made for path in lake.parts("generations", manifest.snapshot_id)]
+    paths = [path for manifest in made for path in lake.parts(MADE[manifest.stage], manifest.snapshot_id)]
     for matched in lake.manifests("match"):
         if matched.upstream["generate"] in old:
             paths += lake.parts("regenerations", matched.snapshot_id)
     removed = sum(workers.each(paths, RetirePictures(lake, f"{RETIRED} {days} days")))
-    _settle(lake, "generate", "match")
-    left = [file.path for file in walk(lake.path("work", "generate")) if file.modified < oldest.timestamp()]
+    _settle(lake, *MADE, "match")
+    work = (file for stage in MADE for file in walk(lake.path("work", stage)))
+    left = [file.path for file in work if file.modified < oldest.timestamp()]
     removed += sum(workers.each([path for path in left if path.endswith(".parquet")], remove_file_of_pictures))
-    _remove_unfinished(lake, "generate")
+    for stage in MADE:
+        _remove_unfinished(lake, stage)
     return removed
 
 
 @dataclasses.dataclass(frozen=True)
 class RetirePictures:
-    """A part of ``generations`` or ``regenerations`` → how many pictures it had; they and all thumbnails go, and say why."""
+    """A part of a table with pictures that a model made → how many it had; they and all thumbnails go, and say why."""
 
     lake: Lake
     reason: str
