@@ -275,11 +275,16 @@ def test_a_forget_that_is_killed_among_the_models_ends_the_same(attacked_lake, m
 def test_retention_takes_the_pictures_that_models_made(attacked_lake):
     lake, *_ = attacked_lake
     extracted = lake.latest("extract")
-    had = sum(row["image"] is not None for row in rows(lake, "untargeted_generations", extracted))
+    made_by = {"untargeted_generations": "extract", "generations": "generate", "regenerations": "match"}
+    had = {
+        table: sum(row["image"] is not None for row in rows(lake, table, lake.latest(stage)))
+        for table, stage in made_by.items()
+    }
     now = datetime.datetime.now(datetime.UTC)
     with Workers(lake, Execution(lake, []).run) as workers:
         assert removal.retire(workers, 1, now) == 0
-        assert removal.retire(workers, 1, now + datetime.timedelta(days=2)) == had > 0
+        assert removal.retire(workers, 1, now + datetime.timedelta(days=2)) == sum(had.values())
+    assert all(had.values())
     for row in rows(lake, "untargeted_generations", extracted):
         assert row["image"] is None and row["thumbnail"] is None
     lake.check_snapshot(lake.latest("extract"))
