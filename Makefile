@@ -17,7 +17,7 @@ audit: install
 
 # A dozen small models on the embedded pictures, trained, attacked and compared.
 sweep: install
-	$(BIN)/eidetic demo --lake sweep_lake --sweep demo/sweeps/small.toml
+	$(BIN)/eidetic demo --lake sweep_lake --sweep demo/sweeps/small.toml --device all
 
 # A file of tests for each core, and in it one thread: those of several processes would wait for one another. In their order, and
 # not the files of few tests last, which are the long ones.

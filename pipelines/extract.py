@@ -26,6 +26,7 @@ from pipelines.device import DeviceOptions
 from pipelines.embed import encoder
 from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, option, parameters
+from pipelines.processes import on_devices
 from pipelines.stages import Planned, Stage
 from pipelines.train import build, ready_pictures
 from transforms.errors import UserError
@@ -108,8 +109,14 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
     elements = [(target, chunk) for target in targets for chunk in range(attack.chunks)]
     folder = lake.work("extract", planned.snapshot_id, "chunks")
     progress = Progress("extract", lambda: len(list_files(folder, ".parquet")), len(elements), "chunks")
-    execution.run(lambda pipeline: build(pipeline, elements, MakeAndCompare(place, attack), device.hint()), progress)
-    execution.run(lambda pipeline: build(pipeline, targets, JudgeQuality(place, attack), device.hint()))
+
+    def on(one: str) -> ExtractionPlace:
+        return dataclasses.replace(place, device=one, features=features.on(one))
+
+    ask_them = on_devices(device.all_of_them(), lambda one: MakeAndCompare(on(one), attack))
+    execution.run(lambda pipeline: build(pipeline, elements, ask_them, device.hint()), progress)
+    judge_them = on_devices(device.all_of_them(), lambda one: JudgeQuality(on(one), attack))
+    execution.run(lambda pipeline: build(pipeline, targets, judge_them, device.hint()))
     attacks = [read_json(place.row_path(one["model_id"])) for one in targets]
     lake.write("untargeted_attacks", planned.snapshot_id, 0, attacks)
     paths = [place.chunk_path(target["model_id"], chunk) for target, chunk in elements]

@@ -27,6 +27,7 @@ from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
 from pipelines.extract import in_parts, trained
 from pipelines.options import Options, Parsed, option, parameters
+from pipelines.processes import on_devices
 from pipelines.stages import Planned, Stage, alone_with
 from pipelines.train import build, ready_pictures
 from transforms.errors import UserError
@@ -140,7 +141,8 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
     questions = questions_of(options)
     folder = lake.work("infer", planned.snapshot_id, "signals")
     progress = Progress("infer", lambda: len(list_files(folder, ".npz")), len(targets), "models")
-    execution.run(lambda pipeline: build(pipeline, targets, AskModels(place, questions), device.hint()), progress)
+    step = on_devices(device.all_of_them(), lambda one: AskModels(dataclasses.replace(place, device=one), questions))
+    execution.run(lambda pipeline: build(pipeline, targets, step, device.hint()), progress)
     judge = JudgeGroups(place, questions, options.chosen_attacks())
     execution.run(lambda pipeline: build(pipeline, groups, judge, None))
     failed = 0

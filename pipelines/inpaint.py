@@ -20,6 +20,7 @@ from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
 from pipelines.extract import trained
 from pipelines.options import Options, Parsed, option, parameters
+from pipelines.processes import on_devices
 from pipelines.stages import Planned, Stage
 from pipelines.train import build, ready_pictures
 from transforms.store.files import delete, list_files, read_parquet
@@ -50,7 +51,7 @@ def plan(lake: Lake, parsed: Parsed, train: str | None) -> Planned:
 
 def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest | None) -> dict[str, Any]:
     """Makes the inpaintings and judges them."""
-    from transforms.attacks.inpainting import Inpaint, Inpainting, jobs
+    from transforms.attacks.inpainting import Inpaint, Inpainting, jobs, rows_path
 
     assert train is not None, "it has an upstream"
     lake, options, device = execution.lake, parsed[InpaintOptions], parsed[DeviceOptions]
@@ -64,12 +65,14 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
         options.targets, options.inpaintings, options.kept, options.inpaint_timestep, options.inpaint_draws,
         options.repaint_steps, options.jump_length, options.jumps, options.inpaint_seed,
     )  # fmt: skip
-    step = Inpaint(lake, planned.snapshot_id, deduplicate, most, device.resolved(), how)
+    step = on_devices(
+        device.all_of_them(), lambda one: Inpaint(lake, planned.snapshot_id, deduplicate, most, one, how)
+    )
     folder = lake.work("inpaint", planned.snapshot_id, "rows")
     progress = Progress("inpaint", lambda: len(list_files(folder, ".parquet")), len(wanted), "models")
     execution.run(lambda pipeline: build(pipeline, wanted, step, device.hint()), progress)
     for part, job in enumerate(wanted):
-        lake.write("inpaintings", planned.snapshot_id, part, read_parquet(step.path(job.model["model_id"])))
+        lake.write("inpaintings", planned.snapshot_id, part, read_parquet(rows_path(lake, planned.snapshot_id, job.model["model_id"])))
     return {"models": len(wanted)}
 
 

@@ -24,6 +24,7 @@ import apache_beam as beam
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, option
+from pipelines.processes import on_devices
 from pipelines.stages import Planned, Stage
 from transforms.errors import UserError
 from transforms.models import configuration
@@ -99,9 +100,10 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, deduplicate: Ma
     each = [one.configuration for one in wanted]
     ready_pictures(execution, deduplicate, options.pictures, {one.pixels for one in each})
     place = TrainingPlace(lake, planned.snapshot_id, deduplicate, options.pictures, device.resolved(), options.save_every)
+    step = on_devices(device.all_of_them(), lambda one: TrainModels(dataclasses.replace(place, device=one)))
     folder = lake.work("train", planned.snapshot_id, "runs")
     progress = Progress("train", lambda: len(list_files(folder, ".json")), len(each), "trainings")
-    execution.run(lambda pipeline: build(pipeline, each, TrainModels(place), device.hint()), progress)
+    execution.run(lambda pipeline: build(pipeline, each, step, device.hint()), progress)
     blank = dict.fromkeys(TABLES["models"].schema.names)
     statuses: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()

@@ -81,8 +81,8 @@ def sweep(tmp_path, text=SWEEP):
     return str(tmp_path / "sweep.toml")
 
 
-def trained(lake, path, **options):
-    parsed = Parsed.of(TrainOptions(sweep=path, **options), DeviceOptions(device="cpu"))
+def trained(lake, path, device="cpu", **options):
+    parsed = Parsed.of(TrainOptions(sweep=path, **options), DeviceOptions(device=device))
     return train.STAGE.run(Execution(lake, []), parsed)
 
 
@@ -116,6 +116,15 @@ def test_every_configuration_is_a_row_and_what_cannot_be_trained_says_why(lake, 
     assert [row["copies"] for row in canaries] == [1, 2, 3]
     # The same command again does nothing.
     assert trained(lake, sweep(tmp_path)) == manifest
+
+
+def test_two_processes_train_the_same_models(lake, data, tmp_path):
+    shutil.copytree(data, tmp_path / "other")
+    other = Lake(str(tmp_path / "other"))
+    one, two = trained(lake, sweep(tmp_path)), trained(other, sweep(tmp_path), device="cpu,cpu")
+    for table in ("models", "model_members"):
+        assert but_for_time(rows(lake, table, one)) == but_for_time(rows(other, table, two))
+    assert one.snapshot_id == two.snapshot_id
 
 
 def test_what_another_sweep_has_trained_is_not_trained_again(lake, tmp_path, monkeypatch):

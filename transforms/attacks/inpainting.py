@@ -106,6 +106,11 @@ def _pictures_of(lake: Lake, run_id: str) -> set[str]:
     return {row["sample_id"] for row in members_of(lake, run_id) if row["kind"] == "picture"}
 
 
+def rows_path(lake: Lake, snapshot: str, model_id: str) -> str:
+    """Where the rows of a model's inpaintings wait."""
+    return lake.work("inpaint", snapshot, "rows", f"{model_id}.parquet")
+
+
 class Inpaint(beam.DoFn):
     """A job → its model's id, when its rows are written. What is written already is left alone."""
 
@@ -113,14 +118,12 @@ class Inpaint(beam.DoFn):
         self.lake, self.snapshot, self.deduplicate, self.most = lake, snapshot, deduplicate, most
         self.device, self.how = device, how
 
-    def path(self, model_id: str) -> str:
-        return self.lake.work("inpaint", self.snapshot, "rows", f"{model_id}.parquet")
-
     def process(self, job: Job) -> Iterator[str]:
         model_id = job.model["model_id"]
-        if not exists(self.path(model_id)):
+        path = rows_path(self.lake, self.snapshot, model_id)
+        if not exists(path):
             rows = list(self._rows(job))
-            write_parquet(self.path(model_id), as_table("inpaintings", rows))
+            write_parquet(path, as_table("inpaintings", rows))
             count("targets inpainted", len(rows))
         yield model_id
 

@@ -130,6 +130,11 @@ class Features:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encode": None}
 
+    def on(self, device: str) -> Features:
+        """The same on another device."""
+        clip = None if self.clip is None else dataclasses.replace(self.clip, device=device)
+        return dataclasses.replace(self, clip=clip, device=device)
+
     def of(self, pictures: np.ndarray) -> np.ndarray:
         """(N, H, W, 3) uint8 → (N, d) float32."""
         if self._encode is None:

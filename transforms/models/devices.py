@@ -1,7 +1,8 @@
-"""The memory of the device that a model runs on."""
+"""The device that a model runs on: its memory, and its threads."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -71,3 +72,23 @@ def release_memory() -> None:
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
+
+
+@contextlib.contextmanager
+def one_core(device: str) -> Iterator[None]:
+    """Has torch's products run on one core meanwhile, where the device is the CPU.
+
+    The products of a small model are done before a second thread has been woken: with more of them a step takes as long, or
+    three times as long where they share the cores with others. And what comes out doesn't depend on how many cores there are.
+    """
+    if device != "cpu":
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -20,7 +20,7 @@ import apache_beam as beam
 
 from transforms.errors import UserError, first_line
 from transforms.models.configuration import Configuration
-from transforms.models.devices import out_of_memory
+from transforms.models.devices import one_core, out_of_memory
 from transforms.store.arrays import read_json, write_json
 from transforms.store.counters import count
 from transforms.store.files import delete, exists, read_bytes, write_bytes
@@ -118,7 +118,8 @@ class TrainModels(beam.DoFn):
             if self._population is None:
                 read = functools.partial(population.read, self.place.lake, self.place.deduplicate, self.place.most)
                 self._population = functools.lru_cache(maxsize=2)(read)
-            rows = train(self.place, configuration, self._population(configuration.pixels))
+            with one_core(self.place.device):
+                rows = train(self.place, configuration, self._population(configuration.pixels))
             write_json(path, rows)
             count(f"trainings {rows[-1]['status']}")
         yield key_of(configuration)

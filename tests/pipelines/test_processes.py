@@ -1,0 +1,184 @@
+"""A step in several processes gives what it gives in one; what dies is done again, or said in one line."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+
+from pipelines.device import DeviceOptions
+from pipelines.execution import Execution, counted
+from pipelines.processes import InProcesses, on_devices
+from transforms.errors import Damaged, UserError
+from transforms.store.counters import count
+from transforms.store.lake import Lake
+
+
+class Write(beam.DoFn):
+    """A number → its square, on which device, and a file that says so."""
+
+    def __init__(self, folder, device):
+        self.folder, self.device = folder, device
+
+    def setup(self):
+        self.ready = True
+
+    def process(self, element):
+        assert self.ready
+        time.sleep(0.05)  # else one of them may be done before the other has started
+        count("numbers")
+        Path(self.folder, f"{element}.txt").write_text(f"{os.getpid()} {self.device} {os.environ['OMP_NUM_THREADS']}")
+        yield element * element
+
+
+class Dies(beam.DoFn):
+    """Ends its process at the number 3, as often as there are files."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def process(self, element):
+        for lives in sorted(Path(self.folder).glob("life*")) if element == 3 else []:
+            lives.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield element
+
+
+class Refuses(beam.DoFn):
+    def __init__(self, error):
+        self.error = error
+
+    def process(self, element):
+        if element == 3:
+            raise self.error
+        time.sleep(60)
+        yield element
+
+
+class Collect(beam.DoFn):
+    found: list = []
+
+    def process(self, element):
+        Collect.found.append(element)
+        yield element
+
+
+def run(tmp_path, step, numbers):
+    Collect.found = []
+    Execution(Lake(str(tmp_path / "lake")), []).run(
+        lambda pipeline: pipeline | beam.Create(numbers) | beam.Reshuffle() | beam.ParDo(step) | beam.ParDo(Collect())
+    )
+    assert not multiprocessing.active_children()
+    return sorted(Collect.found)
+
+
+def test_several_processes_do_what_one_does(tmp_path):
+    step = on_devices(["cpu", "cuda:1"], lambda device: Write(str(tmp_path), device))
+    assert isinstance(step, InProcesses)
+    assert run(tmp_path, step, range(40)) == [number**2 for number in range(40)]
+    told = [path.read_text().split() for path in tmp_path.glob("*.txt")]
+    assert len(told) == 40
+    assert {device for _, device, _ in told} == {"cpu", "cuda:1"}
+    assert len({process for process, *_ in told}) == 2
+    assert {int(threads) for *_, threads in told} == {max(1, os.cpu_count() // 2)}
+
+
+def test_one_device_needs_no_process_of_its_own(tmp_path):
+    assert isinstance(on_devices(["cpu"], lambda device: Write(str(tmp_path), device)), Write)
+
+
+def test_what_they_count_is_added_up(tmp_path):
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    step = InProcesses([Write(str(tmp_path), "cpu")] * 2, ["cpu"] * 2)
+    _ = pipeline | beam.Create(range(7)) | beam.ParDo(step)
+    result = pipeline.run()
+    result.wait_until_finish()
+    assert dict(counted(result)) == {"numbers": 7}
+
+
+def test_a_process_that_dies_once_is_started_again(tmp_path):
+    (tmp_path / "life1").touch()
+    assert run(tmp_path, InProcesses([Dies(str(tmp_path))] * 2, ["cpu"] * 2), range(8)) == list(range(8))
+
+
+def test_a_process_that_dies_again_over_the_same_work_is_one_line(tmp_path):
+    for life in range(2):
+        (tmp_path / f"life{life}").touch()
+    with pytest.raises(UserError, match="process for cuda:1 ended 2 times over the same piece of work .*killed.*it goes on"):
+        run(tmp_path, InProcesses([Dies(str(tmp_path))], ["cuda:1"]), range(8))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("error", [UserError("got 3, expected less"), Damaged("a/b", "half of it"), ValueError("three")])
+def test_an_error_of_the_step_ends_all_at_once(tmp_path, error):
+    begun = time.monotonic()
+    with pytest.raises(Exception) as found:
+        run(tmp_path, InProcesses([Refuses(error)] * 2, ["cpu"] * 2), [1, 3])
+    assert str(error) in str(found.value)
+    assert isinstance(error, UserError) == isinstance(found.value, UserError)
+    assert time.monotonic() - begun < 50
+    assert not multiprocessing.active_children()
+
+
+class Waits(beam.DoFn):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def process(self, element):
+        Path(self.folder, f"{os.getpid()}.pid").touch()
+        time.sleep(600)
+        yield element
+
+
+def wait_forever(folder):
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        _ = pipeline | beam.Create([1, 2]) | beam.ParDo(InProcesses([Waits(folder)] * 2, ["cpu"] * 2))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_command(tmp_path, how):
+    code = f"from tests.pipelines.test_processes import wait_forever; wait_forever({str(tmp_path)!r})"
+    command = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.pid"))) < 2:
+        assert time.monotonic() < until and command.poll() is None
+        time.sleep(0.1)
+    command.send_signal(how)
+    command.wait(60)
+    children = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    while any(Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text() for child in children):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("cpu", ["cpu"]), ("cpu,cpu", ["cpu", "cpu"]), ("cuda:0,cuda:2", ["cuda:0", "cuda:2"])],
+)
+def test_devices_that_are_named(said, meant):
+    options = DeviceOptions(device=said)
+    assert options.all_of_them() == meant
+    assert options.resolved() == meant[0]
+
+
+def test_all_devices_of_a_machine_without_a_gpu(monkeypatch):
+    monkeypatch.setattr("pipelines.device._gpus", lambda: 0)
+    assert DeviceOptions(device="all").all_of_them() == ["cpu"] * len(os.sched_getaffinity(0))
+    assert DeviceOptions(device="auto").all_of_them() == ["cpu"]
+
+
+def test_all_devices_of_a_machine_with_three(monkeypatch):
+    monkeypatch.setattr("pipelines.device._gpus", lambda: 3)
+    assert DeviceOptions(device="all").all_of_them() == ["cuda:0", "cuda:1", "cuda:2"]
+    assert DeviceOptions(device="auto").all_of_them() == ["cuda"]
+
+
+@pytest.mark.parametrize("said", ["", "gpu", "cpu,", "cpu cpu", "cuda:", "all,cpu", "cpu,auto"])
+def test_devices_that_there_are_not(said):
+    with pytest.raises(UserError, match="--device is .*, expected auto, all, cpu, cuda, one such as cuda:1, or several"):
+        DeviceOptions(device=said)
