@@ -29,7 +29,9 @@ class DeviceOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not re.fullmatch(r"auto|all|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*", self.device):
-            raise UserError(f"--device is {self.device!r}, expected auto, all, cpu, cuda, one such as cuda:1, or several with commas")
+            raise UserError(
+                f"--device is {self.device!r}, expected auto, all, cpu, cuda, one such as cuda:1, or several with commas"
+            )
 
     def resolved(self) -> str:
         """cpu, cuda or cuda:1: what the model's worker is told; of several the first one.

@@ -65,14 +65,13 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
         options.targets, options.inpaintings, options.kept, options.inpaint_timestep, options.inpaint_draws,
         options.repaint_steps, options.jump_length, options.jumps, options.inpaint_seed,
     )  # fmt: skip
-    step = on_devices(
-        device.all_of_them(), lambda one: Inpaint(lake, planned.snapshot_id, deduplicate, most, one, how)
-    )
+    step = on_devices(device.all_of_them(), lambda one: Inpaint(lake, planned.snapshot_id, deduplicate, most, one, how))
     folder = lake.work("inpaint", planned.snapshot_id, "rows")
     progress = Progress("inpaint", lambda: len(list_files(folder, ".parquet")), len(wanted), "models")
     execution.run(lambda pipeline: build(pipeline, wanted, step, device.hint()), progress)
     for part, job in enumerate(wanted):
-        lake.write("inpaintings", planned.snapshot_id, part, read_parquet(rows_path(lake, planned.snapshot_id, job.model["model_id"])))
+        path = rows_path(lake, planned.snapshot_id, job.model["model_id"])
+        lake.write("inpaintings", planned.snapshot_id, part, read_parquet(path))
     return {"models": len(wanted)}
 
 

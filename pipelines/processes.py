@@ -1,8 +1,8 @@
 """A step of a pipeline in several processes of one machine: one for each device, or for each core.
 
-Beam's local runner does one element after the other, and Python's threads take turns; so a machine with eight GPUs, or with many
-cores and small models, would stand idle. Here each device gets a process that has the step with that device; elements go to
-whoever is free. The runner sees one step like any other: progress, counters and errors are as they would be without.
+Beam's local runner does one element after the other, and Python's threads take turns; so a machine with eight GPUs, or with
+many cores and small models, would stand idle. Here each device gets a process that has the step with that device; elements go
+to whoever is free. The runner sees one step like any other: progress, counters and errors are as they would be without.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class InProcesses(beam.DoFn):
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._team is not None:
             for one in self._guarded(self._team.rest()):
-                yield WindowedValue(one, GlobalWindow().max_timestamp(), [GlobalWindow()])
+                yield WindowedValue(one, GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
     def teardown(self) -> None:
         team, self._team = self._team, None

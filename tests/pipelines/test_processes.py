@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import apache_beam as beam
 import pytest
@@ -61,7 +62,7 @@ class Refuses(beam.DoFn):
 
 
 class Collect(beam.DoFn):
-    found: list = []
+    found: ClassVar[list] = []
 
     def process(self, element):
         Collect.found.append(element)
@@ -109,7 +110,7 @@ def test_a_process_that_dies_once_is_started_again(tmp_path):
 def test_a_process_that_dies_again_over_the_same_work_is_one_line(tmp_path):
     for life in range(2):
         (tmp_path / f"life{life}").touch()
-    with pytest.raises(UserError, match="process for cuda:1 ended 2 times over the same piece of work .*killed.*it goes on"):
+    with pytest.raises(UserError, match=r"process for cuda:1 ended 2 times over the same piece of work .*killed.*it goes on"):
         run(tmp_path, InProcesses([Dies(str(tmp_path))], ["cuda:1"]), range(8))
     assert not multiprocessing.active_children()
 
@@ -180,5 +181,5 @@ def test_all_devices_of_a_machine_with_three(monkeypatch):
 
 @pytest.mark.parametrize("said", ["", "gpu", "cpu,", "cpu cpu", "cuda:", "all,cpu", "cpu,auto"])
 def test_devices_that_there_are_not(said):
-    with pytest.raises(UserError, match="--device is .*, expected auto, all, cpu, cuda, one such as cuda:1, or several"):
+    with pytest.raises(UserError, match=r"--device is .*, expected auto, all, cpu, cuda, one such as cuda:1, or several"):
         DeviceOptions(device=said)
