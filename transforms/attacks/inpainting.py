@@ -129,7 +129,8 @@ class Inpaint(beam.DoFn):
 
         pictures = population.read(self.lake, self.deduplicate, self.most, job.model["pixels"])
         place = {str(one): row for row, one in enumerate(pictures.sample_ids)}
-        loaded = functools.lru_cache(maxsize=4)(lambda run_id, step: load_model(self.lake, run_id, step, self.device))
+        known = {one["model_id"]: one for one in (job.model, *(shadow for _, _, shadow in job.targets))}
+        loaded = functools.lru_cache(maxsize=4)(lambda model_id: load_model(self.lake, known[model_id], self.device))
         for sample, member, shadow in job.targets:
             row = {
                 **_NOTHING, "model_id": job.model["model_id"], "sample_id": sample, "member": member,
@@ -139,7 +140,7 @@ class Inpaint(beam.DoFn):
             try:
                 if sample not in place:
                     raise UserError("its picture isn't in the lake any more")
-                model, judge = (loaded(one["run_id"], one["step"]) for one in (job.model, shadow))
+                model, judge = (loaded(one["model_id"]) for one in (job.model, shadow))
                 assert isinstance(model, DiffusionPictures) and isinstance(judge, DiffusionPictures), "jobs has no others"
                 row |= attack(model, judge, pictures.pixels[place[sample]], sample, self.how)
             except UserError as error:
