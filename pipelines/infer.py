@@ -163,7 +163,8 @@ def _check_shadows(groups: Sequence[tuple[str, list[dict[str, Any]]]], options: 
     if not all(MEMBERSHIP_ATTACKS[name].shadowed for name in options.chosen_attacks()):
         return
     largest = max(
-        (len({(one["side"], one["split"]) for one in some if one["pool"] > one["images"]}) for _, some in groups), default=0
+        (len({(one["side"], one["split"]) for one in some if (one["pool"] or 0) > one["images"]}) for _, some in groups),
+        default=0,
     )
     if largest <= FEWEST_SHADOWS:
         raise UserError(

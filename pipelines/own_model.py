@@ -234,7 +234,7 @@ def _of_shadows(
         )
     losses, inside = [], []
     for one in mine:
-        shadow = load_model(lake, one["run_id"], one["step"], device)
+        shadow = load_model(lake, one, device)
         said = signals_of(shadow, pictures.pixels, pictures.ids, None, questions, ("loss",))
         losses.append(said["loss"].mean((1, 2)))
         given = {row["sample_id"] for row in members_of(lake, one["run_id"])}

@@ -43,15 +43,23 @@ RUNS_PER_PART = 100
 class TrainOptions(Options):
     """Training: what, and on which pictures."""
 
-    sweep: str | None = option(None, "TOML file of the sweep: [common], [[grid]], [[model]]")
+    sweep: str | None = option(None, "TOML file of the sweep: [common], [[grid]], [[model]], [[brought]]")
+    bring: tuple[str, ...] = option((), "models that are there: folders, TorchScript files, package.module:name")
     pictures: int = option(50_000, "training pictures that are drawn from, by hash of their ids", least=1)
     save_every: float = option(60.0, "seconds between two states that a killed training can go on from", over=0)
 
     def configurations(self) -> list[configuration.SweptConfiguration]:
         """What the sweep's file says."""
-        if self.sweep is None:
-            raise UserError("nothing says what to train: name a sweep's file with --sweep, such as demo/sweeps/small.toml")
-        return read_sweep(self.sweep)
+        if self.sweep is None and not self.bring:
+            raise UserError(
+                "nothing says what to train: name a sweep's file with --sweep, such as demo/sweeps/small.toml, or models that "
+                "are there with --bring"
+            )
+        found = {} if self.sweep is None else dict(read_sweep(self.sweep))
+        for place in self.bring:
+            one = configuration.BroughtModel(place)
+            found[one] = (*found.get(one, ()), "brought")
+        return [configuration.SweptConfiguration(*one) for one in found.items()]
 
 
 def plan(lake: Lake, parsed: Parsed, deduplicate: str | None) -> Planned:
@@ -61,10 +69,25 @@ def plan(lake: Lake, parsed: Parsed, deduplicate: str | None) -> Planned:
     wanted = options.configurations()
     shaping = {
         "configurations": digest("sweep", [(dataclasses.asdict(one.configuration), one.experiments) for one in wanted]),
+        **({"brought": brought} if (brought := [_revision(one.configuration) for one in wanted if _is_there(one)]) else {}),
         "pictures": options.pictures,
         "version": TRAINING_VERSION,
     }
     return Planned("train", shaping, {"deduplicate": deduplicate}, "trainings", lambda: len(wanted))
+
+
+def _is_there(one: configuration.SweptConfiguration) -> bool:
+    return isinstance(one.configuration, configuration.BroughtModel)
+
+
+def _revision(one: Any) -> str:
+    """Of a model that is brought, "" where there is none: that becomes a row."""
+    from transforms.models.brought import revision
+
+    try:
+        return revision(one)
+    except UserError:
+        return ""
 
 
 def build(pipeline: beam.Pipeline, elements: Sequence[Any], step: beam.DoFn, accelerator: str | None = None) -> None:
@@ -98,7 +121,9 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, deduplicate: Ma
     lake, options, device = execution.lake, parsed[TrainOptions], parsed[DeviceOptions]
     wanted = options.configurations()
     each = [one.configuration for one in wanted]
-    ready_pictures(execution, deduplicate, options.pictures, {one.pixels for one in each})
+    ready_pictures(
+        execution, deduplicate, options.pictures, {one.pixels for one in each if isinstance(one, configuration.Configuration)}
+    )
     place = TrainingPlace(lake, planned.snapshot_id, deduplicate, options.pictures, device.resolved(), options.save_every)
     step = on_devices(device.all_of_them(), lambda one: TrainModels(dataclasses.replace(place, device=one)))
     folder = lake.work("train", planned.snapshot_id, "runs")

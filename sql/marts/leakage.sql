@@ -9,6 +9,7 @@ WITH final AS (
         models.run_id,
         models.cohort,
         models.experiments,
+        models.brought,
         models.family, models.pixels, models.width, models.layers, models.attention, models.dropout,
         models.images, models.pool, models.draw, models.split, models.side, models.copied_images, models.copies,
         models.canaries, models.deduplicated, models.labels, models.classes, models.flip, models.steps,

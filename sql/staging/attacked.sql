@@ -5,7 +5,7 @@ WITH final AS (
     SELECT
         models.*,
         attacks.generations - attacks.failed AS made,
-        attacks.members - models.canaries AS pictures,
+        attacks.members - coalesce(models.canaries, 0) AS pictures,
         attacks.controls,
         attacks.generations,
         attacks.frechet,

@@ -21,6 +21,7 @@ from transforms.attacks import untargeted
 from transforms.forgetting import removal
 from transforms.forgetting.workers import Workers
 from transforms.models.training import DiffusionTraining
+from transforms.models.unconditional import as_pictures
 from transforms.store.files import read_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, as_table
@@ -332,9 +333,8 @@ def test_each_picture_meets_members_and_controls_as_by_brute_force(lake, tmp_pat
     run_of = {row["model_id"]: row["run_id"] for row in models}
     called = 0
     for row in found:
-        model = runs.load_model(lake, run_of[row["model_id"]], next(
-            one["step"] for one in models if one["model_id"] == row["model_id"]), "cpu")  # fmt: skip
-        picture = model.make([row["seed"]], None, 3)[0]
+        model = runs.load_model(lake, next(one for one in models if one["model_id"] == row["model_id"]), "cpu")
+        picture = as_pictures(model.make([row["seed"]], None, 3)[0])
         for prefix, inside in (("", True), ("control_", False)):
             nearest = row[f"{prefix}sample_id"]
             if nearest.startswith("canary"):

@@ -132,7 +132,8 @@ class Inpaint(beam.DoFn):
 
         pictures = population.read(self.lake, self.deduplicate, self.most, job.model["pixels"])
         place = {str(one): row for row, one in enumerate(pictures.sample_ids)}
-        loaded = functools.lru_cache(maxsize=4)(lambda run_id, step: load_model(self.lake, run_id, step, self.device))
+        known = {one["model_id"]: one for one in (job.model, *(shadow for _, _, shadow in job.targets))}
+        loaded = functools.lru_cache(maxsize=4)(lambda model_id: load_model(self.lake, known[model_id], self.device))
         for sample, member, shadow in job.targets:
             row = {
                 **_NOTHING, "model_id": job.model["model_id"], "sample_id": sample, "member": member,
@@ -142,7 +143,7 @@ class Inpaint(beam.DoFn):
             try:
                 if sample not in place:
                     raise UserError("its picture isn't in the lake any more")
-                model, judge = (loaded(one["run_id"], one["step"]) for one in (job.model, shadow))
+                model, judge = (loaded(one["model_id"]) for one in (job.model, shadow))
                 assert isinstance(model, DiffusionPictures) and isinstance(judge, DiffusionPictures), "jobs has no others"
                 row |= attack(model, judge, pictures.pixels[place[sample]], sample, self.how)
             except UserError as error:
@@ -173,7 +174,7 @@ def attack(
     """
     import torch
 
-    from transforms.models.unconditional import as_numbers, as_pictures
+    from transforms.models.unconditional import as_numbers, as_pictures, as_shares
 
     made, evaluations = inpaint(model, as_numbers(target[None], model.device), name, how)
     noises = torch.stack([
@@ -191,7 +192,7 @@ def attack(
             scores.append(mine / its)
     evaluations += 2 * how.draws * len(made)
     score = torch.cat(scores).double().cpu().numpy()
-    pictures = as_pictures(made)
+    pictures = as_pictures(as_shares(made))
     half = target.shape[1] // 2
     difference = (pictures[:, :, :half].astype(np.float64) - target[:, :half]) / 255
     l2 = np.sqrt((difference**2).mean((1, 2, 3)))

@@ -256,8 +256,22 @@ def asked(configuration: Configuration, pictures: population.Population, given: 
     return AskedPictures(rows, inside, left_out, rest[:POPULATION])
 
 
+def asked_of_brought(
+    configuration: Configuration, pictures: population.Population, given: set[str], targets: int
+) -> AskedPictures:
+    """Whom a model is asked about that was not trained here: its members, and as many that it wasn't trained on."""
+    mine = np.array([row for row in pictures.order(0) if str(pictures.sample_ids[row]) in given], np.int64)
+    rest = members.controls(0, pictures, mine, len(pictures.sample_ids))
+    mine = mine[: max(1, targets // 2)]
+    others, rest = rest[: len(mine)], rest[len(mine) :]
+    inside = np.concatenate([np.ones(len(mine), bool), np.zeros(len(others), bool)])
+    return AskedPictures(np.concatenate([mine, others]), inside, 0, rest[:POPULATION])
+
+
 def configuration_of(target: dict[str, Any]) -> Configuration:
-    """The configuration of a row of ``models``."""
+    """The configuration of a row of ``models``; of a model that was brought nothing is known but that it is told no class."""
+    if target["brought"] is not None:
+        return Configuration()
     return Configuration(**{name: target[name] for name in AXES})
 
 
@@ -322,14 +336,19 @@ class AskModels(beam.DoFn):
 
     def _asked(self, target: dict[str, Any], pictures: population.Population) -> dict[str, Any]:
         configuration, questions = configuration_of(target), self.questions
+        there = target["brought"] is not None
         if configuration.labels == "unique":
             raise UserError(
                 "labels = 'unique': the model has no class for a picture that it wasn't trained on; nothing to compare"
             )
-        model = load_model(self.place.lake, target["run_id"], target["step"], self.place.device)
+        if target["family"] == "other":
+            raise UserError("of a model that was brought as a generator or as pictures no loss is known; nothing to ask about")
+        model = load_model(self.place.lake, target, self.place.device)
         given = members_of(self.place.lake, target["run_id"])
         classes = {one["sample_id"]: one["class"] for one in given if one["kind"] == "picture"}
-        about = asked(configuration, pictures, set(classes), questions.targets)
+        if there and model.classes:
+            raise UserError("the model is told a class, and of the lake's pictures nobody knows which it would be")
+        about = (asked_of_brought if there else asked)(configuration, pictures, set(classes), questions.targets)
 
         def answers(rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
             if not len(rows):

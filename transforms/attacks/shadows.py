@@ -136,6 +136,11 @@ class Signals(NamedTuple):
         """What says which of the pool's pictures it was trained on."""
         return self.row["side"], self.row["split"]
 
+    @property
+    def of_a_pool(self) -> bool:
+        """Whether it was trained on a part of a pool; nobody knows of a model that was brought."""
+        return (self.row["pool"] or 0) > self.row["images"]
+
     def views(self, signal: str) -> list[View]:
         """From one draw alone to all there is; the last is the full one."""
         _, draws, views, _ = self.content[signal].shape
@@ -164,17 +169,17 @@ class AttackedGroup:
 
     def shadows(self, target: int) -> list[int]:
         """The models that stand in for one of them; none where all saw the same pictures of the pool."""
-        if self.models[target].row["pool"] <= self.models[target].row["images"]:
+        if not self.models[target].of_a_pool:
             return []
         mine = self.models[target].pictures()
         return [other for other, model in enumerate(self.models) if model.pictures() != mine]
 
     def why_no_shadows(self, target: int) -> str | None:
         """Why a model can't be attacked with others of its cohort; None where it can."""
-        row, found = self.models[target].row, len(self.shadows(target))
+        found = len(self.shadows(target))
         if found >= FEWEST_SHADOWS:
             return None
-        if row["pool"] <= row["images"]:
+        if not self.models[target].of_a_pool:
             return "all models of its cohort have the same pictures: LiRA and RMIA take a pool that is larger than images"
         return f"{found} other models of its cohort have other pictures, expected {FEWEST_SHADOWS} or more"
 

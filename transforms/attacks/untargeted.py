@@ -14,8 +14,8 @@ import dataclasses
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -24,6 +24,7 @@ from PIL import Image
 from transforms.errors import UserError, first_line
 from transforms.kernels import quality
 from transforms.kernels.untargeted import TrainingPictures, adaptive_l2, distinct, nearest_ratio
+from transforms.models.brought import FinishedPictures
 from transforms.models.clip import ClipModel
 from transforms.store.arrays import read_npy, write_json, write_npy
 from transforms.store.counters import count
@@ -33,9 +34,6 @@ from transforms.store.lake import Lake, Manifest, as_table
 from transforms.store.pictures import encode_png, thumbnail
 from transforms.training import members, population
 from transforms.training.runs import load_model, members_of
-
-if TYPE_CHECKING:
-    from transforms.models.unconditional import DiffusionPictures, GanPictures
 
 BATCH = 256
 """Pictures that are made at once."""
@@ -181,16 +179,16 @@ class _Attacker:
     def _population(self, pixels: int) -> population.Population:
         return population.read(self.place.lake, self.place.deduplicate, self.place.most, pixels)
 
-    def _model(self, model_id: str) -> DiffusionPictures | GanPictures:
+    def _model(self, model_id: str) -> Any:
         row = self._models[model_id]
-        return load_model(self.place.lake, row["run_id"], row["step"], self.place.device)
+        return load_model(self.place.lake, row, self.place.device)
 
     def _references(self, model_id: str) -> tuple[_Reference, _Reference]:
         """Members and controls."""
         target = self._models[model_id]
         pictures = self.population(target["pixels"])
         ids, pixels, rows = members.recalled(members_of(self.place.lake, target["run_id"]), pictures, target["pixels"])
-        against = members.controls(target["draw"], pictures, rows[rows >= 0], len(ids))
+        against = members.controls(target["draw"] or 0, pictures, rows[rows >= 0], len(ids))
         return (
             _Reference.of(np.array(ids, np.str_), pixels, self.place.device),
             _Reference.of(pictures.sample_ids[against], pictures.pixels[against], self.place.device),
@@ -240,31 +238,60 @@ class MakeAndCompare(beam.DoFn):
         """Rows of ``untargeted_generations``, and features of those pictures that quality is made of."""
         attack, model_id = self.attack, worker.know(target)
         numbers = list(range(chunk * attack.chunk, min((chunk + 1) * attack.chunk, attack.generations)))
-        seeds = [seed(attack.base_seed, "untargeted", number) for number in numbers]
-        rows = [
-            {**_BLANK, "model_id": model_id, "sample_index": number, "seed": one}
-            for number, one in zip(numbers, seeds, strict=True)
-        ]
+        seeds: Sequence[int | None] = [None] * len(numbers)
+        labels: Sequence[int | None] = seeds
         try:
             model = worker.model(model_id)
-            classes = model.classes
-            labels = [number % classes for number in numbers] if classes else None
-            made = np.concatenate([
-                model.make(seeds[at : at + BATCH], None if labels is None else labels[at : at + BATCH],
-                           attack.sampling_steps, attack.sampler)
-                for at in range(0, len(seeds), BATCH)
-            ])  # fmt: skip
+            if isinstance(model, FinishedPictures):
+                numbers = [number for number in numbers if number < model.count]
+                seeds = labels = [None] * len(numbers)
+                made: list[np.ndarray | str] = _of_one_size(model.take(numbers), model.shape)
+            else:
+                drawn = [seed(attack.base_seed, "untargeted", number) for number in numbers]
+                seeds, labels = drawn, [number % model.classes if model.classes else None for number in numbers]
+                made = self._made(model, drawn, labels)
         except UserError as error:
-            return [{**row, "status": "failed", "reason": str(error)} for row in rows], np.zeros((0, 0), np.float32)
+            made = [str(error)] * len(numbers)
+        rows = [
+            {**_BLANK, "model_id": model_id, "sample_index": number, "seed": one, "class": label}
+            for number, one, label in zip(numbers, seeds, labels, strict=True)
+        ]
+        for row, picture in zip(rows, made, strict=True):
+            if isinstance(picture, str):
+                row |= {"status": "failed", "reason": picture}
+        good = [(row, picture) for row, picture in zip(rows, made, strict=True) if isinstance(picture, np.ndarray)]
+        if not good:
+            return rows, _NO_FEATURES
+        pictures = np.stack([picture for _, picture in good])
         for prefix, reference in zip(("", "control_"), worker.references(model_id), strict=True):
-            self._compare(rows, made, prefix, reference)
-        for at, (row, picture) in enumerate(zip(rows, made, strict=True)):
-            row["class"] = None if labels is None else labels[at]
+            self._compare([row for row, _ in good], pictures, prefix, reference)
+        for row, picture in good:
             row["thumbnail"] = thumbnail(picture)
             if any(row[f"{prefix}by_{rule}"] for prefix in ("", "control_") for rule in RULES):
                 row["image"] = encode_png(picture)
         wanted = max(0, attack.quality_pictures - numbers[0])
-        return rows, self.place.features.of(made[:wanted]) if wanted else np.zeros((0, 0), np.float32)
+        return rows, self.place.features.of(pictures[:wanted]) if wanted else _NO_FEATURES
+
+    def _made(self, model: Any, seeds: Sequence[int], labels: Sequence[int | None]) -> list[np.ndarray | str]:
+        """Pictures of these seeds, some at once; a text where one became no picture."""
+        from transforms.models.unconditional import DiffusionPictures, GanPictures, as_pictures
+
+        attack = self.attack
+        made: list[np.ndarray | str] = []
+        height, width = model.shape[1:]
+        for at in range(0, len(seeds), BATCH):
+            told = labels[at : at + BATCH] if model.classes else None
+            try:
+                some = np.asarray(model.make(seeds[at : at + BATCH], told, attack.sampling_steps, attack.sampler))
+            except Exception as error:
+                if isinstance(model, (DiffusionPictures, GanPictures)):
+                    raise
+                raise UserError(f"the model that was brought failed ({type(error).__name__}: {first_line(error)})") from error
+            if some.shape != (expected := (len(seeds[at : at + BATCH]), height, width, 3)):
+                raise UserError(f"the model made {some.shape}, expected {expected}; mend it")
+            good = np.isfinite(some).all((1, 2, 3))
+            made += [one if ok else _NO_NUMBERS for one, ok in zip(as_pictures(some), good, strict=True)]
+        return made
 
     def _compare(self, rows: list[dict[str, Any]], made: np.ndarray, prefix: str, reference: _Reference) -> None:
         if reference.prepared is None:
@@ -283,6 +310,21 @@ class MakeAndCompare(beam.DoFn):
                 f"{prefix}by_adaptive_l2": bool(adaptive[at] <= 1),
                 f"{prefix}by_ratio": bool(ratio[at] < attack.ratio_limit),
             }
+
+
+_NO_NUMBERS = "what it made is not all numbers (NaN): its weights are broken"
+
+_NO_FEATURES = np.zeros((0, 0), np.float32)
+
+
+def _of_one_size(pictures: list[np.ndarray | str], shape: tuple[int, ...]) -> list[np.ndarray | str]:
+    """Pictures of (3, H, W); what has another size is a reason."""
+    height, width = shape[1:]
+    return [
+        one if isinstance(one, str) or one.shape[:2] == (height, width)
+        else f"{one.shape[1]} × {one.shape[0]} pixels, and the first picture has {width} × {height}"
+        for one in pictures
+    ]  # fmt: skip
 
 
 _BLANK: dict[str, Any] = {
@@ -313,20 +355,23 @@ class JudgeQuality(beam.DoFn):
 
     def _row(self, worker: _Attacker, target: Model) -> dict[str, Any]:
         attack, model_id = self.attack, worker.know(target)
-        seconds, reasons = 0.0, []
+        seconds, made_of_all, reasons = 0.0, 0, []
         for chunk in range(attack.chunks):
             with open_parquet(self.place.chunk_path(model_id, chunk)) as file:
                 seconds += float((file.schema_arrow.metadata or {}).get(b"seconds", b"0"))
+                made_of_all += file.metadata.num_rows
                 reasons += [one for one in file.read(["reason"])["reason"].to_pylist() if one is not None]
         member, control = worker.references(model_id)
         paths = [self.place.features_path(model_id, chunk) for chunk in range(attack.chunks)]
         features = [read_npy(path) for path in paths if exists(path)]
         made = np.concatenate(features) if features else np.zeros((0, 0), np.float32)
         real = self._real(worker, target["pixels"])
-        is_gan = target["family"] == "gan"
+        by_steps = target["family"] == "diffusion"
+        generations = attack.generations if target["brought"] is None else made_of_all
         return {
             "model_id": model_id,
-            "generations": attack.generations,
+            # Of finished pictures there may be fewer than were asked for.
+            "generations": generations,
             "failed": len(reasons),
             "members": len(member.ids),
             "controls": len(control.ids),
@@ -334,15 +379,15 @@ class JudgeQuality(beam.DoFn):
             "alpha": attack.alpha,
             "neighbours": attack.neighbours,
             "ratio_limit": attack.ratio_limit,
-            "sampler": "none" if is_gan else attack.sampler,
-            "sampling_steps": 1 if is_gan else attack.sampling_steps,
+            "sampler": attack.sampler if by_steps else "none",
+            "sampling_steps": 1 if target["family"] == "gan" else attack.sampling_steps,
             "seconds": round(seconds, 3),
             **_quality(real, made),
             "quality_generations": len(made),
             "quality_pictures": len(real),
             "quality_features": self.place.features.name,
-            "status": "failed" if len(reasons) == attack.generations else "success",
-            "reason": reasons[0] if len(reasons) == attack.generations else None,
+            "status": "failed" if len(reasons) == generations else "success",
+            "reason": reasons[0] if len(reasons) == generations else None,
         }
 
     def _real(self, worker: _Attacker, pixels: int) -> np.ndarray:

@@ -111,7 +111,7 @@ class Configuration:
 
 def _check(field: dataclasses.Field, value: Any) -> None:
     kind = type(field.default)
-    limits = field.metadata
+    limits = {"choices": (), "least": -math.inf, "most": math.inf, "multiple": 1, **field.metadata}
     right = type(value) is kind or (kind is float and type(value) is int)
     if not right:
         raise UserError(f"{field.name} is {value!r}, expected {_kind(kind)}")
@@ -132,10 +132,36 @@ AXES = tuple(field.name for field in dataclasses.fields(Configuration))
 """The names of all axes."""
 
 
-class SweptConfiguration(NamedTuple):
-    """A configuration of a sweep, and the experiments (names of the file's tables) that it belongs to."""
+@dataclasses.dataclass(frozen=True)
+class BroughtModel:
+    """A model that is there already, and is attacked beside those that are trained.
 
-    configuration: Configuration
+    Attributes:
+        model: a folder as diffusers writes it, or of finished pictures; a TorchScript file; or ``package.module:name`` of a
+            Python object (``unconditional.bring`` says what each must be).
+        members: file with the ids of the lake's samples that it was trained on, one a line; "" for all training pictures.
+        latent: numbers that a TorchScript generator makes a picture of.
+        classes: that a TorchScript generator is told; 0 for none.
+    """
+
+    model: str = ""
+    members: str = ""
+    latent: int = _axis(128, least=1, most=1 << 20)
+    classes: int = _axis(0, least=0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        if not self.model:
+            raise UserError("model is '', expected a folder, a TorchScript file, or package.module:name")
+
+
+class SweptConfiguration(NamedTuple):
+    """A configuration of a sweep, or a model that is brought, and the experiments (names of the file's tables) that it belongs
+    to.
+    """
+
+    configuration: Configuration | BroughtModel
     experiments: tuple[str, ...]
 
 
@@ -143,7 +169,7 @@ def read_sweep(path: str) -> list[SweptConfiguration]:
     """The configurations of a sweep's file, each once, in its order.
 
     The file is TOML: ``[common]`` holds what all have unless they say otherwise; a ``[[grid]]`` is every combination of its
-    lists; a ``[[model]]`` is one configuration. ``name`` in one of those is its experiment.
+    lists; a ``[[model]]`` is one configuration; a ``[[brought]]`` is a model that is there. ``name`` is the experiment.
 
     Raises:
         UserError: for a file that isn't there or is no TOML, an axis that doesn't exist, a value that it doesn't take, a grid
@@ -164,30 +190,32 @@ def read_sweep(path: str) -> list[SweptConfiguration]:
 
 def _configurations(content: Mapping[str, Any], where: str) -> list[SweptConfiguration]:
     for name in content:
-        if name not in ("common", "grid", "model"):
-            raise UserError(f"--sweep {where}: {name!r} is none of [common], [[grid]] and [[model]]; mend it")
+        if name not in ("common", "grid", "model", "brought"):
+            raise UserError(f"--sweep {where}: {name!r} is none of [common], [[grid]], [[model]] and [[brought]]; mend it")
     common = content.get("common", {})
     _expect(common, dict, where, "[common]")
-    found: dict[Configuration, dict[str, None]] = {}
+    found: dict[Configuration | BroughtModel, dict[str, None]] = {}
     for place, values in _tables(content, where):
         mine = dict(values)
         experiment = mine.pop("name", place)
         _expect(experiment, str, where, f"name of {place}")
-        for one in _combinations({**common, **mine}, where, place):
+        kind = BroughtModel if place.startswith("brought") else Configuration
+        known = [field.name for field in dataclasses.fields(kind)]
+        for one in _combinations(mine if kind is BroughtModel else {**common, **mine}, known, where, place):
             try:
-                configuration = Configuration(**one)
+                configuration = kind(**one)
             except UserError as error:
                 raise UserError(f"--sweep {where}, {place}: {error}") from error
             found.setdefault(configuration, {})[experiment] = None
             if len(found) > MOST_MODELS:
                 raise UserError(f"--sweep {where} has more than {MOST_MODELS:,} configurations; make its grids smaller")
     if not found:
-        raise UserError(f"--sweep {where} has no [[grid]] and no [[model]]; add one")
+        raise UserError(f"--sweep {where} has no [[grid]], no [[model]] and no [[brought]]; add one")
     return [SweptConfiguration(configuration, tuple(experiments)) for configuration, experiments in found.items()]
 
 
 def _tables(content: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for kind in ("grid", "model"):
+    for kind in ("grid", "model", "brought"):
         tables = content.get(kind, [])
         _expect(tables, list, where, f"[[{kind}]]")
         for number, table in enumerate(tables, start=1):
@@ -196,15 +224,15 @@ def _tables(content: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mappi
             yield place, table
 
 
-def _combinations(values: Mapping[str, Any], where: str, place: str) -> Iterator[dict[str, Any]]:
+def _combinations(values: Mapping[str, Any], known: Sequence[str], where: str, place: str) -> Iterator[dict[str, Any]]:
     for name in values:
-        if name not in AXES:
-            close = difflib.get_close_matches(name, AXES, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else f"; there are {', '.join(AXES)}"
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else f"; there are {', '.join(known)}"
             raise UserError(f"--sweep {where}, {place}: there is no axis {name!r}{hint}")
     lists = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
-    if place.startswith("model") and (several := [name for name, value in values.items() if isinstance(value, list)]):
-        raise UserError(f"--sweep {where}, {place}: {several[0]} is a list; make it a [[grid]]")
+    if not place.startswith("grid") and (several := [name for name, value in values.items() if isinstance(value, list)]):
+        raise UserError(f"--sweep {where}, {place}: {several[0]} is a list, expected one value; a [[grid]] takes lists")
     size = math.prod(len(one) for one in lists.values())
     if not 1 <= size <= MOST_MODELS:
         raise UserError(f"--sweep {where}, {place} has {size:,} combinations, expected 1 to {MOST_MODELS:,}; mend its lists")

@@ -126,7 +126,8 @@ class DiffusionPictures:
 
     @torch.inference_mode()
     def make(self, seeds: Sequence[int], labels: Sequence[int] | None, steps: int, sampler: str = "ddim") -> np.ndarray:
-        """Pictures of seeds, (B, H, W, 3) uint8: the same whatever is made beside them, but for rounding.
+        """Pictures of seeds, (B, H, W, 3) float32 in 0 to 1: the same whatever is made beside them, but for rounding. One that
+        became no number (the weights of a training that diverged) is NaN.
 
         Args:
             seeds: one a picture.
@@ -149,13 +150,22 @@ class DiffusionPictures:
             x = scheduler.step(predicted, time, x, generator=sources).prev_sample if sampler == "ddpm" else (
                 scheduler.step(predicted, time, x).prev_sample
             )  # fmt: skip
-        return as_pictures(x)
+        return as_shares(x)
 
 
-def as_pictures(x: torch.Tensor) -> np.ndarray:
-    """(B, 3, H, W) in -1 to 1 → (B, H, W, 3) uint8. What is no number is black."""
-    levels = ((x.float().nan_to_num(-1.0, 1.0, -1.0).clamp(-1, 1) + 1) * 127.5).round()
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+def as_shares(x: torch.Tensor) -> np.ndarray:
+    """(B, 3, H, W) in -1 to 1, or beyond → (B, H, W, 3) float32 in 0 to 1. What has a number that is none is NaN as a whole."""
+    shares = (x.float().clamp(-1, 1) + 1) / 2
+    broken = ~torch.isfinite(x).flatten(1).all(1)
+    shares[broken] = torch.nan
+    return shares.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def as_pictures(shares: np.ndarray) -> np.ndarray:
+    """(..., 3) floats in 0 to 1, or uint8 → uint8. What is no number is black."""
+    if shares.dtype == np.uint8:
+        return shares
+    return np.rint(np.nan_to_num(shares).clip(0, 1) * 255).astype(np.uint8)
 
 
 def as_numbers(pictures: np.ndarray, device: str = "cpu") -> torch.Tensor:
@@ -195,10 +205,10 @@ class GanPictures:
 
     @torch.inference_mode()
     def make(self, seeds: Sequence[int], labels: Sequence[int] | None, steps: int = 1, sampler: str = "") -> np.ndarray:
-        """Pictures of seeds, (B, H, W, 3) uint8. ``steps`` and ``sampler`` mean nothing here."""
+        """Pictures of seeds, (B, H, W, 3) float32 in 0 to 1, or NaN. ``steps`` and ``sampler`` mean nothing here."""
         numbers = [torch.randn(gan.LATENT, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
         classes = None if labels is None else torch.tensor(labels, device=self.device)
-        return as_pictures(self.generator(torch.stack(numbers).to(self.device), classes))
+        return as_shares(self.generator(torch.stack(numbers).to(self.device), classes))
 
     @torch.inference_mode()
     def judge(self, pictures: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:

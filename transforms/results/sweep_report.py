@@ -127,10 +127,12 @@ def render(lake: Lake, taken: Mapping[str, Manifest], snapshot: str, most_pictur
     leakage = rows("leakage")
     ends = [row for row in leakage if row["last"] and row["pictures_made"]]
     attacks = rows_of(lake, "untargeted_attacks", taken["extract"].snapshot_id)
-    varied = varying(ends)
+    # Of what was brought nobody knows the axes.
+    trained = [row for row in ends if row["brought"] is None]
+    varied = varying(trained)
     effects = rows("leakage_effects")
     rule = trusted(ends)
-    figures = [figure for name in _ordered(varied) if (figure := axis_figure(name, ends, varied, effects, rule)).panels]
+    figures = [figure for name in _ordered(varied) if (figure := axis_figure(name, trained, varied, effects, rule)).panels]
     environment = report._environment()
     environment.filters.update(points=points, plain=plain)
     template = environment.get_template("sweep.html.j2")
@@ -148,7 +150,7 @@ def render(lake: Lake, taken: Mapping[str, Manifest], snapshot: str, most_pictur
             most_false=MOST_FALSE,
             statuses=_statuses(leakage),
             trainings=len({row["run_id"] for row in leakage}),
-            varied=[(name, _levels(leakage, name)) for name in varied],
+            varied=[(name, _levels([row for row in leakage if row["brought"] is None], name)) for name in varied],
             experiments=experiments(leakage),
             rules=[(one, RULE_NAMES[one], COLOURS[one]) for one in sweeps.RULES],
             calls=[rule_calls(ends, one) for one in sweeps.RULES],

@@ -137,7 +137,7 @@ def canary(draw: int, number: int, pixels: int) -> np.ndarray:
 def controls(draw: int, population: Population, members: np.ndarray, most: int) -> np.ndarray:
     """Rows of pictures that a model was not trained on, and none that is a near-duplicate of one of its: up to ``most``.
 
-    The other pictures of the pool come first: which of it is in and out is a coin's toss.
+    The other pictures of the pool come first: which of it is in and out is a coin's toss. The lake's controls come last.
 
     Args:
         draw: of the model.
@@ -146,7 +146,7 @@ def controls(draw: int, population: Population, members: np.ndarray, most: int) 
         most: how many are wanted.
     """
     of_members = set(population.groups[members].tolist())
-    order = [row for row in population.order(draw) if population.groups[row] not in of_members]
+    order = [row for row in (*population.order(draw), *population.controls(draw)) if population.groups[row] not in of_members]
     return np.array(order[:most], np.int64)
 
 

@@ -1,6 +1,6 @@
-"""The training pictures of a lake that models are trained on and asked about: as small arrays, made once for each size.
+"""The pictures of a lake that models are trained on and asked about: as small arrays, made once for each size.
 
-    work/pictures/<deduplicate>-<most>/population.npz     ids, groups, labels, which of them the keep list keeps
+    work/pictures/<deduplicate>-<most>/population.npz     ids, groups, labels, which the keep list keeps, which are controls
     work/pictures/<deduplicate>-<most>/<pixels>/<k>.npz   the pixels of the k-th chunk of them
 
 A sweep asks for the same pictures hundreds of times. ``forget`` removes these files, and who needs them next makes them again.
@@ -31,13 +31,14 @@ CHUNK = 4096
 
 
 class Population(NamedTuple):
-    """Training pictures at one size, in the order of their ids.
+    """The lake's pictures at one size, in the order of their ids.
 
     Attributes:
         sample_ids: (N,) text.
         groups: (N,) text: their duplicate groups.
         labels: (N,) text; "" where there is none.
         kept: (N,) bool: whether the keep list keeps them.
+        held: (N,) bool: the lake's controls, which nothing is trained on.
         pixels: (N, pixels, pixels, 3) uint8.
     """
 
@@ -45,11 +46,21 @@ class Population(NamedTuple):
     groups: np.ndarray
     labels: np.ndarray
     kept: np.ndarray
+    held: np.ndarray
     pixels: np.ndarray
 
     def order(self, draw: int) -> np.ndarray:
-        """Row numbers in an order that depends on ids alone: the first n are a random draw, the first n + 1 those and one."""
-        return np.array(sorted(range(len(self.sample_ids)), key=lambda row: rank(draw, str(self.sample_ids[row]))), np.int64)
+        """Rows of training pictures in an order that depends on ids alone: the first n are a random draw, the first n + 1 those
+        and one.
+        """
+        return self._ordered(draw, np.flatnonzero(~self.held))
+
+    def controls(self, draw: int) -> np.ndarray:
+        """Rows of the lake's controls, likewise."""
+        return self._ordered(draw, np.flatnonzero(self.held))
+
+    def _ordered(self, draw: int, rows: np.ndarray) -> np.ndarray:
+        return np.array(sorted(rows.tolist(), key=lambda row: rank(draw, str(self.sample_ids[row]))), np.int64)
 
 
 @functools.lru_cache(maxsize=1 << 20)
@@ -64,7 +75,7 @@ def folder_of(lake: Lake, deduplicate: Manifest, most: int) -> str:
 
 
 def find(lake: Lake, deduplicate: Manifest, most: int) -> int:
-    """Chooses the pictures, up to ``most`` of them, by hash. Returns how many there are."""
+    """Chooses the pictures, up to ``most`` of the training set and of the controls, by hash. Returns how many there are."""
     path = f"{folder_of(lake, deduplicate, most)}/population.npz"
     if not exists(path):
         write_npz(path, **_chosen(lake, deduplicate, most))
@@ -73,28 +84,39 @@ def find(lake: Lake, deduplicate: Manifest, most: int) -> int:
 
 def _chosen(lake: Lake, deduplicate: Manifest, most: int) -> dict[str, np.ndarray]:
     made_of = lineage(lake, deduplicate)
-    tables = {"samples": made_of["ingest"].snapshot_id, "duplicate_groups": deduplicate.snapshot_id,
-              "keep_list": deduplicate.snapshot_id}  # fmt: skip
+    tables = {
+        "samples": made_of["ingest"].snapshot_id, "embeddings": made_of["embed"].snapshot_id,
+        "duplicate_groups": deduplicate.snapshot_id, "keep_list": deduplicate.snapshot_id,
+    }  # fmt: skip
     query = """
-        WITH chosen AS (
-            SELECT duplicate_groups.sample_id, duplicate_groups.group_id FROM duplicate_groups
-            ORDER BY sha256('population' || duplicate_groups.sample_id) LIMIT $most
-        )
+        WITH training AS (
+            SELECT sample_id, group_id, false AS held FROM duplicate_groups
+            ORDER BY sha256('population' || sample_id) LIMIT $most
+        ),
+
+        controls AS (
+            SELECT sample_id, sample_id AS group_id, true AS held FROM embeddings
+            WHERE role = 'control' AND status = 'success'
+            ORDER BY sha256('population' || sample_id) LIMIT $most
+        ),
+
+        chosen AS (SELECT * FROM training UNION ALL SELECT * FROM controls)
+
         SELECT chosen.sample_id, chosen.group_id, coalesce(samples.label, '') AS label,
-            keep_list.sample_id IS NOT NULL AS kept
+            keep_list.sample_id IS NOT NULL AS kept, chosen.held
         FROM chosen
         JOIN samples ON samples.sample_id = chosen.sample_id
         LEFT JOIN keep_list ON keep_list.sample_id = chosen.sample_id
         ORDER BY chosen.sample_id
     """
     forgotten = Tombstones.read(lake).samples
-    columns: dict[str, list] = {"sample_ids": [], "groups": [], "labels": [], "kept": []}
+    columns: dict[str, list] = {"sample_ids": [], "groups": [], "labels": [], "kept": [], "held": []}
     for batch in scan(lake, tables, query, most=most):
         for row in batch.to_pylist():
             if row["sample_id"] not in forgotten:
                 for name, value in zip(columns, row.values(), strict=True):
                     columns[name].append(value)
-    return {name: np.array(values, dtype=bool if name == "kept" else np.str_) for name, values in columns.items()}
+    return {name: np.array(values, dtype=bool if name in ("kept", "held") else np.str_) for name, values in columns.items()}
 
 
 class ShrinkPictures(beam.DoFn):
@@ -141,6 +163,12 @@ def read(lake: Lake, deduplicate: Manifest, most: int, pixels: int) -> Populatio
     there = np.concatenate([one["there"] for one in chunks]) if chunks else np.zeros(0, bool)
     made = np.concatenate([one["pixels"] for one in chunks]) if chunks else np.zeros((0, pixels, pixels, 3), np.uint8)
     return Population(**{name: known[name][there] for name in known}, pixels=made[there])
+
+
+def sample_ids(lake: Lake, deduplicate: Manifest, most: int) -> list[str]:
+    """The training pictures' ids."""
+    known = read_npz(f"{folder_of(lake, deduplicate, most)}/population.npz")
+    return [str(one) for one in known["sample_ids"][~known["held"]]]
 
 
 def chunks_of(total: int) -> int:

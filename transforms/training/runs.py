@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 
 from transforms.errors import UserError, first_line
-from transforms.models.configuration import Configuration
+from transforms.models.configuration import AXES, BroughtModel, Configuration
 from transforms.models.devices import one_core, out_of_memory
 from transforms.store.arrays import read_json, write_json
 from transforms.store.counters import count
 from transforms.store.files import delete, exists, read_bytes, write_bytes
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
+from transforms.store.listings import decode_text
 from transforms.store.schema import TABLES
 from transforms.training import members, population
 
 if TYPE_CHECKING:
     from transforms.models.training import Training
-    from transforms.models.unconditional import DiffusionPictures, GanPictures
 
 WEIGHTS = "weights"
 """Folder of the lake with the models that were trained."""
@@ -50,11 +50,21 @@ def model_folder(lake: Lake, run_id: str, step: int) -> str:
     return lake.path(WEIGHTS, run_id, f"{step:09d}")
 
 
-def load_model(lake: Lake, run_id: str, step: int, device: str) -> DiffusionPictures | GanPictures:
-    """A model of the lake. UserError where its files aren't there or don't fit."""
+def load_model(lake: Lake, row: dict[str, Any], device: str) -> Any:
+    """A model by its row of ``models``: a DiffusionPictures, a GanPictures, or one of ``models/brought.py``.
+
+    UserError where its files aren't there or don't fit, or where one that was brought isn't what it was.
+    """
+    if row["brought"] is not None:
+        from transforms.models.brought import bring, revision
+
+        brought = BroughtModel(**json.loads(row["brought"]))
+        if revision(brought) != row["weights_digest"]:
+            raise UserError(f"the model {brought.model!r} is not what it was when it was brought; run 'eidetic train' again")
+        return bring(brought, device)
     from transforms.models.unconditional import load
 
-    folder = model_folder(lake, run_id, step)
+    folder = model_folder(lake, row["run_id"], row["step"])
 
     def read(name: str) -> bytes | None:
         path = f"{folder}/{name}"
@@ -73,7 +83,7 @@ def _members_path(lake: Lake, run_id: str) -> str:
     return lake.path(WEIGHTS, run_id, MEMBERS)
 
 
-def key_of(configuration: Configuration) -> str:
+def key_of(configuration: Configuration | BroughtModel) -> str:
     """The name of a configuration's file of rows."""
     return digest("configuration", dataclasses.asdict(configuration))[:20]
 
@@ -98,7 +108,7 @@ class TrainingPlace:
     device: str
     save_every: float
 
-    def rows_path(self, configuration: Configuration) -> str:
+    def rows_path(self, configuration: Configuration | BroughtModel) -> str:
         return self.lake.work("train", self.snapshot, "runs", f"{key_of(configuration)}.json")
 
     def state_path(self, run_id: str) -> str:
@@ -106,18 +116,21 @@ class TrainingPlace:
 
 
 class TrainModels(beam.DoFn):
-    """A configuration → the key of its rows, trained now or before."""
+    """A configuration → the key of its rows, trained now or before; a model that is brought → likewise, looked at."""
 
     def __init__(self, place: TrainingPlace):
         self.place = place
         self._population: Callable[[int], population.Population] | None = None
 
-    def process(self, configuration: Configuration) -> Iterator[str]:
+    def process(self, configuration: Configuration | BroughtModel) -> Iterator[str]:
         path = self.place.rows_path(configuration)
-        if not exists(path):
+        if not exists(path) and isinstance(configuration, BroughtModel):
+            write_json(path, bring_in(self.place, configuration))
+        elif not exists(path):
             if self._population is None:
                 read = functools.partial(population.read, self.place.lake, self.place.deduplicate, self.place.most)
                 self._population = functools.lru_cache(maxsize=2)(read)
+            assert isinstance(configuration, Configuration), "the other kind was brought"
             with one_core(self.place.device):
                 rows = train(self.place, configuration, self._population(configuration.pixels))
             write_json(path, rows)
@@ -151,6 +164,60 @@ def train(place: TrainingPlace, configuration: Configuration, pictures: populati
         write_json(done, rows)
     delete(place.state_path(run_id))
     return rows
+
+
+def bring_in(place: TrainingPlace, brought: BroughtModel) -> list[dict[str, Any]]:
+    """The row of ``models`` of a model that is there; it isn't copied. What can't be loaded is a row that says why."""
+    from transforms.models.brought import bring, revision
+    from transforms.models.unconditional import DiffusionPictures, GanPictures
+
+    blank = {
+        **dict.fromkeys(AXES), "brought": json.dumps(dataclasses.asdict(brought)), "family": "other", "pixels": 0, "images": 0,
+        "step": 0, "last": True, "passes": 0.0, "total": 0,
+    }  # fmt: skip
+    try:
+        what = revision(brought)
+        ids = population.sample_ids(place.lake, place.deduplicate, place.most)
+        mine = ids if not brought.members else _listed(brought.members, ids)
+        model = bring(brought, place.device)
+        height, width = model.shape[1:]
+        if height != width:
+            raise UserError(f"the model {brought.model!r} makes pictures of {width} × {height} pixels, expected square ones")
+    except UserError as error:
+        run_id = key_of(brought)
+        named = {"run_id": run_id, "model_id": model_id(run_id, 0), "cohort": run_id}
+        return [{**blank, **named, "status": "failed", "reason": str(error)}]
+    run_id = digest("brought", dataclasses.asdict(brought), what, mine)[:20]
+    write_json(
+        _members_path(place.lake, run_id),
+        [{"run_id": run_id, "sample_id": one, "kind": "picture", "copies": 1, "class": None} for one in mine],
+    )
+    families = {DiffusionPictures: "diffusion", GanPictures: "gan"}
+    network = model.unet if isinstance(model, DiffusionPictures) else getattr(model, "generator", None)
+    return [
+        {
+            **blank, "run_id": run_id, "model_id": model_id(run_id, 0), "cohort": run_id,
+            "family": families.get(type(model), "other"),
+            "pixels": int(height), "images": len(mine), "total": len(mine),
+            "timesteps": len(model.levels) if isinstance(model, DiffusionPictures) else None,
+            "parameters": None if network is None else sum(one.numel() for one in network.parameters()),
+            "weights_digest": what, "device": place.device, "status": "success", "reason": None,
+        }
+    ]  # fmt: skip
+
+
+def _listed(path: str, ids: list[str]) -> list[str]:
+    """Those of ``ids`` that a file names, one a line. UserError where it can't be read, or names none of them."""
+    try:
+        named = set(decode_text(read_bytes(path)).split())
+    except OSError as error:
+        raise UserError(f"cannot read members {path!r} ({error.strerror})") from error
+    found = [one for one in ids if one in named]
+    if not found:
+        raise UserError(
+            f"members {path!r} names none of the {len(ids):,} pictures, expected sample_ids of the lake, one a line"
+        )
+    return found
 
 
 def _trained(
@@ -248,7 +315,13 @@ def _restored(place: TrainingPlace, run_id: str, training: Training) -> float:
 
 
 def _common(configuration: Configuration, run_id: str, total: int) -> dict[str, Any]:
-    return {**dataclasses.asdict(configuration), "run_id": run_id, "cohort": configuration.cohort(), "total": total}
+    return {
+        **dataclasses.asdict(configuration),
+        "brought": None,
+        "run_id": run_id,
+        "cohort": configuration.cohort(),
+        "total": total,
+    }
 
 
 def _failed(configuration: Configuration, run_id: str, total: int, reason: str) -> dict[str, Any]:

@@ -121,9 +121,8 @@ def population():
     groups = [f"g{at // 2 if at < 10 else at + 100}" for at in range(40)]
     kept = np.array([not (at < 10 and at % 2) for at in range(40)])
     labels = np.array([("cat", "")[at % 4 == 3] for at in range(40)])
-    return Population(
-        np.array([f"s{at:02d}" for at in range(40)]), np.array(groups), labels, kept, np.zeros((40, 8, 8, 3), np.uint8)
-    )
+    held, pixels = np.zeros(40, bool), np.zeros((40, 8, 8, 3), np.uint8)
+    return Population(np.array([f"s{at:02d}" for at in range(40)]), np.array(groups), labels, kept, held, pixels)
 
 
 def given_to(configuration, population):

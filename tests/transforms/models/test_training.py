@@ -84,7 +84,7 @@ def test_it_learns_its_pictures_by_heart():
     for _ in range(300):
         made.advance()
     model = unconditional.load(made.files().get, "it", "cpu")
-    samples = model.make([1, 2, 3, 4], None, 20) / 255
+    samples = model.make([1, 2, 3, 4], None, 20)
     assert np.sqrt(((samples - one.pictures / 255) ** 2).mean((1, 2, 3))).max() < 0.12
 
 
@@ -96,7 +96,7 @@ def test_classes_are_told_to_the_model():
         made.advance()
     model = unconditional.load(made.files().get, "it", "cpu")
     assert model.classes == 2
-    samples = model.make([1, 1, 2, 2], [0, 1, 0, 1], 20) / 255.0
+    samples = model.make([1, 1, 2, 2], [0, 1, 0, 1], 20)
     own = np.sqrt(((samples - some.pictures[[0, 1, 0, 1]] / 255) ** 2).mean((1, 2, 3)))
     other = np.sqrt(((samples - some.pictures[[1, 0, 1, 0]] / 255) ** 2).mean((1, 2, 3)))
     assert (own < other / 2).all()
@@ -165,10 +165,10 @@ def test_diffusers_loads_what_is_written(tmp_path):
 @pytest.mark.parametrize("family", ["diffusion", "gan"])
 def test_a_picture_is_the_same_whatever_is_made_beside_it(family):
     model = unconditional.load(trained(dataclasses.replace(TINY, family=family)).files().get, "it", "cpu")
-    together = model.make([5, 6, 7], None, 5).astype(int)
+    together = unconditional.as_pictures(model.make([5, 6, 7], None, 5)).astype(int)
     assert together.shape == (3, 8, 8, 3)
     for at, seed in enumerate([5, 6, 7]):
-        assert np.abs(model.make([seed], None, 5).astype(int)[0] - together[at]).max() <= 1
+        assert np.abs(unconditional.as_pictures(model.make([seed], None, 5)).astype(int)[0] - together[at]).max() <= 1
     assert not np.array_equal(together[0], together[1])
 
 
@@ -232,8 +232,12 @@ def test_numbers_and_pictures_are_each_other():
     pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
     numbers = unconditional.as_numbers(pictures)
     assert (numbers.min() >= -1) and (numbers.max() <= 1)
-    assert np.array_equal(unconditional.as_pictures(numbers), pictures)
-    assert unconditional.as_pictures(torch.full((1, 3, 8, 8), float("nan"))).max() == 0
+    assert np.array_equal(unconditional.as_pictures(unconditional.as_shares(numbers)), pictures)
+    assert unconditional.as_pictures(pictures) is pictures
+    numbers[1, 2, 3, 4] = torch.inf
+    shares = unconditional.as_shares(numbers)
+    assert np.isnan(shares[1]).all() and np.isfinite(np.delete(shares, 1, 0)).all()
+    assert unconditional.as_pictures(shares)[1].max() == 0
 
 
 def test_recent_losses_are_averaged():

@@ -23,6 +23,7 @@ def population():
         np.array(groups),
         np.array([("cat", "dog", "")[at % 3] for at in range(count)]),
         kept,
+        np.zeros(count, bool),
         np.stack([picture(at, 8, 8) for at in range(count)]),
     )
 
@@ -142,3 +143,15 @@ def test_a_run_is_known_by_what_it_is_trained_on(population):
     ]  # fmt: skip
     runs = {members.draw(other, population).run_id(other) for other in changed}
     assert len(runs | {run}) == 6
+
+
+def test_what_the_lake_holds_back_is_never_drawn_and_is_a_control(population):
+    held = population._replace(held=np.array([at < 15 for at in range(60)]))
+    drawn = members.draw(Configuration(images=45), held)
+    assert set(drawn.sample_ids) == {f"s{at:02d}" for at in range(15, 60)}
+    with pytest.raises(UserError, match="it wants 46 pictures, and the lake has 45"):
+        members.draw(Configuration(images=46), held)
+    rows = np.arange(15, 60)
+    against = members.controls(0, held, rows, 100)
+    # Not those whose near-duplicates are members.
+    assert set(against.tolist()) == {at for at in range(15) if held.groups[at] not in set(held.groups[rows])}
