@@ -1,9 +1,15 @@
 -- Grain: one model of the sweep: a training at one of its steps, whatever became of it.
--- Source: models; attacked, leaks (staging). Rules (untargeted_attacks has their limits): l2 <= delta; adaptive_l2: l2
--- <= alpha times the mean l2 to the n nearest (paper, section 5.1); ratio: l2 below a third of that to the second
--- nearest (Gu). Intervals: Blaker's, as if pictures were independent; between trainings there is more:
+-- Source: models; attacked, leaks (staging); membership. Rules (untargeted_attacks has their limits): l2 <= delta;
+-- adaptive_l2: l2 <= alpha times the mean l2 to the n nearest (paper, section 5.1); ratio: l2 below a third of that to
+-- the second nearest (Gu). Intervals: Blaker's, as if pictures were independent; between trainings there is more:
 -- leakage_effects.
-WITH final AS (
+WITH best_views AS (
+    SELECT * FROM membership
+    WHERE scope = 'model' AND selection = 'chosen'
+    QUALIFY row_number() OVER (PARTITION BY model_id, attack ORDER BY draws DESC, flips DESC) = 1
+),
+
+final AS (
     SELECT
         models.model_id,
         models.run_id,
@@ -32,6 +38,8 @@ WITH final AS (
         attacked.made AS pictures_made,
         attacked.pictures,
         attacked.controls,
+        loss.true_positives_at_1_percent AS loss_true_positives,
+        lira.true_positives_at_1_percent AS lira_true_positives,
         CASE WHEN attacked.pictures > 0
             THEN 1 - pow(1 - 1 / attacked.pictures, attacked.made) END AS reachable_share,
         l2.called AS called_by_l2,
@@ -87,6 +95,8 @@ WITH final AS (
         control_ratio.extracted_share_upper AS controls_by_ratio_share_upper
     FROM models
     LEFT JOIN attacked ON attacked.model_id = models.model_id
+    LEFT JOIN best_views AS loss ON loss.model_id = models.model_id AND loss.attack = 'loss'
+    LEFT JOIN best_views AS lira ON lira.model_id = models.model_id AND lira.attack = 'lira_online'
     LEFT JOIN leaks AS l2
         ON l2.model_id = models.model_id AND l2.against = 'members' AND l2.rule = 'l2'
     LEFT JOIN leaks AS control_l2

@@ -164,6 +164,7 @@ def render(lake: Lake, taken: Mapping[str, Manifest], snapshot: str, most_pictur
             first=first_words(rows("memorised_first"), rule),
             agreement=[row for row in rows("rule_agreement") if row["cohort"] is None],
             roc=roc_figure(rows("membership_roc"), rows("membership")),
+            inpainting=[row for row in rows("inpainting") if row["scope"] == "cohort"],
             most_rows=MOST_ROWS,
             cards=cards,
             controls=controls,

@@ -31,6 +31,7 @@ STEPS = (
     "staging/attacked",
     "staging/leaks",
     "staging/settings",
+    "marts/membership",
     "marts/leakage",
     "marts/leakage_by_copies",
     "marts/leakage_effects",
@@ -42,8 +43,8 @@ STEPS = (
     "marts/onset_slopes",
     "marts/disjoint_halves",
     "marts/memorised_first",
-    "marts/membership",
     "marts/membership_roc",
+    "marts/inpainting",
 )
 """The files of ``sql/`` in the order in which they are run: each may read what is before it."""
 
