@@ -49,9 +49,9 @@ def differences(one: Lake, other: Lake, leave_out: frozenset[str] = TIMES_AND_DE
 
 
 def _marts() -> tuple[str, ...]:
-    from transforms.results.marts import MARTS
+    from transforms.results import marts, sweeps
 
-    return tuple(MARTS)
+    return *marts.MARTS, *sweeps.MARTS
 
 
 def _snapshots(lake: Lake, table: str) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import audit, forget, nightly
+from pipelines import audit, forget, nightly, sweep
 from pipelines.cli import run_verb
 from pipelines.lock import LOCK
 from tests.faults.conftest import ALL
@@ -153,3 +153,66 @@ def test_a_forget(share, world, whole, tmp_path):
         assert left(lake, wanted) == set()
         assert differences(untouched, lake, TIMES_AND_DEVICES | {"forgotten_at"}) == []
     tried("a forget, killed at random", kills, "nothing is left; the same command again ends with the same tables", share)
+
+
+SWEEP = """
+[common]
+width = 8
+batch_size = 4
+steps = 150
+[[grid]]
+name = "size"
+images = [2, 4]
+checkpoints = 2
+[[grid]]
+name = "halves"
+images = 2
+pool = 4
+split = [0, 1, 2, 3]
+[[model]]
+name = "gan"
+family = "gan"
+images = 4
+"""
+"""Short, but a training takes seconds: most kills fall into one."""
+
+
+@pytest.mark.parametrize("share", range(5 if ALL else 1))
+def test_a_sweep(share, whole, tmp_path):
+    """The same tables, and no training that was complete is done again."""
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+
+    def new(number):
+        lake = Lake(shutil.copytree(whole.root, tmp_path / str(number)).as_posix())
+        words = [
+            f"--lake={lake.root}", f"--sweep={tmp_path / 'sweep.toml'}", "--device=cpu", "--save_every=0.2", "--generations=24",
+            "--chunk=8", "--sampling_steps=3", "--neighbours=3", "--draws=1", "--inpaintings=4", "--kept=2",
+            "--repaint_steps=4", "--targets=2",
+        ]  # fmt: skip
+        return lake, Sweep("sweep", sweep.main, words, snapshots(whole) + 5)
+
+    untouched, command = new("untouched")
+    assert command.run() == 0
+    kills = 2 if ALL else 1
+    for lake in of(new, kills, 300 + share):
+        assert differences(untouched, lake) == []
+    tried(
+        "a sweep, killed at random in its stages: the same command again", kills, "the same tables, no model made twice", share
+    )
+
+
+class Sweep(Command):
+    """A sweep, whose trainings are looked at after each kill."""
+
+    def hurt(self, lake: Lake, most: int, chance: random.Random) -> int:
+        complete: dict[Path, int] = {}
+        times = 0
+        while times < most and super().hurt(lake, 1, chance):
+            times += 1
+            now = {path: path.stat().st_mtime_ns for path in Path(lake.root, "weights").glob("*/run.json")}
+            assert complete.items() <= now.items(), "a training that was complete was done again"
+            complete = now
+        assert self.run() == 0
+        now = {path: path.stat().st_mtime_ns for path in Path(lake.root, "weights").glob("*/run.json")}
+        assert complete.items() <= now.items() and len(now) == 7
+        return times
