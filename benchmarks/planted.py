@@ -9,7 +9,6 @@ as many photographs are held against it that no model saw: what is called of tho
 
 from __future__ import annotations
 
-import sys
 import time
 
 import numpy as np
@@ -24,7 +23,7 @@ from transforms.models.unconditional import as_pictures, load
 
 IMAGES, COPIED, COPIES = 64, 8, 16
 SEEDS = 3
-STEPS = 8000
+STEPS = 4000
 GENERATIONS, SAMPLING_STEPS, BATCH = 2048, 50, 256
 RATIO, ALPHA, DELTA, NEIGHBOURS = 1 / 3, 0.5, 0.05, 50
 
@@ -53,29 +52,23 @@ def main() -> None:
             images=IMAGES, copied_images=COPIED, copies=COPIES, steps=STEPS, batch_size=16, learning_rate=2e-3, seed=seed
         )
         training, begun = begin(configuration, TrainingSet(mine, copies), "cpu"), time.perf_counter()
-        for step in range(STEPS):
+        while training.step < STEPS:
             training.advance()
-            if (step + 1) % 2000 and step + 1 < STEPS:
-                continue
-            if step + 1 < STEPS and "--curve" not in sys.argv:
-                continue
-            model = load(training.files().get, "here", "cpu")
-            seeds = range(GENERATIONS)
-            made = as_pictures(np.concatenate([
-                model.make(seeds[at : at + BATCH], None, SAMPLING_STEPS) for at in range(0, GENERATIONS, BATCH)
-            ]))  # fmt: skip
-            of_mine, of_others = called(made, mine), called(made, others)
-            print(
-                f"seed {seed}, step {step + 1:,}, {time.perf_counter() - begun:.0f} s: "
-                + "; ".join(
-                    f"{rule}: {len({one for one in of_mine[rule] if one < COPIED})} of {COPIED} copied, "
-                    f"{len({one for one in of_mine[rule] if one >= COPIED})} of {IMAGES - COPIED} others, "
-                    f"{len(of_others[rule])} never seen"
-                    for rule in of_mine
-                ),
-                flush=True,
-            )
-        found.append(len({one for one in of_mine["ratio"] if one < COPIED}))
+        model = load(training.files().get, "here", "cpu")
+        some = [range(at, at + BATCH) for at in range(0, GENERATIONS, BATCH)]
+        made = as_pictures(np.concatenate([model.make(seeds, None, SAMPLING_STEPS) for seeds in some]))
+        of_mine, of_others = called(made, mine), called(made, others)
+        print(
+            f"seed {seed}, {time.perf_counter() - begun:.0f} s: "
+            + "; ".join(
+                f"{rule}: {len([one for one in of_mine[rule] if one < COPIED])} of {COPIED} copied, "
+                f"{len([one for one in of_mine[rule] if one >= COPIED])} of {IMAGES - COPIED} others, "
+                f"{len(of_others[rule])} never seen"
+                for rule in of_mine
+            ),
+            flush=True,
+        )
+        found.append(len([one for one in of_mine["ratio"] if one < COPIED]))
         false.append(len(of_others["ratio"]))
     what = (
         f"{SEEDS} models of {IMAGES} photographs, {COPIED} of them {COPIES} times; {GENERATIONS:,} pictures each, ratio rule: "
