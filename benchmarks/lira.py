@@ -22,8 +22,8 @@ from benchmarks.untargeted import photographs
 from transforms.attacks.membership import MembershipQuestions, signals_of
 from transforms.attacks.shadows import MEMBERSHIP_ATTACKS, AttackedGroup, Signals, View
 from transforms.kernels.membership import area, resampled_true_positives, true_positives_at
-from transforms.models.configuration import Configuration
-from transforms.models.training import TrainingSet, begin
+from transforms.models.configuration import Configuration, TrainingSet
+from transforms.models.training import begin
 from transforms.models.unconditional import load
 
 MODELS = 10

@@ -17,8 +17,8 @@ import torch
 from benchmarks.results import Row, write
 from benchmarks.untargeted import photographs
 from transforms.kernels.untargeted import TrainingPictures, adaptive_l2, nearest_ratio
-from transforms.models.configuration import Configuration
-from transforms.models.training import TrainingSet, begin
+from transforms.models.configuration import Configuration, TrainingSet
+from transforms.models.training import begin
 from transforms.models.unconditional import as_pictures, load
 
 IMAGES, COPIED, COPIES = 64, 8, 16

@@ -28,8 +28,8 @@ from pipelines.options import Parsed
 from pipelines.train import TrainOptions
 from tests.fakes import fake_lake
 from tests.planted import picture
-from transforms.models.configuration import Configuration
-from transforms.models.training import TrainingSet, begin
+from transforms.models.configuration import Configuration, TrainingSet
+from transforms.models.training import begin
 from transforms.models.unconditional import new_scheduler, new_unet
 
 MODELS, STEPS, IMAGES, BATCH = 4, 500, 32, 16

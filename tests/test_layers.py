@@ -71,6 +71,9 @@ def test_kernels_know_neither_beam_nor_files():
     ("module", "without"),
     [
         ("pipelines.audit", HEAVY),
+        ("pipelines.nightly", HEAVY),
+        ("pipelines.forget", HEAVY),
+        ("pipelines.sweep", HEAVY),
         ("pipelines.cli", (*HEAVY, "apache_beam", "numpy")),
         ("pipelines.query", (*HEAVY, "apache_beam")),
     ],

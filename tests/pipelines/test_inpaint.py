@@ -17,8 +17,8 @@ from tests.pipelines.test_train import but_for_time, data, lake, rows, sweep, tr
 from tests.planted import picture
 from transforms.attacks import inpainting
 from transforms.models import unconditional
-from transforms.models.configuration import Configuration
-from transforms.models.training import TrainingSet, begin
+from transforms.models.configuration import Configuration, TrainingSet
+from transforms.models.training import begin
 from transforms.store.pictures import decode_array
 
 HOW = inpainting.Inpainting(

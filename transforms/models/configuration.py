@@ -1,4 +1,4 @@
-"""What is trained: one configuration, with every axis of a sweep; and the file that a sweep is written down in."""
+"""What is trained: one configuration, with every axis of a sweep, and its pictures; and the file that a sweep is written in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from transforms.errors import UserError
 from transforms.store.identity import digest
@@ -154,6 +156,27 @@ class BroughtModel:
             _check(field, getattr(self, field.name))
         if not self.model:
             raise UserError("model is '', expected a folder, a TorchScript file, or package.module:name")
+
+
+class TrainingSet(NamedTuple):
+    """What a model is trained on.
+
+    Attributes:
+        pictures: (N, pixels, pixels, 3) uint8.
+        copies: (N,) how many times each stands in an epoch.
+        labels: (N,) int64 from 0; None for an unconditional model.
+        classes: how many there are; 0 without.
+    """
+
+    pictures: np.ndarray
+    copies: np.ndarray
+    labels: np.ndarray | None = None
+    classes: int = 0
+
+    @property
+    def total(self) -> int:
+        """Pictures in an epoch."""
+        return int(self.copies.sum())
 
 
 class SweptConfiguration(NamedTuple):

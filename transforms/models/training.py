@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,33 +19,12 @@ from torch.nn import functional
 
 from transforms.errors import UserError
 from transforms.models import gan
-from transforms.models.configuration import TRAINING_VERSION, Configuration
+from transforms.models.configuration import TRAINING_VERSION, Configuration, TrainingSet
 from transforms.models.unconditional import new_scheduler, new_unet, saved_diffusion, saved_gan
 from transforms.store.identity import digest
 
 RECENT = 100
 """Steps whose mean loss is what is told."""
-
-
-class TrainingSet(NamedTuple):
-    """What a model is trained on.
-
-    Attributes:
-        pictures: (N, pixels, pixels, 3) uint8.
-        copies: (N,) how many times each stands in an epoch.
-        labels: (N,) int64 from 0; None for an unconditional model.
-        classes: how many there are; 0 without.
-    """
-
-    pictures: np.ndarray
-    copies: np.ndarray
-    labels: np.ndarray | None = None
-    classes: int = 0
-
-    @property
-    def total(self) -> int:
-        """Pictures in an epoch."""
-        return int(self.copies.sum())
 
 
 class Diverged(Exception):

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transforms.errors import UserError
-from transforms.models.configuration import TRAINING_VERSION, Configuration
-from transforms.models.training import TrainingSet
+from transforms.models.configuration import TRAINING_VERSION, Configuration, TrainingSet
 from transforms.store.identity import digest, unit_interval
 from transforms.training.population import Population
 

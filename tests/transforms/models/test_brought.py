@@ -11,8 +11,8 @@ from tests.models import save_random_pipeline
 from transforms.errors import UserError
 from transforms.models import brought, unconditional
 from transforms.models.brought import FinishedPictures, PipelinePictures, TorchScriptPictures
-from transforms.models.configuration import BroughtModel, Configuration
-from transforms.models.training import TrainingSet, begin
+from transforms.models.configuration import BroughtModel, Configuration, TrainingSet
+from transforms.models.training import begin
 
 
 def unet(**more):
