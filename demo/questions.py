@@ -1,6 +1,7 @@
-"""The questions of docs/sql.md: reads them, and writes their answers.
+"""The questions of docs/sql.md, or of docs/sweep/README.md: reads them, and writes their answers.
 
 python -m demo.questions --lake lake
+python -m demo.questions --lake sweep_lake --page docs/sweep/README.md
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Question(NamedTuple):
     answer: str | None
 
 
-def questions() -> list[Question]:
-    found = QUESTION.finditer(PAGE.read_text(encoding="utf-8"))
+def questions(page: Path = PAGE) -> list[Question]:
+    found = QUESTION.finditer(page.read_text(encoding="utf-8"))
     return [Question(one["title"], one["sql"], one["answer"]) for one in found]
 
 
@@ -46,8 +47,10 @@ def with_answers(page: str, lake: Lake) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lake", default="lake")
-    page = with_answers(PAGE.read_text(encoding="utf-8"), Lake(parser.parse_args().lake))
-    PAGE.write_text(page, encoding="utf-8")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    asked = parser.parse_args()
+    page = with_answers(asked.page.read_text(encoding="utf-8"), Lake(asked.lake))
+    asked.page.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from transforms.errors import UserError
 from transforms.results import database
 from transforms.store.files import exists, read_bytes
 from transforms.store.lake import Lake
-from transforms.store.scan import NO_EXTENSIONS
+from transforms.store.scan import NO_EXTENSIONS, register_functions
 from transforms.store.texts import printable
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def asked(lake: Lake, sql: str, memory: int = QueryOptions.memory) -> Iterator[t
                 database.check(lake)
             # Attached, and not opened: a process has one DuckDB for a file, with one configuration.
             connection = duckdb.connect(config=limits)
+            register_functions(connection)
             connection.execute(f"ATTACH '{path.replace(chr(39), 2 * chr(39))}' AS audit (READ_ONLY)")
             connection.execute("USE audit")
         except duckdb.Error as error:

@@ -23,6 +23,8 @@ from pipelines.measure import MeasureOptions
 from pipelines.options import Parsed
 from tests.fakes import fake_lake
 from tests.servers import ROOT
+from transforms.kernels.effects import mean_interval
+from transforms.kernels.rates import blaker_interval
 from transforms.store.lake import Lake
 
 HOSTILE = "red \x1b[31m, c1 \x9b2J, turned \u202e, bell \x07, end"
@@ -60,6 +62,15 @@ def test_a_table(lake, capsys):
     assert second.split('"')[1:2] == ["quoted"]
     # Numbers stand to the right, null is empty.
     assert second.rstrip().split()[-2] == "1"
+
+
+def test_intervals_of_ones_own(lake):
+    _, [(rate, mean, difference)] = query.answer(
+        lake, "SELECT blaker_interval(3, 10), mean_interval([1.0, 2.0, 4.0]), rate_difference(9, 10, 1, 10)"
+    )
+    assert rate == pytest.approx(blaker_interval(3, 10))
+    assert mean == pytest.approx(list(mean_interval([1.0, 2.0, 4.0])))
+    assert difference[0] == pytest.approx(0.8) and difference[1] > 0
 
 
 def test_csv(lake, capsys):

@@ -75,6 +75,12 @@ def connect() -> duckdb.DuckDBPyConnection:
     connection.register_filesystem(BeamFiles())
     for name in sql.names("functions"):
         connection.execute(sql.read("functions", name))
+    register_functions(connection)
+    return connection
+
+
+def register_functions(connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes the functions in Python known: intervals of rates and of means, curves and slopes."""
     connection.create_function("clopper_pearson_upper", clopper_pearson_upper, ["BIGINT", "BIGINT"], "DOUBLE")
     connection.create_function("wilson_interval", wilson_interval_of, ["BIGINT", "BIGINT"], "DOUBLE[]")
     connection.create_function("exact_interval", exact_interval, ["BIGINT[]", "BIGINT[]", "DOUBLE[]"], "DOUBLE[]")
@@ -90,7 +96,6 @@ def connect() -> duckdb.DuckDBPyConnection:
     connection.create_function("odds_per_deviation", odds_per_deviation_of, ["DOUBLE[]", "BOOLEAN[]"], "DOUBLE[]")
     connection.create_function("membership_rates", membership_rates, ["DOUBLE[]", "BOOLEAN[]", "VARCHAR[]"], "DOUBLE[]")
     connection.create_function("membership_roc", membership_roc, ["DOUBLE[]", "BOOLEAN[]"], "DOUBLE[][]")
-    return connection
 
 
 def wilson_interval_of(successes: int, trials: int) -> list[float]:
