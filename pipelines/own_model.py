@@ -218,7 +218,11 @@ def _of_shadows(
     from transforms.training.runs import load_model, members_of
 
     train = lake.latest("train")
-    query = "SELECT run_id, step, cohort, family, labels FROM models WHERE status = 'success' AND last ORDER BY run_id"
+    query = """
+        SELECT run_id, step, cohort, family, labels, brought FROM models
+        WHERE status = 'success' AND last AND brought IS NULL
+        ORDER BY run_id
+    """
     models = ask(lake, {"models": train.snapshot_id}, query)
     mine = [one for one in models if one["cohort"] == cohort]
     if not mine:

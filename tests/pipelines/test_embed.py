@@ -140,7 +140,7 @@ def test_the_command_line(lake, clip_folder, capsys):
         (["--clip_model=local-dir:/nowhere"], "there is no folder '/nowhere'"),
         (["--clip_batch_size=0"], "--clip_batch_size is 0, expected 1 or more"),
         (["--clip_model="], "--clip_model is empty"),
-        (["--device=tpu"], "--device is 'tpu', expected auto, cpu, cuda"),
+        (["--device=tpu"], "--device is 'tpu', expected auto, all, cpu, cuda"),
         (["--clip_modle=x"], "did you mean 'clip_model'"),
     ],
 )

@@ -140,7 +140,7 @@ def test_losses_are_the_models_own_and_the_scores_are_made_of_them(trained, infe
     for row in losses:
         assert row["value"] == pytest.approx(-scores[row["model_id"], row["sample_id"], row["timestep"]])
     (one,) = [row for row in losses if row["timestep"] == 60 and models[row["model_id"]]["split"] == 3][:1]
-    model = runs.load_model(lake, models[one["model_id"]]["run_id"], 100, "cpu")
+    model = runs.load_model(lake, models[one["model_id"]], "cpu")
     pictures = population.read(lake, lake.latest("deduplicate"), 50_000, 8)
     at = pictures.sample_ids.tolist().index(one["sample_id"])
     questions = membership.MembershipQuestions(2, True, (60,), ("loss",), 0, 2)
@@ -324,7 +324,7 @@ def test_a_model_of_ones_own_is_asked_about_ids_of_the_lake(trained, own, tmp_pa
     lira = [one for one in found if one["attack"] == "lira_offline" and one["timestep"] == 150 and one["score"] is not None]
     member = np.array([one["picture"] in given for one in lira])
     assert area(np.array([one["score"] for one in lira]), member) > 0.8
-    model = runs.load_model(lake, row["run_id"], row["step"], "cpu")
+    model = runs.load_model(lake, row, "cpu")
     at = pictures.sample_ids.tolist().index(loss[0]["picture"])
     questions = membership.MembershipQuestions(2, True, (60,), ("loss",), 0, 2)
     alone = membership.signals_of(model, pictures.pixels[[at]], [loss[0]["picture"]], None, questions, ("loss",))

@@ -144,7 +144,11 @@ def wait_forever(folder):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_the_command(tmp_path, how):
     code = f"from tests.pipelines.test_processes import wait_forever; wait_forever({str(tmp_path)!r})"
-    command = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    # A shell has its background jobs ignore Control-C, and they their own.
+    command = subprocess.Popen(
+        [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {code}"],
+        stderr=subprocess.DEVNULL,
+    )
     until = time.monotonic() + 120
     while len(list(tmp_path.glob("*.pid"))) < 2:
         assert time.monotonic() < until and command.poll() is None

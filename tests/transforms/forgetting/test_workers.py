@@ -28,7 +28,7 @@ from transforms.store.tombstones import sha256
 
 CAPTIONS = ["a wedding of Anna and Bert", *(f"group {number}" for number in range(1, 10))]
 URL = "https://train.example/0.png"
-OTHER_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+OTHER_PROCESSES = ("--direct_num_workers=1", "--direct_running_mode=multi_processing")
 
 
 @pytest.fixture
