@@ -1,7 +1,7 @@
-"""The questions of docs/sql.md, or of docs/sweep/README.md: reads them, and writes their answers.
+"""The questions of docs/sql.md, or of another page of that form: reads them, and writes their answers.
 
 python -m demo.questions --lake lake
-python -m demo.questions --lake sweep_lake --page docs/sweep/README.md
+python -m demo.questions --lake sweep_lake --page questions.md
 """
 
 from __future__ import annotations

@@ -50,11 +50,16 @@ class DeviceOptions(Options):
             return ["cuda"] if there else ["cpu"]
         if there:
             return [f"cuda:{number}" for number in range(there)]
-        return ["cpu"] * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else ["cpu"] * (os.cpu_count() or 1)
+        return ["cpu"] * cores()
 
     def hint(self) -> str | None:
         """What to ask a distributed runner for; None unless a GPU was asked for by name."""
         return self.accelerator if self.device.startswith("cuda") else None
+
+
+def cores() -> int:
+    """Of those that the machine has the ones that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> int:

@@ -23,6 +23,7 @@ import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
+from pipelines.device import cores
 from transforms.errors import UserError
 from transforms.store import counters
 
@@ -93,7 +94,7 @@ class _Team:
         self._wanted: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._open = 0
-        threads = max(1, (os.cpu_count() or 1) // len(steps))
+        threads = max(1, cores() // len(steps))
         self._members = [_Member(step, name, threads) for step, name in zip(steps, names, strict=True)]
         for member in self._members:
             threading.Thread(target=self._serve, args=(member,), daemon=True).start()

@@ -47,7 +47,7 @@ members = "{root}/strangers.txt"
 
 
 class Fails:
-    """A model of the user's own that fails at its third picture."""
+    """A model of the user's own that never makes a picture."""
 
     shape, classes = (3, 8, 8), 0
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import apache_beam as beam
 import pytest
 
-from pipelines.device import DeviceOptions
+from pipelines.device import DeviceOptions, cores
 from pipelines.execution import Execution, counted
 from pipelines.processes import InProcesses, on_devices
 from transforms.errors import Damaged, UserError
@@ -86,7 +86,7 @@ def test_several_processes_do_what_one_does(tmp_path):
     assert len(told) == 40
     assert {device for _, device, _ in told} == {"cpu", "cuda:1"}
     assert len({process for process, *_ in told}) == 2
-    assert {int(threads) for *_, threads in told} == {max(1, os.cpu_count() // 2)}
+    assert {int(threads) for *_, threads in told} == {max(1, cores() // 2)}
 
 
 def test_one_device_needs_no_process_of_its_own(tmp_path):
@@ -173,7 +173,7 @@ def test_devices_that_are_named(said, meant):
 
 def test_all_devices_of_a_machine_without_a_gpu(monkeypatch):
     monkeypatch.setattr("pipelines.device._gpus", lambda: 0)
-    assert DeviceOptions(device="all").all_of_them() == ["cpu"] * len(os.sched_getaffinity(0))
+    assert DeviceOptions(device="all").all_of_them() == ["cpu"] * cores()
     assert DeviceOptions(device="auto").all_of_them() == ["cpu"]
 
 

@@ -113,7 +113,7 @@ class Configuration:
 
 def _check(field: dataclasses.Field, value: Any) -> None:
     kind = type(field.default)
-    limits = {"choices": (), "least": -math.inf, "most": math.inf, "multiple": 1, **field.metadata}
+    limits = field.metadata
     right = type(value) is kind or (kind is float and type(value) is int)
     if not right:
         raise UserError(f"{field.name} is {value!r}, expected {_kind(kind)}")
@@ -140,14 +140,14 @@ class BroughtModel:
 
     Attributes:
         model: a folder as diffusers writes it, or of finished pictures; a TorchScript file; or ``package.module:name`` of a
-            Python object (``unconditional.bring`` says what each must be).
+            Python object (docs/sweep.md says what each must be).
         members: file with the ids of the lake's samples that it was trained on, one a line; "" for all training pictures.
         latent: numbers that a TorchScript generator makes a picture of.
         classes: that a TorchScript generator is told; 0 for none.
     """
 
-    model: str = ""
-    members: str = ""
+    model: str = _axis("")
+    members: str = _axis("")
     latent: int = _axis(128, least=1, most=1 << 20)
     classes: int = _axis(0, least=0)
 
