@@ -238,8 +238,9 @@ class MakeAndCompare(beam.DoFn):
         """Rows of ``untargeted_generations``, and features of those pictures that quality is made of."""
         attack, model_id = self.attack, worker.know(target)
         numbers = list(range(chunk * attack.chunk, min((chunk + 1) * attack.chunk, attack.generations)))
-        seeds: Sequence[int | None] = [None] * len(numbers)
-        labels: Sequence[int | None] = seeds
+        drawn = [seed(attack.base_seed, "untargeted", number) for number in numbers]
+        seeds: Sequence[int | None] = drawn
+        labels: Sequence[int | None] = [None] * len(numbers)
         try:
             model = worker.model(model_id)
             if isinstance(model, FinishedPictures):
@@ -247,8 +248,7 @@ class MakeAndCompare(beam.DoFn):
                 seeds = labels = [None] * len(numbers)
                 made: list[np.ndarray | str] = _of_one_size(model.take(numbers), model.shape)
             else:
-                drawn = [seed(attack.base_seed, "untargeted", number) for number in numbers]
-                seeds, labels = drawn, [number % model.classes if model.classes else None for number in numbers]
+                labels = [number % model.classes if model.classes else None for number in numbers]
                 made = self._made(model, drawn, labels)
         except UserError as error:
             made = [str(error)] * len(numbers)

@@ -243,15 +243,20 @@ def _imported(place: str, device: str) -> Any:
         sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{place!r} can't be imported ({first_line(error)}); mend it") from error
+    except Exception as error:  # it is anybody's code
+        raise UserError(f"{place!r} can't be imported ({type(error).__name__}: {first_line(error)}); mend it") from error
     if not (hasattr(found, "make") or callable(found)):
         raise UserError(f"{place!r} is {found!r}, expected a model, or a function that makes one")
     if inspect.isclass(found) or not hasattr(found, "make"):
-        takes = inspect.signature(found).parameters
-        found = found(device) if takes else found()
+        try:
+            found = found(device) if inspect.signature(found).parameters else found()
+        except Exception as error:  # as above
+            raise UserError(f"{place!r} makes no model ({type(error).__name__}: {first_line(error)}); mend it") from error
     if missing := [one for one in ("make", "shape", "classes") if not hasattr(found, one)]:
         raise UserError(
             f"{place!r} lacks {', '.join(missing)}; it needs make(seeds, labels, steps, sampler), shape and classes"
         )
+    shape = tuple(found.shape)
+    if len(shape) != 3 or shape[0] != 3 or not all(isinstance(one, int) and one > 0 for one in shape):
+        raise UserError(f"{place!r} has the shape {found.shape!r}, expected (3, H, W)")
     return found

@@ -158,6 +158,8 @@ def test_an_object_of_python(tmp_path, monkeypatch):
         "one = Grey('none')\n"
         "half = 3\n"
         "def nothing(): return object()\n"
+        "def breaks(): return 1 / 0\n"
+        "class Flat(Grey): shape = (8, 8)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_models", raising=False)
@@ -167,6 +169,13 @@ def test_an_object_of_python(tmp_path, monkeypatch):
         brought.bring(BroughtModel("my_models:nothing"), "cpu")
     with pytest.raises(UserError, match="'my_models:half' is 3, expected a model, or a function that makes one"):
         brought.bring(BroughtModel("my_models:half"), "cpu")
+    with pytest.raises(UserError, match=r"'my_models:breaks' makes no model \(ZeroDivisionError: division by zero\)"):
+        brought.bring(BroughtModel("my_models:breaks"), "cpu")
+    with pytest.raises(UserError, match=r"'my_models:Flat' has the shape \(8, 8\), expected \(3, H, W\)"):
+        brought.bring(BroughtModel("my_models:Flat"), "cpu")
+    (tmp_path / "my_broken_models.py").write_text("1 / 0")
+    with pytest.raises(UserError, match=r"'my_broken_models:one' can't be imported \(ZeroDivisionError"):
+        brought.bring(BroughtModel("my_broken_models:one"), "cpu")
     with pytest.raises(UserError, match="'my_models:absent' can't be imported"):
         brought.bring(BroughtModel("my_models:absent"), "cpu")
 
