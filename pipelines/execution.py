@@ -41,6 +41,20 @@ NEEDS_OF_RUNNERS = {
 PACKAGES = ("apache-beam", "torch", "open-clip-torch", "faiss-cpu", "pyarrow", "duckdb", "img2dataset", "diffusers")
 
 
+class BeamOptions(PipelineOptions):
+    """Beam's options, each view of which is made once. Views share their values, so one is as good as another; but Beam asks
+    for one at every step that it builds, some seventy times a pipeline, and makes a parser of arguments each time."""
+
+    def view_as(self, cls: type[PipelineOptions]) -> Any:
+        views = self.__dict__.setdefault("views", {})
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        return views[cls]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "views"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Execution:
     """Where and how the pipelines run.
@@ -65,7 +79,7 @@ class Execution:
             RuntimeError: if the job did not end well.
         """
         quiet_beam(self.verbose)
-        options = PipelineOptions(self.beam_args)
+        options = BeamOptions(self.beam_args)
         # Every DoFn lives in an importable module, so nothing of the main session need travel.
         options.view_as(SetupOptions).save_main_session = False
         template = options.view_as(GoogleCloudOptions).template_location

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 
 import sql
@@ -35,6 +36,7 @@ from pipelines.stages import Planned, Stage, alone_with
 from transforms.attacks.mitigating import MakeMitigated, MitigateHandler, drawn_file, pictures_folder
 from transforms.data.images import ImageStore
 from transforms.errors import UserError
+from transforms.kernels import quality
 from transforms.kernels.copies import CopyLimits
 from transforms.kernels.distances import Frame
 from transforms.matching.candidates import IndexGroups
@@ -45,7 +47,7 @@ from transforms.matching.mitigated import PROMPTS_AT_ONCE, JudgeHandler, JudgeMi
 from transforms.matching.tasks import Round, Snapshots
 from transforms.models.diffusion import DiffusersGenerator
 from transforms.models.mitigations import MITIGATIONS, DoRI, MitigatedGenerator, NoMitigation
-from transforms.store.files import count_rows, delete, exists, list_files, write_parquet
+from transforms.store.files import count_rows, delete, exists, list_files, read_rows, write_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import lineage
@@ -143,11 +145,12 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, match: Manifest
         "parameters_digest": digest("parameters", planned.parameters, planned.upstream, length=16),
     }
     (limits,) = ask(lake, {"copy_calibration": match.snapshot_id}, "SELECT * FROM copy_calibration")
-    job = Mitigated(round, measure_of(match), CopyLimits.of(limits), drawn, folder, audit)
+    vectors = lake.work("mitigate", snapshot, "vectors")
+    job = Mitigated(round, measure_of(match), CopyLimits.of(limits), drawn, folder, vectors, audit)
     judge = JudgeHandler(encoder(made_of["embed"], device), job)
     execution.run(lambda pipeline: build_judging(pipeline, prompts, judge, device.hint()))
     statuses = _statuses(lake, snapshot)
-    write_effects(lake, snapshot)
+    write_effects(lake, snapshot, vectors, held_out(lake, snapshots.embed, drawn))
     return {"model": generator.model, "status": statuses}
 
 
@@ -192,6 +195,9 @@ def draw(lake: Lake, match: Manifest, directory: Directory, prompts_per_class: i
     return pa.Table.from_pylist(listed)
 
 
+HELD_OUT = 2048
+"""Held-out pictures that those under a mitigation are compared with, at most."""
+
 OWN = {"code": "code", "sample": "sample_id", "size": "size"}
 """Columns of the drawn prompts after own_, and those of the directory that they are."""
 
@@ -219,10 +225,44 @@ def _statuses(lake: Lake, snapshot: str) -> dict[str, int]:
     return {status: row["rows"] for status, row in found.items()}
 
 
-def write_effects(lake: Lake, snapshot: str) -> None:
-    """Writes ``mitigation_effects``."""
-    batches = list(scan(lake, {"mitigations": snapshot}, sql.read("tables", "mitigation_effects")))
-    lake.write("mitigation_effects", snapshot, 0, [row for batch in batches for row in batch.to_pylist()])
+def held_out(lake: Lake, embed: str, drawn: str) -> np.ndarray:
+    """(n, d): vectors of at most ``HELD_OUT`` controls, the same each time, and of no drawn prompt's own image."""
+    query = """
+        SELECT vector FROM embeddings
+        WHERE role = 'control' AND status = 'success' AND NOT list_contains($drawn, sample_id)
+        ORDER BY md5(sample_id) LIMIT $most
+    """
+    own = [row["sample_id"] for row in read_rows(drawn)]
+    return np.array([row["vector"] for row in ask(lake, {"embeddings": embed}, query, drawn=own, most=HELD_OUT)], np.float32)
+
+
+def write_effects(lake: Lake, snapshot: str, vectors: str, real: np.ndarray) -> None:
+    """Writes ``mitigation_effects``.
+
+    Args:
+        lake, snapshot: of ``mitigations``.
+        vectors: folder of those of its pictures.
+        real: (n, d), of held-out pictures.
+    """
+    made: dict[tuple[str, str], list[np.ndarray]] = collections.defaultdict(list)
+    for path in list_files(vectors, ".parquet"):
+        for one in read_rows(path):
+            if not one["attacked"]:
+                made[one["class"], one["mitigation"]].append(one["vector"])
+    rows = [
+        row
+        for batch in scan(lake, {"mitigations": snapshot}, sql.read("tables", "mitigation_effects"))
+        for row in batch.to_pylist()
+    ]
+    for row in rows:
+        under, without = (np.array(made[row["class"], name], np.float32) for name in (row["mitigation"], "none"))
+        row.update(cmmd=_cmmd(under, real), cmmd_before=_cmmd(without, real), cmmd_pictures=len(under), cmmd_held_out=len(real))
+    lake.write("mitigation_effects", snapshot, 0, rows)
+
+
+def _cmmd(made: np.ndarray, real: np.ndarray) -> float | None:
+    """None where there are too few of them."""
+    return None if min(len(made), len(real)) < quality.FEWEST else quality.cmmd(made, real).distance
 
 
 def finish(execution: Execution, parsed: Parsed, manifest: Manifest) -> None:
@@ -233,13 +273,16 @@ def finish(execution: Execution, parsed: Parsed, manifest: Manifest) -> None:
 
 def summary(lake: Lake, manifest: Manifest) -> str:
     """The effects as a table for the terminal."""
-    names = ["class", "mitigation", "prompts", "before", "after", "95% interval", "DoRI", "95% interval", "CLIP", "seconds"]
+    names = [
+        "class", "mitigation", "prompts", "before", "after", "95% interval", "DoRI", "95% interval", "CLIP", "CMMD", "seconds",
+    ]  # fmt: skip
     rows = []
     for row in ask(lake, {"mitigation_effects": manifest.snapshot_id}, "SELECT * FROM mitigation_effects"):
         rows.append(
             (
                 row["class"], row["mitigation"], row["prompts"], row["before"], row["after"], _interval(row, "after"),
-                row["dori"], _interval(row, "dori"), _number(row["prompt_similarity"]), _number(row["seconds"]),
+                row["dori"], _interval(row, "dori"), _number(row["prompt_similarity"]), _number(row["cmmd"]),
+                _number(row["seconds"]),
             )
         )  # fmt: skip
     return as_table(names, rows)

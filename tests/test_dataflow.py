@@ -272,7 +272,9 @@ def test_mitigations_ask_for_a_gpu_where_the_models_are(lake, build, job, store)
     assert has_step(with_gpu, "BeamML_RunInference") and has_step(without, "SkipFinished")
     assert all("/MakeAndWrite/" in name for name in with_gpu)
     audit = dict.fromkeys(("audit_id", "model_revision", "parameters_digest"), "-")
-    judged = Mitigated(job.round("new", []), job.measure, CopyLimits(0.15, 0.5, None), "drawn.parquet", "prompts", audit)
+    judged = Mitigated(
+        job.round("new", []), job.measure, CopyLimits(0.15, 0.5, None), "drawn.parquet", "made", "vectors", audit
+    )
     judge = JudgeHandler(embed.encoder(lake.latest("embed"), device), judged)
     with_gpu, without = on_gpu(build(lambda pipeline: mitigate.build_judging(pipeline, 100, judge, device.hint())))
     assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteMitigations")

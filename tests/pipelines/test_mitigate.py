@@ -5,10 +5,12 @@ import dataclasses
 import json
 import math
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipelines import cli
 from pipelines.query import answer
@@ -18,6 +20,7 @@ from tests.models import save_pixel_pipeline, save_random_pipeline
 from tests.planted import picture, write_tiny_clip
 from transforms.errors import UserError
 from transforms.forgetting.removal import remove
+from transforms.kernels import quality
 from transforms.kernels.rates import blaker_interval
 from transforms.models.base import Wanted
 from transforms.models.clip import ClipModel
@@ -211,9 +214,35 @@ def test_the_effects_are_counted_from_the_rows(made):
         assert row["prompt_similarity_before"] == pytest.approx(np.mean([one["prompt_similarity"] for one in before]))
         assert row["seconds"] == pytest.approx(np.median([one["seconds"] for one in plain]))
         assert row["evaluations"] == 4
+        # Three controls, two of which are asked for: too few to say how far pictures lie from them.
+        assert (row["cmmd"], row["cmmd_before"]) == (None, None)
+        assert (row["cmmd_pictures"], row["cmmd_held_out"]) == (sum(one["images"] for one in plain), 1)
     copied = next(row for row in effects if row["class"] == "copied")
     assert copied["before"] == 1
     assert all(row["before"] == 0 for row in effects if row["class"] == "never_seen")
+
+
+def test_pictures_are_held_against_held_out_ones_that_nobody_asked_for(made, audited, tmp_path, monkeypatch):
+    lake = copy_of(audited, tmp_path / "lake")
+    monkeypatch.setattr(quality, "FEWEST", 1)
+    seen = []
+    monkeypatch.setattr(
+        quality, "cmmd", lambda made, real: seen.append((made, real)) or types.SimpleNamespace(distance=len(seen))
+    )
+    assert mitigate(lake, "--no_dori") == 0
+    effects = rows(lake, "mitigation_effects")
+    assert [(row["cmmd"], row["cmmd_before"]) for row in effects] == [(2 * n + 1, 2 * n + 2) for n in range(len(effects))]
+    asked = {row["sample_id"] for row in rows(lake)}
+    vectors = {
+        row["sample_id"]: row["vector"] for path in lake.every_part("embeddings") for row in read_rows(path)
+        if row["role"] == "control"
+    }  # fmt: skip
+    (left,) = vectors.keys() - asked
+    encoder, pictures = ClipModel(str(CLIP)).load(), images(lake)
+    np.testing.assert_allclose(encoder.encode([Image.fromarray(pictures[left])]), [vectors[left]], atol=1e-5)
+    for row, (under, real), (without, _) in zip(effects, seen[::2], seen[1::2], strict=True):
+        assert real.tolist() == [vectors[left]] and under.shape == without.shape == (row["cmmd_pictures"], real.shape[1])
+        assert np.array_equal(under, without) == (row["mitigation"] == "none")
 
 
 def test_the_database_shows_both_tables(made):

@@ -38,9 +38,6 @@ from transforms.training.runs import load_model, members_of
 BATCH = 256
 """Pictures that are made at once."""
 
-FEWEST = 8
-"""With fewer pictures nothing is said of quality."""
-
 RULES = ("l2", "adaptive_l2", "ratio")
 
 
@@ -402,7 +399,7 @@ class JudgeQuality(beam.DoFn):
 def _quality(real: np.ndarray, made: np.ndarray) -> dict[str, float | None]:
     """The columns of quality; null where there are too few pictures."""
     made = made[np.isfinite(made).all(1)] if len(made) else made
-    if min(len(real), len(made)) < FEWEST:
+    if min(len(real), len(made)) < quality.FEWEST:
         return dict.fromkeys(("frechet", "cmmd", "precision", "recall"))
     inside = quality.manifold(made, real)
     return {

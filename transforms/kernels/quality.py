@@ -27,6 +27,9 @@ SCALE = 1000.0
 NEAREST = 3
 """Kynkäänniemi et al.'s k."""
 
+FEWEST = 8
+"""Of fewer pictures the tables say nothing of quality."""
+
 ROUNDING = 1e-12
 """Squared distances that differ by less than this share of the largest squared norm are equal."""
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
 from PIL import Image
 
@@ -23,7 +24,7 @@ from transforms.matching.judging import Brought, Judge, Judgement
 from transforms.matching.tasks import Round
 from transforms.models.clip import ClipModel, OpenClipEncoder
 from transforms.store.counters import count
-from transforms.store.files import read_rows
+from transforms.store.files import read_rows, write_parquet
 from transforms.store.pictures import stored_array
 
 PROMPTS_AT_ONCE = 16
@@ -31,6 +32,8 @@ PROMPTS_AT_ONCE = 16
 
 PICTURES_AT_ONCE = 256
 """Pictures that are held decoded while they are judged."""
+
+VECTORS = pa.schema({"class": pa.string(), "mitigation": pa.string(), "attacked": pa.bool_(), "vector": pa.list_(pa.float32())})
 
 
 class Picture(NamedTuple):
@@ -57,6 +60,7 @@ class Mitigated:
         drawn: file of the prompts, in order: prompt_id, text, sample_id, class, own_group, own_code, own_sample, own_size.
         folder: where the file of each lies, PROMPT_ID.parquet: mitigation, attacked, number, status, reason, image, seconds,
             evaluations.
+        vectors: where CLIP's vectors of the pictures of each part are put, NUMBER.parquet: class, mitigation, attacked, vector.
         audit: the audit's columns.
     """
 
@@ -65,7 +69,15 @@ class Mitigated:
     limits: CopyLimits
     drawn: str
     folder: str
+    vectors: str
     audit: dict[str, str]
+
+
+class Rows(NamedTuple):
+    """A part of ``mitigations``, and the vectors of its pictures."""
+
+    rows: list[dict[str, Any]]
+    vectors: list[dict[str, Any]]
 
 
 class JudgeHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
@@ -90,10 +102,10 @@ class JudgeHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
         self, batch: Sequence[int], model: OpenClipEncoder, inference_args: dict[str, Any] | None = None
     ) -> Iterator[PredictionResult]:
         for number in batch:
-            yield PredictionResult(example=number, inference=list(self._rows(number, model)))
+            yield PredictionResult(example=number, inference=self._rows(number, model))
 
-    def _rows(self, number: int, encoder: OpenClipEncoder) -> Iterator[dict[str, Any]]:
-        job = self.job
+    def _rows(self, number: int, encoder: OpenClipEncoder) -> Rows:
+        job, made = self.job, Rows([], [])
         judge = Judge(job.round, job.measure, job.limits)
         prompts = list(read_rows(job.drawn))[number * PROMPTS_AT_ONCE : (number + 1) * PROMPTS_AT_ONCE]
         asked: list[np.ndarray | None]
@@ -116,7 +128,10 @@ class JudgeHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
             self._judge(judge, encoder, prompt, waiting, pictures)
             plain = {one.row["number"]: one.vector for one in pictures["none", False]}
             for key, rows in tried.items():
-                yield {**job.audit, **_row(prompt, vector, key, rows, pictures[key], plain, job.measure.delta)}
+                made.rows.append({**job.audit, **_row(prompt, vector, key, rows, pictures[key], plain, job.measure.delta)})
+                of = {"class": prompt["class"], "mitigation": key[0], "attacked": key[1]}
+                made.vectors.extend({**of, "vector": one.vector} for one in pictures[key] if one.judged is not None)
+        return made
 
     def _judge(
         self,
@@ -199,9 +214,11 @@ class WriteMitigations(beam.DoFn):
 
     def process(self, result: PredictionResult) -> Iterator[int]:
         number: Any = result.example
-        rows: Any = result.inference
-        self.job.round.lake.write("mitigations", self.job.round.snapshot, number, rows)
-        count("rows of mitigations", len(rows))
+        made: Any = result.inference
+        # Before the rows, by which the part counts as done.
+        write_parquet(f"{self.job.vectors}/{number}.parquet", pa.Table.from_pylist(made.vectors, VECTORS))
+        self.job.round.lake.write("mitigations", self.job.round.snapshot, number, made.rows)
+        count("rows of mitigations", len(made.rows))
         yield number
 
 

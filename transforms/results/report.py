@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import html
 import importlib.resources
@@ -233,6 +234,7 @@ def without_forgotten(rows: Sequence[dict[str, Any]], tombstones: Tombstones) ->
     return [shown(row) for row in rows]
 
 
+@functools.cache  # a template takes a tenth of a second to compile
 def _environment() -> Any:
     import jinja2
 
