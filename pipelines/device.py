@@ -7,9 +7,14 @@ import glob
 import os
 import re
 import sys
+from typing import TYPE_CHECKING
 
 from pipelines.options import Options, option
 from transforms.errors import UserError
+from transforms.models.devices import cores
+
+if TYPE_CHECKING:
+    from transforms.models.processes import Devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +61,11 @@ class DeviceOptions(Options):
         """What to ask a distributed runner for; None unless a GPU was asked for by name."""
         return self.accelerator if self.device.startswith("cuda") else None
 
+    def devices(self) -> Devices:
+        """Where the models of a pipeline run."""
+        from transforms.models.processes import Devices
 
-def cores() -> int:
-    """Of those that the machine has the ones that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return Devices(tuple(self.all_of_them()), self.hint())
 
 
 def _gpus() -> int:

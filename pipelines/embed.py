@@ -113,7 +113,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, images: Manifes
     numbers = [number for number, path in now.items() if earlier.get(number) != path]
     clip = options.model(device.resolved())
     if numbers:
-        transform = EmbedImages(OpenClipHandler(clip, lake, images.snapshot_id), planned.snapshot_id, device.hint())
+        transform = EmbedImages(OpenClipHandler(clip, lake, images.snapshot_id), planned.snapshot_id, device.devices())
         total = images.rows["images"]
         # Parts are of about the same size; to read every footer every two seconds would cost more than it tells.
         progress = Progress(

@@ -26,7 +26,6 @@ from pipelines.device import DeviceOptions
 from pipelines.embed import encoder
 from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, option, parameters
-from pipelines.processes import on_devices
 from pipelines.stages import Planned, Stage
 from pipelines.train import build, ready_pictures
 from transforms.errors import UserError
@@ -94,6 +93,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
 
     assert train is not None, "it has an upstream"
     lake, options, device = execution.lake, parsed[ExtractOptions], parsed[DeviceOptions]
+    devices = device.devices()
     made_of = lineage(lake, train)
     deduplicate, most = made_of["deduplicate"], train.parameters["pictures"]
     targets = trained(lake, train)
@@ -113,10 +113,10 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
     def on(one: str) -> ExtractionPlace:
         return dataclasses.replace(place, device=one, features=features.on(one))
 
-    ask_them = on_devices(device.all_of_them(), lambda one: MakeAndCompare(on(one), attack))
-    execution.run(lambda pipeline: build(pipeline, elements, ask_them, device.hint()), progress)
-    judge_them = on_devices(device.all_of_them(), lambda one: JudgeQuality(on(one), attack))
-    execution.run(lambda pipeline: build(pipeline, targets, judge_them, device.hint()))
+    ask_them = devices.step(lambda one: MakeAndCompare(on(one), attack))
+    execution.run(lambda pipeline: build(pipeline, elements, ask_them, devices), progress)
+    judge_them = devices.step(lambda one: JudgeQuality(on(one), attack))
+    execution.run(lambda pipeline: build(pipeline, targets, judge_them, devices))
     attacks = [read_json(place.row_path(one["model_id"])) for one in targets]
     lake.write("untargeted_attacks", planned.snapshot_id, 0, attacks)
     paths = [place.chunk_path(target["model_id"], chunk) for target, chunk in elements]

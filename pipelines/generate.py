@@ -31,6 +31,7 @@ from transforms.errors import UserError
 from transforms.models.base import Generator
 from transforms.models.diffusion import DiffusersGenerator
 from transforms.models.folder import FolderGenerator
+from transforms.models.processes import Devices
 from transforms.store.files import delete, list_files, read_rows
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
@@ -253,11 +254,11 @@ def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images
     return drawn._replace(rows=drawn.rows + rows)
 
 
-def build(pipeline: beam.Pipeline, parts: int, handler: GeneratorHandler, accelerator: str | None) -> None:
+def build(pipeline: beam.Pipeline, parts: int, handler: GeneratorHandler, devices: Devices) -> None:
     """The pipeline that makes the images of ``parts`` parts of ``prompts``."""
     from transforms.attacks.attempts import GenerateImages
 
-    make = GenerateImages(handler, accelerator)
+    make = GenerateImages(handler, devices)
     _ = pipeline | "Parts" >> beam.Create(range(parts)) | "GenerateImages" >> make
 
 
@@ -301,7 +302,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, groups: Manifes
     handler = GeneratorHandler(lake, audit, images, options.filter, options.seed, store)
     folder = result_folder(lake, audit)
     progress = Progress("generate", lambda: len(list_files(folder, ".parquet")), len(rows), "prompts")
-    execution.run(lambda pipeline: build(pipeline, parts, handler, device.hint()), progress)
+    execution.run(lambda pipeline: build(pipeline, parts, handler, device.devices()), progress)
     refuse_without_attempts(lake, audit)
     execution.run(lambda pipeline: build_compaction(pipeline, lake, audit, parts))
     statuses = ask(lake, {"generations": audit}, "SELECT status, count(*) AS rows FROM generations GROUP BY ALL ORDER BY ALL")

@@ -27,7 +27,6 @@ from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
 from pipelines.extract import in_parts, trained
 from pipelines.options import Options, Parsed, option, parameters
-from pipelines.processes import on_devices
 from pipelines.stages import Planned, Stage, alone_with
 from pipelines.train import build, ready_pictures
 from transforms.errors import UserError
@@ -132,6 +131,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
 
     assert train is not None, "it has an upstream"
     lake, options, device = execution.lake, parsed[InferOptions], parsed[DeviceOptions]
+    devices = device.devices()
     deduplicate, most = lineage(lake, train)["deduplicate"], train.parameters["pictures"]
     targets = trained(lake, train)
     groups = groups_of(targets)
@@ -141,10 +141,10 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
     questions = questions_of(options)
     folder = lake.work("infer", planned.snapshot_id, "signals")
     progress = Progress("infer", lambda: len(list_files(folder, ".npz")), len(targets), "models")
-    step = on_devices(device.all_of_them(), lambda one: AskModels(dataclasses.replace(place, device=one), questions))
-    execution.run(lambda pipeline: build(pipeline, targets, step, device.hint()), progress)
+    step = devices.step(lambda one: AskModels(dataclasses.replace(place, device=one), questions))
+    execution.run(lambda pipeline: build(pipeline, targets, step, devices), progress)
     judge = JudgeGroups(place, questions, options.chosen_attacks())
-    execution.run(lambda pipeline: build(pipeline, groups, judge, None))
+    execution.run(lambda pipeline: build(pipeline, groups, judge))
     failed = 0
     for table in TABLES_OF_A_GROUP:
         for part, some in enumerate(in_parts([place.judged_path(table, name) for name, _ in groups])):

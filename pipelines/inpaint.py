@@ -20,7 +20,6 @@ from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
 from pipelines.extract import trained
 from pipelines.options import Options, Parsed, option, parameters
-from pipelines.processes import on_devices
 from pipelines.stages import Planned, Stage
 from pipelines.train import build, ready_pictures
 from transforms.store.files import delete, list_files, read_parquet
@@ -55,6 +54,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
 
     assert train is not None, "it has an upstream"
     lake, options, device = execution.lake, parsed[InpaintOptions], parsed[DeviceOptions]
+    devices = device.devices()
     deduplicate, most = lineage(lake, train)["deduplicate"], train.parameters["pictures"]
     wanted = jobs(lake, trained(lake, train), options.targets)
     if not wanted:
@@ -65,10 +65,10 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, train: Manifest
         options.targets, options.inpaintings, options.kept, options.inpaint_timestep, options.inpaint_draws,
         options.repaint_steps, options.jump_length, options.jumps, options.inpaint_seed,
     )  # fmt: skip
-    step = on_devices(device.all_of_them(), lambda one: Inpaint(lake, planned.snapshot_id, deduplicate, most, one, how))
+    step = devices.step(lambda one: Inpaint(lake, planned.snapshot_id, deduplicate, most, one, how))
     folder = lake.work("inpaint", planned.snapshot_id, "rows")
     progress = Progress("inpaint", lambda: len(list_files(folder, ".parquet")), len(wanted), "models")
-    execution.run(lambda pipeline: build(pipeline, wanted, step, device.hint()), progress)
+    execution.run(lambda pipeline: build(pipeline, wanted, step, devices), progress)
     for part, job in enumerate(wanted):
         path = rows_path(lake, planned.snapshot_id, job.model["model_id"])
         lake.write("inpaintings", planned.snapshot_id, part, read_parquet(path))

@@ -43,6 +43,7 @@ from transforms.matching.tasks import EXACT_UP_TO, THUMBNAIL, Round, Snapshots, 
 from transforms.matching.unreadable import noted
 from transforms.models.base import Generator
 from transforms.models.clip import ClipModel
+from transforms.models.processes import Devices
 from transforms.store.files import count_rows, delete, list_files, open_parquet, read_parquet, read_rows, write_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest, part_number
@@ -238,7 +239,7 @@ class Matching:
     def judge(self, execution: Execution, device: DeviceOptions, round: Round, progress: Progress | None = None) -> None:
         """All steps of a round: vectors, candidates, their pictures, and the comparison."""
         clip = encoder(self.embed, device)
-        execution.run(lambda pipeline: build_embedding(pipeline, self, round, clip, device.hint()))
+        execution.run(lambda pipeline: build_embedding(pipeline, self, round, clip, device.devices()))
         self.find(execution, round)
         parts = merge(round)
         execution.run(lambda pipeline: build_gathering(pipeline, round, parts))
@@ -302,7 +303,7 @@ class Matching:
                 sum(pointed.values()),
                 "generations",
             )
-            execution.run(lambda pipeline: build_regeneration(pipeline, self, list(pointed), again, device.hint()), progress)
+            execution.run(lambda pipeline: build_regeneration(pipeline, self, list(pointed), again, device.devices()), progress)
             self.judge(execution, device, self.round("again", [Task("regenerations", number) for number in pointed]))
         query = "SELECT count(*) AS pointed, count(*) FILTER (status = 'success') AS success FROM regenerations"
         (done,) = ask(self.lake, {"regenerations": self.snapshot}, query)
@@ -410,11 +411,11 @@ def stored_bytes(lake: Lake, table: str, snapshot: str) -> tuple[int, int]:
     return size, stored
 
 
-def build_embedding(pipeline: beam.Pipeline, job: Matching, round: Round, clip: ClipModel, accelerator: str | None) -> None:
+def build_embedding(pipeline: beam.Pipeline, job: Matching, round: Round, clip: ClipModel, devices: Devices) -> None:
     """The pipeline that makes the vectors of what is judged, and writes ``generation_embeddings``."""
     from transforms.matching.queries import EmbedTasks
 
-    embed = EmbedTasks(round, clip, job.audit["parameters_digest"], accelerator)
+    embed = EmbedTasks(round, clip, job.audit["parameters_digest"], devices)
     _ = pipeline | "Tasks" >> beam.Create(list(enumerate(round.tasks))) | "EmbedTasks" >> embed
 
 
@@ -464,13 +465,11 @@ def build_pointing(pipeline: beam.Pipeline, round: Round, limits: CopyLimits, co
     )
 
 
-def build_regeneration(
-    pipeline: beam.Pipeline, job: Matching, numbers: list[int], images: Generator, accelerator: str | None
-) -> None:
+def build_regeneration(pipeline: beam.Pipeline, job: Matching, numbers: list[int], images: Generator, devices: Devices) -> None:
     """The pipeline that writes ``regenerations``."""
     from transforms.matching.regeneration import Regenerate
 
-    again = Regenerate(job.lake, job.snapshot, images, job.audit, accelerator)
+    again = Regenerate(job.lake, job.snapshot, images, job.audit, devices)
     _ = pipeline | "Parts" >> beam.Create(numbers) | "Regenerate" >> again
 
 

@@ -47,6 +47,7 @@ from transforms.matching.mitigated import PROMPTS_AT_ONCE, JudgeHandler, JudgeMi
 from transforms.matching.tasks import Round, Snapshots
 from transforms.models.diffusion import DiffusersGenerator
 from transforms.models.mitigations import MITIGATIONS, DoRI, MitigatedGenerator, NoMitigation
+from transforms.models.processes import Devices
 from transforms.store.files import count_rows, delete, exists, list_files, read_rows, write_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
@@ -138,7 +139,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, match: Manifest
     handler = MitigateHandler(generator, lake, snapshot, store, options.tried, options.images, base_seed, options.attack)
     folder = pictures_folder(lake, snapshot)
     progress = Progress("mitigate", lambda: len(list_files(folder, ".parquet")), prompts, "prompts")
-    execution.run(lambda pipeline: build(pipeline, prompts, handler, device.hint()), progress)
+    execution.run(lambda pipeline: build(pipeline, prompts, handler, device.devices()), progress)
     audit = {
         "audit_id": generate.snapshot_id,
         "model_revision": generate.parameters["model_revision"],
@@ -148,7 +149,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, match: Manifest
     vectors = lake.work("mitigate", snapshot, "vectors")
     job = Mitigated(round, measure_of(match), CopyLimits.of(limits), drawn, folder, vectors, audit)
     judge = JudgeHandler(encoder(made_of["embed"], device), job)
-    execution.run(lambda pipeline: build_judging(pipeline, prompts, judge, device.hint()))
+    execution.run(lambda pipeline: build_judging(pipeline, prompts, judge, device.devices()))
     statuses = _statuses(lake, snapshot)
     write_effects(lake, snapshot, vectors, held_out(lake, snapshots.embed, drawn))
     return {"model": generator.model, "status": statuses}
@@ -202,15 +203,15 @@ OWN = {"code": "code", "sample": "sample_id", "size": "size"}
 """Columns of the drawn prompts after own_, and those of the directory that they are."""
 
 
-def build(pipeline: beam.Pipeline, prompts: int, handler: MitigateHandler, accelerator: str | None) -> None:
+def build(pipeline: beam.Pipeline, prompts: int, handler: MitigateHandler, devices: Devices) -> None:
     """The pipeline that makes the pictures of so many prompts."""
-    _ = pipeline | "Prompts" >> beam.Create(range(prompts)) | "MakeMitigated" >> MakeMitigated(handler, accelerator)
+    _ = pipeline | "Prompts" >> beam.Create(range(prompts)) | "MakeMitigated" >> MakeMitigated(handler, devices)
 
 
-def build_judging(pipeline: beam.Pipeline, prompts: int, handler: JudgeHandler, accelerator: str | None) -> None:
+def build_judging(pipeline: beam.Pipeline, prompts: int, handler: JudgeHandler, devices: Devices) -> None:
     """The pipeline that writes ``mitigations``."""
     parts = range(-(-prompts // PROMPTS_AT_ONCE))
-    _ = pipeline | "Parts" >> beam.Create(parts) | "JudgeMitigated" >> JudgeMitigated(handler, accelerator)
+    _ = pipeline | "Parts" >> beam.Create(parts) | "JudgeMitigated" >> JudgeMitigated(handler, devices)
 
 
 def _statuses(lake: Lake, snapshot: str) -> dict[str, int]:

@@ -24,11 +24,11 @@ import apache_beam as beam
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, option
-from pipelines.processes import on_devices
 from pipelines.stages import Planned, Stage
 from transforms.errors import UserError
 from transforms.models import configuration
 from transforms.models.configuration import TRAINING_VERSION, read_sweep
+from transforms.models.processes import AS_IT_IS, Devices
 from transforms.store.arrays import read_json
 from transforms.store.files import delete, list_files
 from transforms.store.identity import digest
@@ -90,11 +90,9 @@ def _revision(one: Any) -> str:
         return ""
 
 
-def build(pipeline: beam.Pipeline, elements: Sequence[Any], step: beam.DoFn, accelerator: str | None = None) -> None:
+def build(pipeline: beam.Pipeline, elements: Sequence[Any], step: beam.DoFn, devices: Devices = AS_IT_IS) -> None:
     """A pipeline that does one step with each element: what every pipeline of a sweep is."""
-    work: beam.PTransform = beam.ParDo(step)
-    if accelerator:
-        work = work.with_resource_hints(accelerator=accelerator, min_ram="16GB")
+    work = devices.hinted(beam.ParDo(step))
     _ = pipeline | "Elements" >> beam.Create(list(elements)) | "Spread" >> beam.Reshuffle() | type(step).__name__ >> work
 
 
@@ -119,16 +117,17 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, deduplicate: Ma
 
     assert deduplicate is not None, "it has an upstream"
     lake, options, device = execution.lake, parsed[TrainOptions], parsed[DeviceOptions]
+    devices = device.devices()
     wanted = options.configurations()
     each = [one.configuration for one in wanted]
     ready_pictures(
         execution, deduplicate, options.pictures, {one.pixels for one in each if isinstance(one, configuration.Configuration)}
     )
     place = TrainingPlace(lake, planned.snapshot_id, deduplicate, options.pictures, device.resolved(), options.save_every)
-    step = on_devices(device.all_of_them(), lambda one: TrainModels(dataclasses.replace(place, device=one)))
+    step = devices.step(lambda one: TrainModels(dataclasses.replace(place, device=one)))
     folder = lake.work("train", planned.snapshot_id, "runs")
     progress = Progress("train", lambda: len(list_files(folder, ".json")), len(each), "trainings")
-    execution.run(lambda pipeline: build(pipeline, each, step, device.hint()), progress)
+    execution.run(lambda pipeline: build(pipeline, each, step, devices), progress)
     blank = dict.fromkeys(TABLES["models"].schema.names)
     statuses: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()

@@ -31,6 +31,7 @@ from transforms.errors import TemplateWritten
 from transforms.forgetting import workers
 from transforms.kernels.copies import CopyLimits
 from transforms.matching.tasks import Task
+from transforms.models.processes import AS_IT_IS
 from transforms.store.lake import Lake
 from transforms.store.pictures import encode_png
 
@@ -140,7 +141,7 @@ def test_embed_asks_for_a_gpu_where_the_model_is(lake, build):
     device = DeviceOptions(device="cuda")
     images = lake.latest("ingest")
     clip = EmbedOptions(clip_model=lake.latest("embed").facts["clip_model"]).model(device.resolved())
-    transform = EmbedImages(OpenClipHandler(clip, lake, images.snapshot_id), "new", device.hint())
+    transform = EmbedImages(OpenClipHandler(clip, lake, images.snapshot_id), "new", device.devices())
     pipeline = build(lambda pipeline: embed.build(pipeline, [0, 1], transform))
     with_gpu, without = on_gpu(pipeline)
     assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteEmbeddings")
@@ -166,7 +167,7 @@ def test_generate_asks_for_a_gpu_where_the_model_is(lake, build, store):
     options = GenerateOptions(model=done.facts["model"])
     images = generate.generator(options, device.resolved())
     handler = GeneratorHandler(lake, done.snapshot_id, images, options.filter, options.seed, store)
-    with_gpu, without = on_gpu(build(lambda pipeline: generate.build(pipeline, 1, handler, device.hint())))
+    with_gpu, without = on_gpu(build(lambda pipeline: generate.build(pipeline, 1, handler, device.devices())))
     assert has_step(with_gpu, "BeamML_RunInference")
     assert has_step(without, "ReadPrompts")
     assert all("/MakeAndWrite/" in name for name in with_gpu)
@@ -179,7 +180,7 @@ def test_without_a_named_gpu_nothing_asks_for_one(lake, build, store):
     options = GenerateOptions(model=done.facts["model"])
     images = generate.generator(options, "cpu")
     handler = GeneratorHandler(lake, done.snapshot_id, images, options.filter, options.seed, store)
-    with_gpu, _ = on_gpu(build(lambda pipeline: generate.build(pipeline, 1, handler, device.hint())))
+    with_gpu, _ = on_gpu(build(lambda pipeline: generate.build(pipeline, 1, handler, device.devices())))
     assert with_gpu == set()
 
 
@@ -223,10 +224,10 @@ def matched(job):
 def test_the_vectors_of_what_is_judged_are_made_where_the_gpu_is(build, job, matched, lake):
     device = DeviceOptions(device="cuda")
     clip = embed.encoder(lake.latest("embed"), device)
-    with_gpu, without = on_gpu(build(lambda pipeline: match.build_embedding(pipeline, job, matched, clip, device.hint())))
+    with_gpu, without = on_gpu(build(lambda pipeline: match.build_embedding(pipeline, job, matched, clip, device.devices())))
     assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteTask")
     assert has_step(without, "SkipEmbedded")
-    on_cpu, _ = on_gpu(build(lambda pipeline: match.build_embedding(pipeline, job, matched, clip, None)))
+    on_cpu, _ = on_gpu(build(lambda pipeline: match.build_embedding(pipeline, job, matched, clip, AS_IT_IS)))
     assert on_cpu == set()
 
 
@@ -251,12 +252,14 @@ def test_looking_for_what_to_make_again_needs_no_gpu(build, job, matched):
 def test_making_again_asks_for_a_gpu_where_the_model_is(lake, build, job):
     device = DeviceOptions(device="cuda")
     model = generate.generator_again(lake.latest("generate"), None, device.resolved())
-    with_gpu, without = on_gpu(build(lambda pipeline: match.build_regeneration(pipeline, job, [0, 1000], model, device.hint())))
+    with_gpu, without = on_gpu(
+        build(lambda pipeline: match.build_regeneration(pipeline, job, [0, 1000], model, device.devices()))
+    )
     assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteRegenerations")
     assert has_step(without, "SkipWritten")
     assert all("/MakeAndWrite/" in name for name in with_gpu)
     assert not any("/MakeAndWrite/" in name for name in without)
-    on_cpu, _ = on_gpu(build(lambda pipeline: match.build_regeneration(pipeline, job, [0], model, None)))
+    on_cpu, _ = on_gpu(build(lambda pipeline: match.build_regeneration(pipeline, job, [0], model, AS_IT_IS)))
     assert on_cpu == set()
 
 
@@ -268,7 +271,7 @@ def test_mitigations_ask_for_a_gpu_where_the_models_are(lake, build, job, store)
     device = DeviceOptions(device="cuda")
     model = MitigatedGenerator.of(generate.generator_again(lake.latest("generate"), None, device.resolved()))
     handler = MitigateHandler(model, lake, "new", store, list(MITIGATIONS.values()), 4, 0, DoRI())
-    with_gpu, without = on_gpu(build(lambda pipeline: mitigate.build(pipeline, 100, handler, device.hint())))
+    with_gpu, without = on_gpu(build(lambda pipeline: mitigate.build(pipeline, 100, handler, device.devices())))
     assert has_step(with_gpu, "BeamML_RunInference") and has_step(without, "SkipFinished")
     assert all("/MakeAndWrite/" in name for name in with_gpu)
     audit = dict.fromkeys(("audit_id", "model_revision", "parameters_digest"), "-")
@@ -276,7 +279,7 @@ def test_mitigations_ask_for_a_gpu_where_the_models_are(lake, build, job, store)
         job.round("new", []), job.measure, CopyLimits(0.15, 0.5, None), "drawn.parquet", "made", "vectors", audit
     )
     judge = JudgeHandler(embed.encoder(lake.latest("embed"), device), judged)
-    with_gpu, without = on_gpu(build(lambda pipeline: mitigate.build_judging(pipeline, 100, judge, device.hint())))
+    with_gpu, without = on_gpu(build(lambda pipeline: mitigate.build_judging(pipeline, 100, judge, device.devices())))
     assert has_step(with_gpu, "BeamML_RunInference") and has_step(with_gpu, "WriteMitigations")
     assert has_step(without, "SkipWritten")
 

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from transforms.data.images import ImageStore
 from transforms.errors import UserError
 from transforms.kernels.cliques import SWEEP, largest_clique
 from transforms.models.base import Attempt, Generator, Wanted
+from transforms.models.processes import AS_IT_IS, Devices
 from transforms.store.counters import count
 from transforms.store.files import list_files, open_parquet, read_rows, write_bytes, write_parquet
 from transforms.store.identity import seed, unit_interval
@@ -212,6 +213,10 @@ class GeneratorHandler(ModelHandler[list, PredictionResult, Generator]):
         self._without_image = 0
         self._batch_size = generator.batch_size
 
+    def on(self, device: str) -> GeneratorHandler:
+        """The same on another device."""
+        return GeneratorHandler(self.lake, self.audit, self.generator.on(device), self.filter, self.base_seed, self.store)
+
     def load_model(self) -> Generator:
         self.generator.load()
         return self.generator
@@ -382,16 +387,14 @@ class GenerateImages(beam.PTransform):
 
     Attributes:
         handler: the model, and where prompts and results are.
-        accelerator: a Beam resource hint for the step with the model, or None.
+        devices: where the model runs.
     """
 
     handler: GeneratorHandler
-    accelerator: str | None = None
+    devices: Devices = AS_IT_IS
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
-        make: beam.PTransform = RunInference(self.handler)
-        if self.accelerator:
-            make = make.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
+        make = self.devices.hinted(self.devices.infer(self.handler))
         read = ReadPrompts(self.handler.lake, self.handler.audit, self.handler.generator.batch_size)
         return parts | "ReadPrompts" >> beam.ParDo(read) | "SpreadPrompts" >> beam.Reshuffle() | "MakeAndWrite" >> make
 

@@ -5,6 +5,7 @@ One prompt is one element, and leaves one file: the pictures of all mitigations.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from transforms.data.images import ImageStore
 from transforms.errors import first_line
 from transforms.models.devices import out_of_memory
 from transforms.models.mitigations import DoRI, Made, MitigatedGenerator, NoMitigation
+from transforms.models.processes import Devices
 from transforms.store.counters import count
 from transforms.store.files import exists, read_rows, write_parquet
 from transforms.store.identity import digest, seed
@@ -81,6 +83,12 @@ class MitigateHandler(ModelHandler[int, PredictionResult, MitigatedGenerator]):
         super().__init__()
         self.generator, self.lake, self.snapshot, self.store = generator, lake, snapshot, store
         self.mitigations, self.images, self.base_seed, self.dori = mitigations, images, base_seed, dori
+
+    def on(self, device: str) -> MitigateHandler:
+        """The same on another device."""
+        moved = copy.copy(self)
+        moved.generator = self.generator.on(device)
+        return moved
 
     def load_model(self) -> MitigatedGenerator:
         self.generator.load()
@@ -177,16 +185,14 @@ class MakeMitigated(beam.PTransform):
 
     Args:
         handler: the model, and what it is asked.
-        accelerator: a Beam resource hint for the step with the model, or None.
+        devices: where the model runs.
     """
 
-    def __init__(self, handler: MitigateHandler, accelerator: str | None = None):
+    def __init__(self, handler: MitigateHandler, devices: Devices):
         super().__init__()
-        self.handler, self.accelerator = handler, accelerator
+        self.handler, self.devices = handler, devices
 
     def expand(self, numbers: beam.PCollection) -> beam.PCollection:
-        make: beam.PTransform = RunInference(self.handler)
-        if self.accelerator:
-            make = make.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
+        make = self.devices.hinted(self.devices.infer(self.handler))
         skip = beam.ParDo(SkipFinished(self.handler.lake, self.handler.snapshot))
         return numbers | "SkipFinished" >> skip | "SpreadPrompts" >> beam.Reshuffle() | "MakeAndWrite" >> make

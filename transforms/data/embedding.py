@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from transforms.models.clip import ClipModel, OpenClipEncoder
+from transforms.models.processes import AS_IT_IS, Devices
 from transforms.store.counters import count
 from transforms.store.files import exists, read_rows
 from transforms.store.lake import Lake
@@ -43,6 +44,10 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
         self.clip, self.lake, self.ingest_snapshot = clip, lake, ingest_snapshot
         # Here and not on the worker: the name must not depend on where the model was loaded from.
         self.model, self.pretrained = clip.identity()
+
+    def on(self, device: str) -> OpenClipHandler:
+        """The same on another device."""
+        return OpenClipHandler(dataclasses.replace(self.clip, device=device), self.lake, self.ingest_snapshot)
 
     def load_model(self) -> OpenClipEncoder:
         return self.clip.load()
@@ -155,11 +160,12 @@ class _InferAndWrite(beam.PTransform):
 
     handler: OpenClipHandler
     embed_snapshot: str
+    devices: Devices
 
     def expand(self, numbers: beam.PCollection) -> beam.PCollection:
         return (
             numbers
-            | "Embed" >> RunInference(self.handler)
+            | "Embed" >> self.devices.infer(self.handler)
             | "WriteEmbeddings" >> beam.ParDo(WriteEmbeddings(self.handler.lake, self.embed_snapshot))
         )
 
@@ -171,17 +177,15 @@ class EmbedImages(beam.PTransform):
     Attributes:
         handler: the model and where the pictures are.
         embed_snapshot: whose ``embeddings``. Parts that it has are left alone.
-        accelerator: a Beam resource hint for the steps with the model, or None.
+        devices: where the model runs.
     """
 
     handler: OpenClipHandler
     embed_snapshot: str
-    accelerator: str | None = None
+    devices: Devices = AS_IT_IS
 
     def expand(self, numbers: beam.PCollection) -> beam.PCollection:
-        model: beam.PTransform = _InferAndWrite(self.handler, self.embed_snapshot)
-        if self.accelerator:
-            model = model.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
+        model = self.devices.hinted(_InferAndWrite(self.handler, self.embed_snapshot, self.devices))
         return (
             numbers
             | "SkipWritten" >> beam.ParDo(SkipWritten(self.handler.lake, "embeddings", self.embed_snapshot))

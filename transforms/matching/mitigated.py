@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from PIL import Image
 
 from transforms.data.embedding import SkipWritten
@@ -23,6 +23,7 @@ from transforms.matching.comparison import Group, Measure
 from transforms.matching.judging import Brought, Judge, Judgement
 from transforms.matching.tasks import Round
 from transforms.models.clip import ClipModel, OpenClipEncoder
+from transforms.models.processes import Devices
 from transforms.store.counters import count
 from transforms.store.files import read_rows, write_parquet
 from transforms.store.pictures import stored_array
@@ -91,6 +92,10 @@ class JudgeHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
     def __init__(self, clip: ClipModel, job: Mitigated):
         super().__init__()
         self.clip, self.job = clip, job
+
+    def on(self, device: str) -> JudgeHandler:
+        """The same on another device."""
+        return JudgeHandler(dataclasses.replace(self.clip, device=device), self.job)
 
     def load_model(self) -> OpenClipEncoder:
         return self.clip.load()
@@ -225,13 +230,15 @@ class WriteMitigations(beam.DoFn):
 class _JudgeAndWrite(beam.PTransform):
     """Model and writer in one, so that a hint holds for both."""
 
-    def __init__(self, handler: JudgeHandler):
+    def __init__(self, handler: JudgeHandler, devices: Devices):
         super().__init__()
-        self.handler = handler
+        self.handler, self.devices = handler, devices
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
         return (
-            parts | "Judge" >> RunInference(self.handler) | "WriteMitigations" >> beam.ParDo(WriteMitigations(self.handler.job))
+            parts
+            | "Judge" >> self.devices.infer(self.handler)
+            | "WriteMitigations" >> beam.ParDo(WriteMitigations(self.handler.job))
         )
 
 
@@ -240,17 +247,15 @@ class JudgeMitigated(beam.PTransform):
 
     Args:
         handler: CLIP, and what is judged.
-        accelerator: a Beam resource hint for the step with the model, or None.
+        devices: where the model runs.
     """
 
-    def __init__(self, handler: JudgeHandler, accelerator: str | None = None):
+    def __init__(self, handler: JudgeHandler, devices: Devices):
         super().__init__()
-        self.handler, self.accelerator = handler, accelerator
+        self.handler, self.devices = handler, devices
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
         job = self.handler.job
-        judge: beam.PTransform = _JudgeAndWrite(self.handler)
-        if self.accelerator:
-            judge = judge.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
+        judge = self.devices.hinted(_JudgeAndWrite(self.handler, self.devices))
         skip = beam.ParDo(SkipWritten(job.round.lake, "mitigations", job.round.snapshot))
         return parts | "SkipWritten" >> skip | "SpreadParts" >> beam.Reshuffle() | "JudgeAndWrite" >> judge

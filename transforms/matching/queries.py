@@ -14,7 +14,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from PIL import Image
 
 from transforms.data.images import PicturesByCode
@@ -24,6 +24,7 @@ from transforms.matching.directory import own_file
 from transforms.matching.tasks import Round, Task, decoy_file
 from transforms.matching.unreadable import note
 from transforms.models.clip import ClipModel, OpenClipEncoder
+from transforms.models.processes import AS_IT_IS, Devices
 from transforms.store.counters import count
 from transforms.store.files import exists, read_parquet, read_rows, write_parquet
 from transforms.store.pictures import DamagedPicture, stored_array, thumbnail
@@ -133,6 +134,10 @@ class EmbedTaskHandler(ModelHandler[tuple[int, Task], PredictionResult, OpenClip
         super().__init__()
         self.clip, self.round = clip, round
 
+    def on(self, device: str) -> EmbedTaskHandler:
+        """The same on another device."""
+        return EmbedTaskHandler(dataclasses.replace(self.clip, device=device), self.round)
+
     def load_model(self) -> OpenClipEncoder:
         return self.clip.load()
 
@@ -213,11 +218,12 @@ class _EmbedAndWrite(beam.PTransform):
     round: Round
     clip: ClipModel
     parameters_digest: str
+    devices: Devices
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
         return (
             tasks
-            | "Embed" >> RunInference(EmbedTaskHandler(self.clip, self.round))
+            | "Embed" >> self.devices.infer(EmbedTaskHandler(self.clip, self.round))
             | "WriteTask" >> beam.ParDo(WriteTask(self.round, self.parameters_digest))
         )
 
@@ -230,18 +236,16 @@ class EmbedTasks(beam.PTransform):
         round: what is matched.
         clip: the model that made the vectors of the training images.
         parameters_digest: the audit's column.
-        accelerator: a Beam resource hint for the steps with the model, or None.
+        devices: where the model runs.
     """
 
     round: Round
     clip: ClipModel
     parameters_digest: str
-    accelerator: str | None = None
+    devices: Devices = AS_IT_IS
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
-        model: beam.PTransform = _EmbedAndWrite(self.round, self.clip, self.parameters_digest)
-        if self.accelerator:
-            model = model.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
+        model = self.devices.hinted(_EmbedAndWrite(self.round, self.clip, self.parameters_digest, self.devices))
         return (
             tasks
             | "SkipEmbedded" >> beam.ParDo(SkipEmbedded(self.round))

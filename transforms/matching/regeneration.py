@@ -14,7 +14,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from transforms.data.embedding import SkipWritten
 from transforms.kernels.copies import CopyLimits, is_copy
@@ -23,6 +23,7 @@ from transforms.matching.directory import Directory
 from transforms.matching.queries import PROMPTS_PARTS
 from transforms.matching.tasks import PLACE_BITS, Round
 from transforms.models.base import Generator, Wanted
+from transforms.models.processes import AS_IT_IS, Devices
 from transforms.store.counters import count
 from transforms.store.files import exists, open_parquet, read_parquet, read_rows, write_parquet
 from transforms.store.lake import Lake, part_number
@@ -176,6 +177,10 @@ class RegenerateHandler(ModelHandler[int, PredictionResult, Generator]):
         super().__init__()
         self.generator, self.lake, self.snapshot, self.audit = generator, lake, snapshot, audit
 
+    def on(self, device: str) -> RegenerateHandler:
+        """The same on another device."""
+        return RegenerateHandler(self.generator.on(device), self.lake, self.snapshot, self.audit)
+
     def load_model(self) -> Generator:
         self.generator.load()
         return self.generator
@@ -238,9 +243,10 @@ class _RegenerateAndWrite(beam.PTransform):
     lake: Lake
     snapshot: str
     handler: RegenerateHandler
+    devices: Devices
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
-        made = parts | "MakeAgain" >> RunInference(self.handler)
+        made = parts | "MakeAgain" >> self.devices.infer(self.handler)
         return made | "WriteRegenerations" >> beam.ParDo(WriteRegenerations(self.lake, self.snapshot))
 
 
@@ -252,20 +258,18 @@ class Regenerate(beam.PTransform):
         lake, snapshot: where to write.
         generator: what made the audit's images.
         audit: the audit's columns.
-        accelerator: a Beam resource hint for the steps with the model, or None.
+        devices: where the model runs.
     """
 
     lake: Lake
     snapshot: str
     generator: Generator
     audit: dict[str, str]
-    accelerator: str | None = None
+    devices: Devices = AS_IT_IS
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
         handler = RegenerateHandler(self.generator, self.lake, self.snapshot, self.audit)
-        make: beam.PTransform = _RegenerateAndWrite(self.lake, self.snapshot, handler)
-        if self.accelerator:
-            make = make.with_resource_hints(accelerator=self.accelerator, min_ram="16GB")
+        make = self.devices.hinted(_RegenerateAndWrite(self.lake, self.snapshot, handler, self.devices))
         missing = SkipWritten(self.lake, "regenerations", self.snapshot)
         return parts | "SkipWritten" >> beam.ParDo(missing) | "SpreadParts" >> beam.Reshuffle() | "MakeAndWrite" >> make
 

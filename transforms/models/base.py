@@ -55,6 +55,9 @@ class Generator(Protocol):
     @property
     def batch_size(self) -> int: ...
 
+    def on(self, device: str) -> Generator:
+        """The same on another device; itself where it needs none."""
+
     def revision(self) -> str:
         """Names the model's exact weights, or the generations' exact content. UserError where it isn't there."""
 

@@ -1,8 +1,9 @@
-"""The device that a model runs on: its memory, and its threads."""
+"""The device that a model runs on: its memory, its threads and cores."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -20,6 +21,11 @@ class Batched(Protocol):
     """
 
     batch_size: int
+
+
+def cores() -> int:
+    """Of those that the machine has the ones that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_batches(

@@ -11,7 +11,7 @@ import inspect
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -80,6 +80,9 @@ class DiffusersGenerator:
     def __getstate__(self) -> dict[str, Any]:
         # Where it goes the model may lie elsewhere, or not at all.
         return {name: value for name, value in self.__dict__.items() if name != "_source"} | {"_pipeline": None}
+
+    def on(self, device: str) -> Self:
+        return dataclasses.replace(self, device=device)
 
     @property
     def _left_out(self) -> tuple[str, ...]:

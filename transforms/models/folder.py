@@ -40,6 +40,9 @@ class FolderGenerator:
     def __post_init__(self) -> None:
         self._files: dict[str, list[str]] | None = None
 
+    def on(self, device: str) -> FolderGenerator:
+        return self
+
     @property
     def files(self) -> dict[str, list[str]]:
         """Prompt → its pictures' file names."""

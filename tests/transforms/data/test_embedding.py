@@ -14,6 +14,7 @@ from tests.planted import picture, planted_pictures, write_images, write_tiny_cl
 from transforms.data.embedding import EmbedImages, OpenClipHandler
 from transforms.errors import UserError
 from transforms.models.clip import ClipModel, OpenClipEncoder, read_vectors, unit_norm
+from transforms.models.processes import Devices
 from transforms.store.files import read_parquet
 from transforms.store.lake import Lake
 from transforms.store.pictures import thumbnail
@@ -207,7 +208,7 @@ def test_the_handler_takes_one_part_at_a_time_and_its_model_can_be_shared(tmp_pa
 def test_a_gpu_is_asked_for_only_where_the_model_runs(tmp_path, clip_folder, accelerator):
     handler = OpenClipHandler(ClipModel(clip_folder), Lake(str(tmp_path)), "i")
     pipeline = beam.Pipeline("FnApiRunner")
-    _ = pipeline | "Parts" >> beam.Create([0]) | "EmbedImages" >> EmbedImages(handler, "e", accelerator)
+    _ = pipeline | "Parts" >> beam.Create([0]) | "EmbedImages" >> EmbedImages(handler, "e", Devices(("cpu",), accelerator))
     components = pipeline.to_runner_api().components
     environments = {
         name for name, one in components.environments.items() if "beam:resources:accelerator:v1" in one.resource_hints

@@ -11,11 +11,13 @@ from typing import ClassVar
 
 import apache_beam as beam
 import pytest
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from pipelines.device import DeviceOptions, cores
+from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, counted
-from pipelines.processes import InProcesses, on_devices
 from transforms.errors import Damaged, UserError
+from transforms.models.devices import cores
+from transforms.models.processes import Devices, InProcesses, _Process
 from transforms.store.counters import count
 from transforms.store.lake import Lake
 
@@ -74,12 +76,19 @@ def run(tmp_path, step, numbers):
     Execution(Lake(str(tmp_path / "lake")), []).run(
         lambda pipeline: pipeline | beam.Create(numbers) | beam.Reshuffle() | beam.ParDo(step) | beam.ParDo(Collect())
     )
-    assert not multiprocessing.active_children()
     return sorted(Collect.found)
 
 
+@pytest.fixture(autouse=True)
+def none_is_left():
+    """What is kept for the next step can be ended, and beside that there is nothing."""
+    yield
+    _Process.end_idle()
+    assert not multiprocessing.active_children()
+
+
 def test_several_processes_do_what_one_does(tmp_path):
-    step = on_devices(["cpu", "cuda:1"], lambda device: Write(str(tmp_path), device))
+    step = Devices(("cpu", "cuda:1")).step(lambda device: Write(str(tmp_path), device))
     assert isinstance(step, InProcesses)
     assert run(tmp_path, step, range(40)) == [number**2 for number in range(40)]
     told = [path.read_text().split() for path in tmp_path.glob("*.txt")]
@@ -90,7 +99,75 @@ def test_several_processes_do_what_one_does(tmp_path):
 
 
 def test_one_device_needs_no_process_of_its_own(tmp_path):
-    assert isinstance(on_devices(["cpu"], lambda device: Write(str(tmp_path), device)), Write)
+    assert isinstance(Devices().step(lambda device: Write(str(tmp_path), device)), Write)
+
+
+def test_processes_are_kept_for_the_next_step(tmp_path):
+    told = []
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        step = Devices(("cpu", "cpu")).step(lambda device, number=number: Write(str(tmp_path / str(number)), device))
+        assert run(tmp_path, step, range(20)) == [each**2 for each in range(20)]
+        told.append({path.read_text().split()[0] for path in (tmp_path / str(number)).glob("*.txt")})
+    assert told[0] == told[1] == told[2] and len(told[0]) == 2
+
+
+class Unready(beam.DoFn):
+    def setup(self):
+        raise UserError("there is no such device")
+
+    def process(self, element):
+        yield element
+
+
+def test_a_step_that_cannot_get_ready_says_why(tmp_path):
+    with pytest.raises(UserError, match="there is no such device"):
+        run(tmp_path, InProcesses([Unready()] * 2, ["cpu"] * 2), range(4))
+
+
+def test_a_step_without_a_model_goes_over_the_cores(tmp_path):
+    step = Write(str(tmp_path), "-")
+    assert Devices(("cuda:3",)).spread(step) is step
+    spread = Devices(("cuda:0", "cuda:1", "cuda:2")).spread(step)
+    assert isinstance(spread, InProcesses) and len(spread.steps) == cores()
+    assert run(tmp_path, spread, range(9)) == [number**2 for number in range(9)]
+
+
+class Where:
+    """A model that knows where it is."""
+
+    def __init__(self, device):
+        self.device = device
+
+
+class Doubles(ModelHandler):
+    """A handler that says where its model is."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def on(self, device):
+        return Doubles(device)
+
+    def load_model(self):
+        return Where(self.device)
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [PredictionResult(one, (2 * one, model.device)) for one in batch]
+
+
+@pytest.mark.parametrize("names", [("cuda:0",), ("cuda:0", "cuda:1")])
+def test_a_handler_runs_on_every_device(tmp_path, names):
+    Collect.found = []
+    devices = Devices(names)
+    Execution(Lake(str(tmp_path / "lake")), []).run(
+        lambda pipeline: (
+            pipeline | beam.Create(range(30)) | beam.Reshuffle() | devices.infer(Doubles("cuda:0")) | beam.ParDo(Collect())
+        )
+    )
+    assert sorted((one.example, one.inference[0]) for one in Collect.found) == [(each, 2 * each) for each in range(30)]
+    assert {one.inference[1] for one in Collect.found} == set(names)
 
 
 def test_what_they_count_is_added_up(tmp_path):
@@ -112,7 +189,6 @@ def test_a_process_that_dies_again_over_the_same_work_is_one_line(tmp_path):
         (tmp_path / f"life{life}").touch()
     with pytest.raises(UserError, match=r"process for cuda:1 ended 2 times over the same piece of work .*killed.*it goes on"):
         run(tmp_path, InProcesses([Dies(str(tmp_path))], ["cuda:1"]), range(8))
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("error", [UserError("got 3, expected less"), Damaged("a/b", "half of it"), ValueError("three")])
@@ -123,7 +199,6 @@ def test_an_error_of_the_step_ends_all_at_once(tmp_path, error):
     assert str(error) in str(found.value)
     assert isinstance(error, UserError) == isinstance(found.value, UserError)
     assert time.monotonic() - begun < 50
-    assert not multiprocessing.active_children()
 
 
 class Waits(beam.DoFn):
@@ -143,7 +218,7 @@ def wait_forever(folder):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_the_command(tmp_path, how):
-    code = f"from tests.pipelines.test_processes import wait_forever; wait_forever({str(tmp_path)!r})"
+    code = f"from tests.transforms.models.test_processes import wait_forever; wait_forever({str(tmp_path)!r})"
     # A shell has its background jobs ignore Control-C, and they their own.
     command = subprocess.Popen(
         [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {code}"],

@@ -1,0 +1,91 @@
+"""The verbs that run models, on one device and on two: the same tables, also where a process dies on the way."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+from tests.lakes import differences
+from tests.models import save_random_pipeline
+from tests.planted import picture
+from transforms.models.processes import _Process
+from transforms.store.files import list_files
+from transforms.store.lake import Lake
+from transforms.store.pictures import encode_png
+
+CLIP = Path(__file__).resolve().parents[2] / "demo" / "models" / "clip"
+PICTURES, CONTROLS = 40, 8
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder of captioned pictures and of controls, and a model."""
+    folder = tmp_path_factory.mktemp("devices")
+    save_random_pipeline(str(folder / "model"))
+    for role, first, many in (("training", 0, PICTURES), ("controls", PICTURES, CONTROLS)):
+        (folder / role).mkdir()
+        for number in range(first, first + many):
+            (folder / role / f"{number}.png").write_bytes(encode_png(picture(number, 32, 32)))
+            (folder / role / f"{number}.txt").write_text(f"picture {number}")
+    return folder
+
+
+def audit(inputs, lake, device):
+    words = [
+        "audit", f"--lake={lake.root}", f"--metadata={inputs}/training", "--source=folder", f"--controls={inputs}/controls",
+        "--image_size=32", "--rows_per_part=10", f"--clip_model={CLIP}", f"--model={inputs}/model", "--images_per_prompt=4",
+        "--images_per_control=2", "--steps=2", "--batch_size=4", "--clique_size=2", "--unflagged_fraction=0.5",
+        "--copy_l2=0.4", "--delta=0.4", f"--device={device}",
+    ]  # fmt: skip
+    assert cli.main(words) == 0
+
+
+@pytest.fixture(scope="module")
+def one_device(inputs):
+    lake = Lake(str(inputs / "one"))
+    audit(inputs, lake, "cpu")
+    return lake
+
+
+@pytest.fixture(autouse=True)
+def none_is_left():
+    yield
+    _Process.end_idle()
+    assert not multiprocessing.active_children()
+
+
+def test_two_devices_give_the_tables_of_one(inputs, one_device, tmp_path, monkeypatch):
+    taken = []
+    take = _Process.take
+    monkeypatch.setattr(_Process, "take", classmethod(lambda cls, threads: taken.append(threads) or take(threads)))
+    two = Lake(str(tmp_path / "lake"))
+    audit(inputs, two, "cpu,cpu")
+    assert differences(one_device, two) == []
+    # Two for each step that runs a model: the vectors of the images, the pictures, and their vectors.
+    assert len(taken) == 6
+
+
+def test_a_process_that_is_killed_while_it_makes_pictures(inputs, one_device, tmp_path):
+    lake, killed = Lake(str(tmp_path / "lake")), []
+
+    def kill() -> None:
+        until = time.monotonic() + 120
+        while not killed and time.monotonic() < until:
+            for audit in Path(lake.root).glob("work/generate/*"):
+                if list_files(f"{audit}/prompts", ".parquet"):
+                    killed.append(multiprocessing.active_children()[0].pid)
+                    os.kill(killed[0], signal.SIGKILL)
+                    return
+            time.sleep(0.01)
+
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    audit(inputs, lake, "cpu,cpu")
+    watcher.join()
+    assert killed
+    assert differences(one_device, lake) == []
