@@ -43,7 +43,7 @@ from transforms.matching.tasks import EXACT_UP_TO, THUMBNAIL, Round, Snapshots, 
 from transforms.matching.unreadable import noted
 from transforms.models.base import Generator
 from transforms.models.clip import ClipModel
-from transforms.models.processes import Devices
+from transforms.models.processes import AS_IT_IS, Devices
 from transforms.store.files import count_rows, delete, list_files, open_parquet, read_parquet, read_rows, write_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest, part_number
@@ -89,7 +89,11 @@ class MatchOptions(Options):
         over=0,
         under=1,
     )
-    match_memory: int = option(2048, "MiB that a worker may take for what lies near the generations, about", least=64)
+    match_memory: int = option(
+        2048,
+        "MiB that a worker (with several --device, each process) may take for what lies near the generations, about",
+        least=64,
+    )
     calibrated_distance: str = option("adaptive_l2", "the distance that seen goes by", choices=DISTANCES)
     regenerate: bool = option(
         True,
@@ -238,12 +242,12 @@ class Matching:
 
     def judge(self, execution: Execution, device: DeviceOptions, round: Round, progress: Progress | None = None) -> None:
         """All steps of a round: vectors, candidates, their pictures, and the comparison."""
-        clip = encoder(self.embed, device)
-        execution.run(lambda pipeline: build_embedding(pipeline, self, round, clip, device.devices()))
+        clip, devices = encoder(self.embed, device), device.devices()
+        execution.run(lambda pipeline: build_embedding(pipeline, self, round, clip, devices))
         self.find(execution, round)
         parts = merge(round)
-        execution.run(lambda pipeline: build_gathering(pipeline, round, parts))
-        execution.run(lambda pipeline: build(pipeline, self, round), progress)
+        execution.run(lambda pipeline: build_gathering(pipeline, round, parts, devices))
+        execution.run(lambda pipeline: build(pipeline, self, round, devices), progress)
 
     def find(self, execution: Execution, round: Round) -> None:
         """Searches what lies near the pictures of a round."""
@@ -435,20 +439,22 @@ def build_search(pipeline: beam.Pipeline, round: Round, rows: int) -> None:
     _ = pipeline | "FindCandidates" >> FindCandidates(round, rows)
 
 
-def build_gathering(pipeline: beam.Pipeline, round: Round, parts: list[int]) -> None:
+def build_gathering(pipeline: beam.Pipeline, round: Round, parts: list[int], devices: Devices = AS_IT_IS) -> None:
     """The pipeline that brings the pictures of these parts of ``images`` to the blocks that want them."""
     from transforms.matching.gathering import GatherPart
 
-    _ = pipeline | "Parts" >> beam.Create(parts, reshuffle=True) | "GatherPart" >> beam.ParDo(GatherPart(round))
+    gather = beam.ParDo(devices.spread(GatherPart(round)))
+    _ = pipeline | "Parts" >> beam.Create(parts, reshuffle=True) | "GatherPart" >> gather
 
 
-def build(pipeline: beam.Pipeline, job: Matching, round: Round) -> None:
+def build(pipeline: beam.Pipeline, job: Matching, round: Round, devices: Devices = AS_IT_IS) -> None:
     """The pipeline that writes ``matches`` and ``decoys``."""
     from transforms.matching.parts import MatchTask
 
     _, kept = stored_bytes(job.lake, "generations", job.snapshots.generate)
     match = MatchTask(round, job.measure, job.audit, min(1.0, RECALL_SAMPLE / max(1, kept)))
-    _ = pipeline | "Tasks" >> beam.Create(list(enumerate(round.tasks)), reshuffle=True) | "MatchTask" >> beam.ParDo(match)
+    tasks = pipeline | "Tasks" >> beam.Create(list(enumerate(round.tasks)), reshuffle=True)
+    _ = tasks | "MatchTask" >> beam.ParDo(devices.spread(match))
 
 
 def build_pointing(pipeline: beam.Pipeline, round: Round, limits: CopyLimits, counts: str) -> None:

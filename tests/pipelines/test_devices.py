@@ -13,6 +13,7 @@ from pipelines import cli
 from tests.lakes import differences
 from tests.models import save_random_pipeline
 from tests.planted import picture
+from transforms.models.devices import cores
 from transforms.models.processes import _Process
 from transforms.store.files import list_files
 from transforms.store.lake import Lake
@@ -66,8 +67,8 @@ def test_two_devices_give_the_tables_of_one(inputs, one_device, tmp_path, monkey
     two = Lake(str(tmp_path / "lake"))
     audit(inputs, two, "cpu,cpu")
     assert differences(one_device, two) == []
-    # Two for each step that runs a model: the vectors of the images, the pictures, and their vectors.
-    assert len(taken) == 6
+    # Two for each step that runs a model (the vectors of the images, the pictures, their vectors), and all cores for two more.
+    assert len(taken) == 6 + 2 * cores()
 
 
 def test_a_process_that_is_killed_while_it_makes_pictures(inputs, one_device, tmp_path):

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import apache_beam as beam
+from apache_beam.internal import pickler
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -208,7 +209,7 @@ class _Member:
     """One process. Where it dies, the element is given to another one."""
 
     def __init__(self, step: beam.DoFn, name: str, threads: int):
-        self._given, self._name, self._threads = pickle.dumps(step), name, threads
+        self._given, self._name, self._threads = pickler.dumps(step), name, threads
         self._process: _Process | None = None
         self._lock, self._ended = threading.Lock(), False
 
@@ -341,7 +342,7 @@ def _serve(pipe: Connection, threads: int) -> None:
                     step = None
                     _tidy()
                     if told is not None:
-                        step = pickle.loads(told)
+                        step = pickler.loads(told)
                         step.setup()
             except Exception as error:
                 outcome = _sendable(error)

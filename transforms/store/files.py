@@ -256,6 +256,9 @@ def _sync_all(folders: Iterable[str]) -> None:
 BODY = b"eidetic.body"
 """Key of a Parquet file's metadata: SHA-256 of all that stands before the footer."""
 
+UNREADABLE = (pa.ArrowException, ValueError, OSError)
+"""What pyarrow raises over a damaged file: one bit makes a name no text, or names an encoding that there isn't."""
+
 _MAGIC = b"PAR1"
 """A Parquet file begins and ends with it."""
 
@@ -315,7 +318,7 @@ def _described(path: str, file: IO[bytes], size: int) -> Part:
     footer = _footer(path, file, size)
     try:
         rows = pq.read_metadata(pa.BufferReader(_MAGIC + footer)).num_rows
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNREADABLE as error:
         raise Damaged(path, f"its footer can't be read ({' '.join(str(error).split())[:80]})") from error
     return Part(rows, size, hashlib.sha256(footer).hexdigest())
 
@@ -342,7 +345,7 @@ def check_body(path: str) -> bool:
         footer = _footer(path, file, size)
         try:
             said = (pq.read_metadata(pa.BufferReader(_MAGIC + footer)).metadata or {}).get(BODY)
-        except (pa.ArrowInvalid, OSError) as error:
+        except UNREADABLE as error:
             raise Damaged(path, f"its footer can't be read ({' '.join(str(error).split())[:80]})") from error
         if said is None:
             return False
@@ -396,7 +399,7 @@ class CheckedFile(pq.ParquetFile):
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except UNREADABLE as error:
             if fault_of_the_machine(error) is not None:
                 raise
             advice = MEND if is_part(self._path) else "get it anew, or remove it"
@@ -424,7 +427,7 @@ def open_parquet(path: str, buffer_size: int = 0) -> CheckedFile:
         if is_part(path):  # whoever asks for it was told that it is there
             raise Damaged(path, "it is missing") from error
         raise
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNREADABLE as error:
         if fault_of_the_machine(error) is not None:
             raise
         raise UserError(f"{path!r} is not a Parquet file ({error}); mend or remove it") from error
