@@ -32,6 +32,7 @@ setup(
         "scipy>=1.17",
         "threadpoolctl>=3.6",
         "torch>=2.14",
+        "tqdm>=4.67",
         "transformers>=5.23",
         "urllib3>=2.5",
     ],

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from pipelines import measure
 from pipelines.execution import Execution
-from pipelines.options import CommonOptions, LockOptions, Options, Parsed, option, parse
+from pipelines.options import CommonOptions, LockOptions, MachineOptions, Options, Parsed, option, parse
 from pipelines.stages import Planned, alone_with, execution_of, options_of, stages
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import check_lineage
@@ -34,7 +34,7 @@ class AuditOptions(Options):
 
 def options() -> tuple[type, ...]:
     """The option dataclasses of an audit: those of all stages."""
-    return CommonOptions, LockOptions, AuditOptions, *options_of(stages())
+    return CommonOptions, LockOptions, MachineOptions, AuditOptions, *options_of(stages())
 
 
 def plan(lake: Lake, parsed: Parsed) -> list[Planned]:

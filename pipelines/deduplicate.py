@@ -162,7 +162,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, vectors: Manife
     job = search(lake, options, vectors, planned)
     to_do = blocks(job)
     if to_do:
-        transform = FindDuplicates(job)
+        transform = FindDuplicates(job, execution.spread)
         progress = Progress("deduplicate", lambda: compared(job), lambda: to_compare(job), "comparisons")
         execution.run(lambda pipeline: build(pipeline, to_do, transform), progress)
     found = facts(job)

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 from pipelines.options import Options, option
 from transforms.errors import UserError
-from transforms.models.devices import cores
+from transforms.models.devices import cores, memory
 
 if TYPE_CHECKING:
     from transforms.models.processes import Devices
+
+
+MEMORY_OF_A_PROCESS = 2 << 30
+"""Bytes of the machine's memory for each of many processes on its CPU: the libraries and a small model take half of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,7 @@ class DeviceOptions(Options):
     device: str = option(
         "auto",
         "auto (a GPU if this machine has one), cpu, cuda, one of several such as cuda:1; all (every GPU; without one, every "
-        "core), or a list such as cuda:0,cuda:2 or cpu,cpu: a process for each",
+        "core that has 2 GiB of memory), or a list such as cuda:0,cuda:2 or cpu,cpu: a process for each",
     )
     accelerator: str = option(
         "type:nvidia-tesla-t4;count:1;install-nvidia-driver",
@@ -55,7 +59,7 @@ class DeviceOptions(Options):
             return ["cuda"] if there else ["cpu"]
         if there:
             return [f"cuda:{number}" for number in range(there)]
-        return ["cpu"] * cores()
+        return ["cpu"] * max(1, min(cores(), memory() // MEMORY_OF_A_PROCESS))
 
     def hint(self) -> str | None:
         """What to ask a distributed runner for; None unless a GPU was asked for by name."""

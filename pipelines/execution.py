@@ -24,6 +24,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from pipelines.stages import Planned
 from transforms.errors import TemplateWritten, UserError, fault_of_the_machine
+from transforms.models.processes import InProcesses
 from transforms.store.counters import NAMESPACE
 from transforms.store.files import exists
 from transforms.store.lake import Lake, Manifest
@@ -63,11 +64,19 @@ class Execution:
         lake: what they read and write.
         beam_args: Beam's own options, as the user gave them.
         verbose: show Beam's log and leave out the progress line.
+        processes: how many share a step without a model.
     """
 
     lake: Lake
     beam_args: list[str]
     verbose: bool = False
+    processes: int = 1
+
+    def spread(self, step: beam.DoFn) -> beam.DoFn:
+        """A step without a model, shared by the processes. Elements and outputs can be pickled; their order means nothing."""
+        if self.processes == 1:
+            return step
+        return InProcesses([step] * self.processes, [f"process {number + 1}" for number in range(self.processes)])
 
     def run(self, build: Callable[[beam.Pipeline], Any], progress: Progress | None = None) -> None:
         """Builds one pipeline and runs it to its end.

@@ -38,6 +38,7 @@ from transforms.data.sources import Source, source
 from transforms.data.survey import Partition, Survey
 from transforms.errors import UserError
 from transforms.kernels.distances import MAX_ASPECT_RATIO
+from transforms.models.processes import Spread, in_this_process
 from transforms.store.files import count_rows, delete, read_rows
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import check_lineage
@@ -224,7 +225,14 @@ def new_partitions(options: IngestOptions, base: Manifest) -> dict[str, Survey] 
     return options.surveys | left
 
 
-def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOptions, base: Manifest | None = None) -> None:
+def build(
+    pipeline: beam.Pipeline,
+    lake: Lake,
+    snapshot: str,
+    options: IngestOptions,
+    base: Manifest | None = None,
+    spread: Spread = in_this_process,
+) -> None:
     """The pipeline that writes ``samples`` and ``images``: of what ``base`` has not."""
     left = options.surveys if base is None else new_partitions(options, base)
     assert left is not None, "a base has no metadata files that are gone"
@@ -243,6 +251,7 @@ def build(pipeline: beam.Pipeline, lake: Lake, snapshot: str, options: IngestOpt
         snapshot,
         bucket_of(lake, snapshot, options, populations, base is not None),
         None if base is None else base.snapshot_id,
+        spread,
     )
     _ = pipeline | "Partitions" >> beam.Create(partitions, reshuffle=True) | "Ingest" >> ingest
 
@@ -283,7 +292,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, _: Manifest | N
     if base is not None:
         lie_over(lake, planned.snapshot_id, base)
     progress = Progress("ingest", durable, planned.items or 0, "rows")
-    execution.run(lambda pipeline: build(pipeline, lake, planned.snapshot_id, options, base), progress)
+    execution.run(lambda pipeline: build(pipeline, lake, planned.snapshot_id, options, base, execution.spread), progress)
     if durable() != planned.items:
         raise RuntimeError(f"{planned.items} rows of metadata became {durable()} samples")
     left_out = {role: survey.left_out for role, survey in options.surveys.items()}

@@ -43,7 +43,7 @@ from transforms.matching.tasks import EXACT_UP_TO, THUMBNAIL, Round, Snapshots, 
 from transforms.matching.unreadable import noted
 from transforms.models.base import Generator
 from transforms.models.clip import ClipModel
-from transforms.models.processes import AS_IT_IS, Devices
+from transforms.models.processes import Devices, Spread, in_this_process
 from transforms.store.files import count_rows, delete, list_files, open_parquet, read_parquet, read_rows, write_parquet
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest, part_number
@@ -91,7 +91,7 @@ class MatchOptions(Options):
     )
     match_memory: int = option(
         2048,
-        "MiB that a worker (with several --device, each process) may take for what lies near the generations, about",
+        "MiB that a worker (of several --processes, each) may take for what lies near the generations, about",
         least=64,
     )
     calibrated_distance: str = option("adaptive_l2", "the distance that seen goes by", choices=DISTANCES)
@@ -246,8 +246,8 @@ class Matching:
         execution.run(lambda pipeline: build_embedding(pipeline, self, round, clip, devices))
         self.find(execution, round)
         parts = merge(round)
-        execution.run(lambda pipeline: build_gathering(pipeline, round, parts, devices))
-        execution.run(lambda pipeline: build(pipeline, self, round, devices), progress)
+        execution.run(lambda pipeline: build_gathering(pipeline, round, parts, execution.spread))
+        execution.run(lambda pipeline: build(pipeline, self, round, execution.spread), progress)
 
     def find(self, execution: Execution, round: Round) -> None:
         """Searches what lies near the pictures of a round."""
@@ -439,22 +439,22 @@ def build_search(pipeline: beam.Pipeline, round: Round, rows: int) -> None:
     _ = pipeline | "FindCandidates" >> FindCandidates(round, rows)
 
 
-def build_gathering(pipeline: beam.Pipeline, round: Round, parts: list[int], devices: Devices = AS_IT_IS) -> None:
+def build_gathering(pipeline: beam.Pipeline, round: Round, parts: list[int], spread: Spread = in_this_process) -> None:
     """The pipeline that brings the pictures of these parts of ``images`` to the blocks that want them."""
     from transforms.matching.gathering import GatherPart
 
-    gather = beam.ParDo(devices.spread(GatherPart(round)))
+    gather = beam.ParDo(spread(GatherPart(round)))
     _ = pipeline | "Parts" >> beam.Create(parts, reshuffle=True) | "GatherPart" >> gather
 
 
-def build(pipeline: beam.Pipeline, job: Matching, round: Round, devices: Devices = AS_IT_IS) -> None:
+def build(pipeline: beam.Pipeline, job: Matching, round: Round, spread: Spread = in_this_process) -> None:
     """The pipeline that writes ``matches`` and ``decoys``."""
     from transforms.matching.parts import MatchTask
 
     _, kept = stored_bytes(job.lake, "generations", job.snapshots.generate)
     match = MatchTask(round, job.measure, job.audit, min(1.0, RECALL_SAMPLE / max(1, kept)))
     tasks = pipeline | "Tasks" >> beam.Create(list(enumerate(round.tasks)), reshuffle=True)
-    _ = tasks | "MatchTask" >> beam.ParDo(devices.spread(match))
+    _ = tasks | "MatchTask" >> beam.ParDo(spread(match))
 
 
 def build_pointing(pipeline: beam.Pipeline, round: Round, limits: CopyLimits, counts: str) -> None:

@@ -133,6 +133,18 @@ class LockOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class MachineOptions(Options):
+    """This machine: how much of it a run takes."""
+
+    processes: int = option(
+        0,
+        "processes that share what needs no model: downloads, comparisons (0: one; with --device all or a list, one for each "
+        "core)",
+        least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Parsed:
     """A command line, understood: one instance per options class, and Beam's share as it was given."""
 

@@ -14,7 +14,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.options import CommonOptions, LockOptions, Parsed, parse
+from pipelines.options import CommonOptions, LockOptions, MachineOptions, Parsed, parse
 
 if TYPE_CHECKING:
     # Both import Beam, which a verb that only asks need not wait for.
@@ -168,7 +168,9 @@ class Stage:
 
     def parse(self, argv: Sequence[str]) -> tuple[Execution, Parsed]:
         """The verb's command line."""
-        parsed = parse(argv, self.name, self.description, (CommonOptions, LockOptions, *self.options, *self.alone))
+        parsed = parse(
+            argv, self.name, self.description, (CommonOptions, LockOptions, MachineOptions, *self.options, *self.alone)
+        )
         return execution_of(parsed), parsed
 
 
@@ -182,11 +184,14 @@ def alone_with(parsed: Parsed, verb: str) -> contextlib.AbstractContextManager[N
 
 def execution_of(parsed: Parsed) -> Execution:
     """Where and how a command line wants its pipelines to run."""
+    from pipelines.device import DeviceOptions
     from pipelines.execution import Execution
+    from transforms.models.devices import cores
     from transforms.store.lake import Lake
 
-    common = parsed[CommonOptions]
-    return Execution(Lake(common.lake), parsed.beam, common.verbose)
+    common, device = parsed[CommonOptions], parsed[DeviceOptions].device
+    processes = parsed[MachineOptions].processes or (cores() if device == "all" or "," in device else 1)
+    return Execution(Lake(common.lake), parsed.beam, common.verbose, processes)
 
 
 def stages() -> list[Stage]:

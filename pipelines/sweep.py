@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pipelines import compare
 from pipelines.execution import Execution
 from pipelines.ingest import IngestOptions
-from pipelines.options import CommonOptions, LockOptions, Parsed, parse
+from pipelines.options import CommonOptions, LockOptions, MachineOptions, Parsed, parse
 from pipelines.stages import Stage, alone_with, execution_of, options_of, stages, sweep_stages
 from transforms.store.lake import Manifest
 
@@ -30,7 +30,7 @@ def pictures() -> list[Stage]:
 
 def options() -> tuple[type, ...]:
     """The option dataclasses of a sweep: those of all its stages."""
-    return CommonOptions, LockOptions, *options_of([*pictures(), *sweep_stages()])
+    return CommonOptions, LockOptions, MachineOptions, *options_of([*pictures(), *sweep_stages()])
 
 
 def run(execution: Execution, parsed: Parsed) -> dict[str, Manifest]:

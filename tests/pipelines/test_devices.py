@@ -67,8 +67,9 @@ def test_two_devices_give_the_tables_of_one(inputs, one_device, tmp_path, monkey
     two = Lake(str(tmp_path / "lake"))
     audit(inputs, two, "cpu,cpu")
     assert differences(one_device, two) == []
-    # Two for each step that runs a model (the vectors of the images, the pictures, their vectors), and all cores for two more.
-    assert len(taken) == 6 + 2 * cores()
+    # Two for each step that runs a model (the vectors of the images, the pictures, their vectors), and all cores for others:
+    # downloads, pairs, the gathering of pictures, and their comparison.
+    assert len(taken) == 6 + 4 * cores()
 
 
 def test_a_process_that_is_killed_while_it_makes_pictures(inputs, one_device, tmp_path):

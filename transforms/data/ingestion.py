@@ -27,6 +27,7 @@ from transforms.data.sources import Source
 from transforms.data.spool import Spool, fetching, spool_path
 from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
+from transforms.models.processes import Spread, in_this_process
 from transforms.store.counters import count
 from transforms.store.files import count_rows, exists, read_parquet, read_rows, write_parquet
 from transforms.store.identity import row_digest, sample_id
@@ -390,15 +391,17 @@ class Ingest(beam.PTransform):
         lake, snapshot: where to write.
         bucket: what is done with one.
         base: the snapshot that this one lies over, or None.
+        spread: how the buckets are spread over a machine.
     """
 
     lake: Lake
     snapshot: str
     bucket: IngestBucket
     base: str | None = None
+    spread: Spread = in_this_process
 
     def expand(self, partitions: beam.PCollection) -> beam.PCollection:
-        spread = partitions | "SpreadRows" >> beam.ParDo(SpreadRows(self.lake, self.snapshot))
+        rows = partitions | "SpreadRows" >> beam.ParDo(SpreadRows(self.lake, self.snapshot))
         # Every bucket becomes a part, one without rows too: so the parts that there must be are known beforehand.
         ranges = [(one.first_bucket, one.first_bucket + one.buckets) for one in self.bucket.populations]
         every = partitions.pipeline | "Buckets" >> beam.Create(ranges) | "EveryBucket" >> beam.FlatMap(_without_paths)
@@ -411,11 +414,11 @@ class Ingest(beam.PTransform):
                 | "SpreadKnown" >> beam.ParDo(SpreadKnown(self.lake, self.snapshot, self.base))
             )
         return (
-            (spread | "OnePath" >> beam.Map(_one_path), known | "KnownPath" >> beam.Map(_one_path), every)
+            (rows | "OnePath" >> beam.Map(_one_path), known | "KnownPath" >> beam.Map(_one_path), every)
             | "Together" >> beam.Flatten()
             | "GroupByBucket" >> beam.GroupByKey()
             | "Paths" >> beam.Map(_paths)
-            | "IngestBucket" >> beam.ParDo(self.bucket)
+            | "IngestBucket" >> beam.ParDo(self.spread(self.bucket))
         )
 
 

@@ -31,6 +31,7 @@ from transforms.duplicates.compare import CarryOver, ComparePieces, Outlook
 from transforms.duplicates.groups import GatherBlock, MeasureRecall, MergeGroups, WriteBatch
 from transforms.duplicates.job import PREPARED, Block, Search, blocks_of, keys_of, trained
 from transforms.duplicates.search import CARRY, COMPARE, SPILL, Choose, PlanShards, QueryBlock, SpillBlock
+from transforms.models.processes import Spread, in_this_process
 from transforms.store.arrays import read_json, read_npz
 from transforms.store.files import count_rows, delete, exists, list_files, read_parquet
 from transforms.store.lake import Lake, part_number
@@ -58,6 +59,7 @@ class FindDuplicates(beam.PTransform):
     """
 
     job: Search
+    spread: Spread = in_this_process
 
     def expand(self, blocks: beam.PCollection) -> beam.PCollection:
         job = self.job
@@ -67,7 +69,7 @@ class FindDuplicates(beam.PTransform):
             | "AllChecked" >> _Gather()
             | "Prepare" >> beam.ParDo(Prepare(job))
             | "SpreadQueries" >> beam.Reshuffle()
-            | "QueryBlock" >> beam.ParDo(QueryBlock(job))
+            | "QueryBlock" >> beam.ParDo(self.spread(QueryBlock(job)))
             | "AllQueried" >> _Gather()
             | "Outlook" >> beam.ParDo(Outlook(job))
             | "Choose" >> beam.ParDo(Choose(job)).with_outputs(COMPARE, SPILL, CARRY)
@@ -83,7 +85,7 @@ class FindDuplicates(beam.PTransform):
             (chosen[COMPARE], in_shards)
             | "Comparisons" >> beam.Flatten()
             | "SpreadComparisons" >> beam.Reshuffle()
-            | "ComparePieces" >> beam.ParDo(ComparePieces(job))
+            | "ComparePieces" >> beam.ParDo(self.spread(ComparePieces(job)))
         )
         carried = chosen[CARRY] | "SpreadCarried" >> beam.Reshuffle() | "CarryOver" >> beam.ParDo(CarryOver(job))
         numbers = (compared, carried) | "Parts" >> beam.Flatten() | "AllCompared" >> _Gather()

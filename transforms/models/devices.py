@@ -28,6 +28,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory() -> int:
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def in_batches(
     model: Batched, items: Sequence[Item], work: Callable[[Sequence[Item], int], Done], too_little: str
 ) -> Iterator[tuple[Sequence[Item], Done]]:

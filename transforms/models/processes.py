@@ -9,6 +9,7 @@ Processes are kept for the steps that follow: what takes seconds to import is im
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import dataclasses
@@ -25,6 +26,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import apache_beam as beam
+import tqdm
 from apache_beam.internal import pickler
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
@@ -41,6 +43,19 @@ ATTEMPTS = 2
 
 AHEAD = 2
 """Elements that wait for each process: more would only be held in memory."""
+
+
+PATIENCE = 5.0
+"""Seconds in which a process that has nothing to do ends by itself."""
+
+
+Spread = Callable[[beam.DoFn], beam.DoFn]
+"""How a step without a model is spread over this machine."""
+
+
+def in_this_process(step: beam.DoFn) -> beam.DoFn:
+    """As it is."""
+    return step
 
 
 class Movable(Protocol):
@@ -84,12 +99,6 @@ class Devices:
         """
         steps = [on(device) for device in self.names]
         return steps[0] if len(steps) == 1 else InProcesses(steps, self.names)
-
-    def spread(self, step: beam.DoFn) -> beam.DoFn:
-        """A step without a model: as it is, or over all cores where there are several devices."""
-        if len(self.names) == 1:
-            return step
-        return InProcesses([step] * cores(), [f"core {number}" for number in range(cores())])
 
     def hinted(self, transform: beam.PTransform) -> beam.PTransform:
         """The transform, on workers that have the accelerator."""
@@ -312,7 +321,14 @@ class _Process:
         with cls._lock:
             idle, cls._idle = cls._idle, []
         for process in idle:
+            process._pipe.close()
+        for process in idle:
+            process._process.join(PATIENCE)
             process.end()
+
+
+# Before what Python itself does with them, which is to kill them.
+atexit.register(_Process.end_idle)
 
 
 def _how(code: int | None) -> str:
@@ -328,6 +344,8 @@ def _serve(pipe: Connection, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is imported, which reads them then
         os.environ[name] = str(threads)
+    # Else a progress bar would make one for all processes, which whatever is killed leaves behind.
+    tqdm.tqdm.set_lock(threading.RLock())
     counted = counters.keep()
     step: Any = None
     with contextlib.suppress(EOFError, OSError):
@@ -347,6 +365,8 @@ def _serve(pipe: Connection, threads: int) -> None:
             except Exception as error:
                 outcome = _sendable(error)
             pipe.send(outcome)
+    # Not by the interpreter's own end: threads of Arrow or gRPC that come to life in it would abort it.
+    os._exit(0)
 
 
 def _tidy() -> None:

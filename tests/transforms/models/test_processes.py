@@ -13,6 +13,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
+from pipelines import match
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, counted
 from transforms.errors import Damaged, UserError
@@ -125,12 +126,28 @@ def test_a_step_that_cannot_get_ready_says_why(tmp_path):
         run(tmp_path, InProcesses([Unready()] * 2, ["cpu"] * 2), range(4))
 
 
-def test_a_step_without_a_model_goes_over_the_cores(tmp_path):
-    step = Write(str(tmp_path), "-")
-    assert Devices(("cuda:3",)).spread(step) is step
-    spread = Devices(("cuda:0", "cuda:1", "cuda:2")).spread(step)
-    assert isinstance(spread, InProcesses) and len(spread.steps) == cores()
+def test_a_step_without_a_model_goes_over_the_processes(tmp_path):
+    step, lake = Write(str(tmp_path), "-"), Lake(str(tmp_path / "lake"))
+    assert Execution(lake, []).spread(step) is step
+    spread = Execution(lake, [], processes=3).spread(step)
+    assert isinstance(spread, InProcesses) and len(spread.steps) == 3
     assert run(tmp_path, spread, range(9)) == [number**2 for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), 1),
+        (("--processes=5",), 5),
+        (("--device=cpu,cpu",), cores()),
+        (("--device=all",), cores()),
+        (("--device=cpu",), 1),
+        (("--device=all", "--processes=1"), 1),
+    ],
+)
+def test_how_many_processes_share_what_needs_no_model(words, expected):
+    execution, _ = match.STAGE.parse(words)
+    assert execution.processes == expected
 
 
 class Where:
@@ -250,6 +267,8 @@ def test_all_devices_of_a_machine_without_a_gpu(monkeypatch):
     monkeypatch.setattr("pipelines.device._gpus", lambda: 0)
     assert DeviceOptions(device="all").all_of_them() == ["cpu"] * cores()
     assert DeviceOptions(device="auto").all_of_them() == ["cpu"]
+    monkeypatch.setattr("pipelines.device.memory", lambda: 3 << 30)
+    assert DeviceOptions(device="all").all_of_them() == ["cpu"]
 
 
 def test_all_devices_of_a_machine_with_three(monkeypatch):
