@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import apache_beam as beam
 import tqdm
@@ -44,10 +44,8 @@ ATTEMPTS = 2
 AHEAD = 2
 """Elements that wait for each process: more would only be held in memory."""
 
-
 PATIENCE = 5.0
 """Seconds in which a process that has nothing to do ends by itself."""
-
 
 Spread = Callable[[beam.DoFn], beam.DoFn]
 """How a step without a model is spread over this machine."""
@@ -77,19 +75,19 @@ class Devices:
     names: tuple[str, ...] = ("cpu",)
     accelerator: str | None = None
 
-    def infer(self, handler: Any) -> beam.PTransform:
+    def infer(self, handler: Movable) -> beam.PTransform:
         """Beam's RunInference, or as many processes as there are devices that do the same.
 
         Args:
-            handler: a ``ModelHandler`` with its model on the first device; ``Movable``. Its elements and inferences can be
-                pickled, and their order means nothing.
+            handler: with its model on the first device. Its elements and inferences can be pickled, and their order means
+                nothing.
         """
         if len(self.names) > 1:
             return beam.ParDo(self.step(lambda device: Infer(handler.on(device))))
         # Here, since it imports torch, which takes seconds.
         from apache_beam.ml.inference.base import RunInference
 
-        return RunInference(handler)
+        return RunInference(cast("ModelHandler", handler))
 
     def step(self, on: Callable[[str], beam.DoFn]) -> beam.DoFn:
         """A step for one device as it is, for several in a process each.
