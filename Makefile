@@ -19,10 +19,12 @@ audit: install
 sweep: install
 	$(BIN)/eidetic demo --lake sweep_lake --sweep demo/sweeps/small.toml --device all
 
-# A file of tests for each core, and in it one thread: those of several processes would wait for one another. In their order, and
-# not the files of few tests last, which are the long ones.
+# A file of tests for each process, of which there are half more than cores, since they wait for others of their own now and then;
+# and in it one thread: those of several processes would wait for one another. In their order, and not the files of few tests last,
+# which are the long ones.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )) \
+	  --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # All that is done to lakes, of which make test does a sample, and the page made of what came of it.
 faults: install

@@ -1,4 +1,4 @@
-"""The verbs that run models, on one device and on two: the same tables, also where a process dies on the way."""
+"""The verbs that run models, on one device and on two: the same tables."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ from transforms.store.lake import Lake
 from transforms.store.pictures import encode_png
 
 CLIP = Path(__file__).resolve().parents[2] / "demo" / "models" / "clip"
-PICTURES, CONTROLS = 40, 8
+PICTURES, CONTROLS = 24, 6
 
 
 @pytest.fixture(scope="module")
@@ -46,39 +46,17 @@ def audit(inputs, lake, device):
     assert cli.main(words) == 0
 
 
-@pytest.fixture(scope="module")
-def one_device(inputs):
-    lake = Lake(str(inputs / "one"))
-    audit(inputs, lake, "cpu")
-    return lake
-
-
-@pytest.fixture(autouse=True)
-def none_is_left():
-    yield
-    _Process.end_idle()
-    assert not multiprocessing.active_children()
-
-
-def test_two_devices_give_the_tables_of_one(inputs, one_device, tmp_path, monkeypatch):
-    taken = []
+def test_two_devices_give_the_tables_of_one_though_a_process_is_killed(inputs, tmp_path, monkeypatch):
+    """It is killed while it makes pictures."""
+    one, two, taken, killed = Lake(str(tmp_path / "one")), Lake(str(tmp_path / "two")), [], []
+    audit(inputs, one, "cpu")
     take = _Process.take
     monkeypatch.setattr(_Process, "take", classmethod(lambda cls, threads: taken.append(threads) or take(threads)))
-    two = Lake(str(tmp_path / "lake"))
-    audit(inputs, two, "cpu,cpu")
-    assert differences(one_device, two) == []
-    # Two for each step that runs a model (the vectors of the images, the pictures, their vectors), and all cores for others:
-    # downloads, pairs, the gathering of pictures, and their comparison.
-    assert len(taken) == 6 + 4 * cores()
 
-
-def test_a_process_that_is_killed_while_it_makes_pictures(inputs, one_device, tmp_path):
-    lake, killed = Lake(str(tmp_path / "lake")), []
-
-    def kill() -> None:
+    def kill():
         until = time.monotonic() + 120
         while not killed and time.monotonic() < until:
-            for audit in Path(lake.root).glob("work/generate/*"):
+            for audit in Path(two.root).glob("work/generate/*"):
                 if list_files(f"{audit}/prompts", ".parquet"):
                     killed.append(multiprocessing.active_children()[0].pid)
                     os.kill(killed[0], signal.SIGKILL)
@@ -87,7 +65,11 @@ def test_a_process_that_is_killed_while_it_makes_pictures(inputs, one_device, tm
 
     watcher = threading.Thread(target=kill)
     watcher.start()
-    audit(inputs, lake, "cpu,cpu")
+    audit(inputs, two, "cpu,cpu")
     watcher.join()
-    assert killed
-    assert differences(one_device, lake) == []
+    _Process.end_idle()
+    assert killed and not multiprocessing.active_children()
+    assert differences(one, two) == []
+    # Two for each step that runs a model (the vectors of the images, the pictures, their vectors), and all cores for others:
+    # downloads, pairs, the gathering of pictures, and their comparison. Another one may come for the one that was killed.
+    assert len(taken) - 6 - 4 * cores() in (0, 1)

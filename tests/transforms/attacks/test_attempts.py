@@ -28,6 +28,7 @@ from transforms.errors import UserError
 from transforms.kernels.distances import Frame, aligned_l2, central_crop, l2, tiled_l2
 from transforms.models.base import Attempt
 from transforms.models.folder import FolderGenerator
+from transforms.models.processes import AS_IT_IS
 from transforms.store.files import list_files
 from transforms.store.identity import prompt_id, seed
 from transforms.store.lake import Lake
@@ -76,7 +77,7 @@ def generate(tmp_path, prompts, generator, filter=FILTER, pictures=None):
         lake.write("prompts", AUDIT, part, rows)
     execution = Execution(lake, [])
     handler = GeneratorHandler(lake, AUDIT, generator, filter, base_seed=1, store=store)
-    execution.run(lambda pipeline: build(pipeline, len(prompts), handler, None))
+    execution.run(lambda pipeline: build(pipeline, len(prompts), handler, AS_IT_IS))
     execution.run(lambda pipeline: build_compaction(pipeline, lake, AUDIT, len(prompts)))
     return lake
 
@@ -123,11 +124,11 @@ def test_finished_prompts_are_not_made_again(tmp_path):
     store = store_of(lake, {})
     handler = GeneratorHandler(lake, AUDIT, PlantedGenerator(), FILTER, 1, store)
     execution = Execution(lake, [])
-    execution.run(lambda pipeline: build(pipeline, 1, handler, None))
+    execution.run(lambda pipeline: build(pipeline, 1, handler, AS_IT_IS))
     assert len(list_files(result_folder(lake, AUDIT), ".parquet")) == 2
     # A generator that fails at once: the run can only succeed if it is never asked.
     broken = GeneratorHandler(lake, AUDIT, PlantedGenerator(broken=("a", "b")), FILTER, 1, store)
-    execution.run(lambda pipeline: build(pipeline, 1, broken, None))
+    execution.run(lambda pipeline: build(pipeline, 1, broken, AS_IT_IS))
     execution.run(lambda pipeline: build_compaction(pipeline, lake, AUDIT, 1))
     assert lake.read("cliques", AUDIT)["n_failed"].to_pylist() == [0, 0]
 
@@ -420,6 +421,6 @@ def test_no_step_carries_more_than_references(tmp_path):
     lake = Lake(str(tmp_path))
     handler = GeneratorHandler(lake, AUDIT, PlantedGenerator(), FILTER, 1, store_of(lake, {}))
     pipeline = beam.Pipeline(runner="FnApiRunner")
-    build(pipeline, 1000, handler, None)
+    build(pipeline, 1000, handler, AS_IT_IS)
     sizes = [len(transform.spec.payload) for transform in pipeline.to_runner_api().components.transforms.values()]
     assert max(sizes) < 50_000

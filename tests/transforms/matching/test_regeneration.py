@@ -32,6 +32,7 @@ from transforms.matching.regeneration import (
 from transforms.matching.tasks import THUMBNAIL, Round, Snapshots, Task
 from transforms.models.base import Attempt, Wanted
 from transforms.models.diffusion import DiffusersGenerator
+from transforms.models.processes import AS_IT_IS
 from transforms.store.files import list_files, read_parquet, write_parquet
 from transforms.store.identity import prompt_id
 from transforms.store.lake import Lake
@@ -97,7 +98,7 @@ def made(tmp_path):
     store = ImageStore(lake, ingest.snapshot_id, embed.snapshot_id)
     handler = GeneratorHandler(lake, AUDIT, generator, Filter(0.15, 99, "nearest", 0.0), 1, store)
     execution = Execution(lake, [])
-    execution.run(lambda pipeline: build(pipeline, 1, handler, None))
+    execution.run(lambda pipeline: build(pipeline, 1, handler, AS_IT_IS))
     execution.run(lambda pipeline: build_compaction(pipeline, lake, AUDIT, 1))
     lake.write("matches", MATCH, 0, [])
     return lake, Snapshots(ingest.snapshot_id, embed.snapshot_id, "groups0", AUDIT), generator
@@ -270,13 +271,13 @@ def test_a_part_that_is_there_is_not_made_again(made):
         audit: dict
 
     job, execution = Job(lake, MATCH, IDENTITY), Execution(lake, [])
-    execution.run(lambda pipeline: build_regeneration(pipeline, job, [0], generator, None))
+    execution.run(lambda pipeline: build_regeneration(pipeline, job, [0], generator, AS_IT_IS))
     assert regenerated(lake, MATCH) == {0}
     before = lake.read("regenerations", MATCH).to_pylist()
     assert len(before) == 3 and {row["status"] for row in before} == {"success"}
     # A model that can't make any: it is not asked.
     broken = Seeded(MEMORY, broken=tuple(MEMORY))
-    execution.run(lambda pipeline: build_regeneration(pipeline, job, [0], broken, None))
+    execution.run(lambda pipeline: build_regeneration(pipeline, job, [0], broken, AS_IT_IS))
     assert lake.read("regenerations", MATCH).to_pylist() == before
 
 

@@ -80,7 +80,7 @@ def run(tmp_path, step, numbers):
     return sorted(Collect.found)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def none_is_left():
     """What is kept for the next step can be ended, and beside that there is nothing."""
     yield
