@@ -95,7 +95,7 @@ class IngestOptions(Options):
         16.0, "how many times longer than the other a side of a picture may be", least=1, most=MAX_ASPECT_RATIO
     )
     retries: int = option(0, "further tries where a connection broke or a server was busy, within the same --timeout", least=0)
-    threads: int = option(32, "downloads at once, in each worker", least=1, most=MOST_THREADS)
+    threads: int = option(32, "downloads at once, in each worker (of several --processes, each)", least=1, most=MOST_THREADS)
     user_agent_token: str = option("eidetic", "who asks: part of the User-Agent, and looked for in X-Robots-Tag")
     honour_opt_outs: bool = option(True, "leave pictures alone whose server opts out by X-Robots-Tag")
     carry_over: bool = option(
