@@ -31,9 +31,12 @@ from PIL import Image
 
 from benchmarks.results import Row, write
 from benchmarks.vectors import PHOTOGRAPHS, ROOT
+from transforms.attacks.attempts import PARTS_PER_PROMPTS_PART, PROMPTS_PER_PART
 from transforms.kernels.distances import l2
 from transforms.matching.tasks import Round, Snapshots, Task
-from transforms.store.lake import Lake
+from transforms.models.devices import cores
+from transforms.models.processes import end_kept
+from transforms.store.lake import Lake, part_number
 from transforms.store.pictures import decode, encode_png, thumbnail
 
 SIDE, DIMENSIONS, PART_ROWS, CENTRES = 64, 512, 10_000, 1000
@@ -125,8 +128,10 @@ def make(root: Path, size: int) -> None:
             "height": SIDE, "steps": None, "guidance_scale": None, "seconds": 0.0, "device": None, "dtype": None,
         })  # fmt: skip
         vectors.append((vector / np.linalg.norm(vector)).astype(np.float32))
-    lake.write("prompts", "audit0", 0, prompts)
-    lake.write("generations", "audit0", 0, made)
+    # As ``generate`` does: a part of generations for each part of prompts.
+    for number, start in enumerate(range(0, GENERATIONS, PROMPTS_PER_PART)):
+        lake.write("prompts", "audit0", number, prompts[start : start + PROMPTS_PER_PART])
+        lake.write("generations", "audit0", PARTS_PER_PROMPTS_PART * number, made[start : start + PROMPTS_PER_PART])
     np.save(root / "vectors.npy", np.stack(vectors))
     (root / "made").touch()
 
@@ -138,7 +143,13 @@ def round_of(root: str) -> Round:
     lake = Lake(root)
     snapshots = Snapshots("ingest0", "embed0", "groups0", "audit0")
     # Blocks as match makes them with its default memory.
-    return Round(lake, snapshots, "match0", "stored", (Task("generations", 0),), SIDE, NEIGHBOURS, 640)
+    tasks = tuple(Task("generations", part_number(path)) for path in lake.parts("generations", "audit0"))
+    return Round(lake, snapshots, "match0", "stored", tasks, SIDE, NEIGHBOURS, 640)
+
+
+def stored(root: str, column: str) -> list[Any]:
+    """A column of all generations, in order."""
+    return [value for path in Lake(root).parts("generations", "audit0") for value in pq.read_table(path)[column].to_pylist()]
 
 
 def indexed(root: str) -> dict[str, Any]:
@@ -171,7 +182,7 @@ def matched(root: str) -> dict[str, Any]:
     lake, round = Lake(root), round_of(root)
     for folder in ("matches", "work/match"):
         delete(lake.path(folder))
-    execution = Execution(lake, [])
+    execution = Execution(lake, [], processes=cores())
     begun, steps = time.monotonic(), {}
 
     def step(name: str, since: float) -> float:
@@ -180,24 +191,29 @@ def matched(root: str) -> dict[str, Any]:
         return now
 
     write_own(lake, "match0", "audit0", Directory(lake, "groups0"))
-    generations = read_parquet(lake.part("generations", "audit0", 0), ["thumbnail"])
-    vectors = np.load(f"{root}/vectors.npy")
-    count = len(vectors)
-    columns = {"vector": vectors.tolist(), "thumbnail": generations["thumbnail"], "control": [False] * count}
-    write_parquet(round.file("queries", 0, "parquet"), pa.table(columns, schema=SCHEMA))
+    vectors, first = np.load(f"{root}/vectors.npy").tolist(), 0
+    for number, task in enumerate(round.tasks):
+        thumbnails = read_parquet(lake.part("generations", "audit0", task.number), ["thumbnail"])["thumbnail"]
+        count = len(thumbnails)
+        columns = {
+            "place": list(range(count)), "vector": vectors[first : first + count], "thumbnail": thumbnails,
+            "control": [False] * count,
+        }  # fmt: skip
+        write_parquet(round.file("queries", number, "parquet"), pa.table(columns, schema=SCHEMA))
+        first += count
     now = step("own", begun)
     execution.run(lambda pipeline: build_search(pipeline, round, (2048 << 20) // 4 // (8 * DIMENSIONS)))
     now = step("search", now)
     parts = merge(round)
     now = step("merge", now)
-    execution.run(lambda pipeline: build_gathering(pipeline, round, parts))
+    execution.run(lambda pipeline: build_gathering(pipeline, round, parts, execution.spread))
     now = step("gather", now)
 
     class Job:
         snapshots, measure, audit = round.snapshots, Measure(0.15, 50, 0.5, 0.6), AUDIT
 
     Job.lake = lake  # type: ignore[attr-defined]
-    execution.run(lambda pipeline: build(pipeline, Job, round))  # type: ignore[arg-type]
+    execution.run(lambda pipeline: build(pipeline, Job, round, execution.spread))  # type: ignore[arg-type]
     step("compare", now)
     own = [row for row in lake.read("matches", "match0", ["relation", "extracted"]).to_pylist() if row["relation"] == "own"]
     return {"seconds": time.monotonic() - begun, "steps": steps, "extracted": sum(row["extracted"] for row in own)}
@@ -222,8 +238,8 @@ def peer(root: str) -> dict[str, Any]:
         pictures += pq.read_table(path, columns=["image"])["image"].to_pylist()
     _, rows = index.search(np.load(f"{root}/vectors.npy"), NEIGHBOURS)
     extracted = 0
-    for number, image in enumerate(pq.read_table(lake.part("generations", "audit0", 0), columns=["image"])["image"]):
-        made = np.asarray(decode(image.as_py()))
+    for number, image in enumerate(stored(root, "image")):
+        made = np.asarray(decode(image))
         distances = [float(l2(made, np.asarray(decode(pictures[row])))) for row in rows[number].tolist()]
         extracted += min(distances) <= 0.15
     return {"seconds": time.monotonic() - begun, "extracted": extracted}
@@ -297,10 +313,9 @@ def counted_plainly(root: str, parts: int) -> dict[str, Any]:
 def looked_up(root: str) -> dict[str, Any]:
     """``lookup`` of 100 pictures, the second call: their vectors by a CLIP that makes the planted ones."""
     from transforms.matching.lookup import look_up
-    from transforms.store.files import read_parquet
 
-    lake, given = Lake(root), np.load(f"{root}/vectors.npy")[:200:2]
-    images = read_parquet(lake.part("generations", "audit0", 0), ["image"])["image"].to_pylist()[:200:2]
+    given = np.load(f"{root}/vectors.npy")[:200:2]
+    images = stored(root, "image")[:200:2]
 
     class Encoder:
         @staticmethod
@@ -343,7 +358,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what:
         found = counted_plainly(arguments.lake, 2) if arguments.what == "plain" else MEASURED[arguments.what](arguments.lake)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+        end_kept()
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / (1 << 20)
         print(json.dumps({**found, "gib": peak}))
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -325,8 +325,13 @@ class _Process:
             process.end()
 
 
+def end_kept() -> None:
+    """Ends the processes that are kept for a next step."""
+    _Process.end_idle()
+
+
 # Before what Python itself does with them, which is to kill them.
-atexit.register(_Process.end_idle)
+atexit.register(end_kept)
 
 
 def _how(code: int | None) -> str:
