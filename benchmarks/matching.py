@@ -281,7 +281,7 @@ def counted(root: str) -> dict[str, Any]:
     path = lake.work("match", "match0", "targets.parquet")
     write_parquet(path, pa.Table.from_pylist(targets))
     begun = time.monotonic()
-    counter = CountWithin(lake, round_of(root).snapshots, path, 0.1)
+    counter = CountWithin(lake, round_of(root).snapshots, "match0", path, 0.1)
     counter.setup()
     sums: dict[str, int] = {}
     for part in range(len(lake.parts("images", "ingest0"))):

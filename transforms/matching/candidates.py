@@ -66,6 +66,10 @@ class Entries(NamedTuple):
     vectors: np.ndarray
 
 
+QUERIES_AT_ONCE = 4096
+"""Pictures that are searched for at once, about: so many are one product for faiss."""
+
+
 class Queries(NamedTuple):
     """Pictures that are judged, as they are searched for.
 
@@ -168,12 +172,27 @@ class SearchChunk(beam.DoFn):
             read = [read_entries(self.round, part, chunk.role, space) for part in chunk.parts]
             entries = together(read)
             with replacing(path) as sink, pq.ParquetWriter(sink, FOUND) as file:
-                for number in range(len(self.round.tasks) if len(entries.codes) else 0):
-                    queries = read_queries(self.round, number, chunk.role, space)
-                    if len(queries.numbers):
-                        file.write_table(search(entries, queries, space, self.round.neighbours))
+                for queries in self._queries(chunk.role, space) if len(entries.codes) else ():
+                    file.write_table(search(entries, queries, space, self.round.neighbours))
             count(f"searches by {space}")
         yield chunk.number
+
+    def _queries(self, role: str, space: str) -> Iterator[Queries]:
+        """The pictures of all tasks in order, those of some tasks together: few at a time are mostly overhead."""
+        waiting: list[Queries] = []
+        for number in range(len(self.round.tasks)):
+            queries = read_queries(self.round, number, role, space)
+            if len(queries.numbers):
+                waiting.append(queries)
+            if sum(len(one.numbers) for one in waiting) >= QUERIES_AT_ONCE:
+                yield _joined(waiting)
+                waiting = []
+        if waiting:
+            yield _joined(waiting)
+
+
+def _joined(several: Sequence[Queries]) -> Queries:
+    return Queries(np.concatenate([one.numbers for one in several]), np.concatenate([one.vectors for one in several]))
 
 
 def together(read: Sequence[Entries]) -> Entries:
