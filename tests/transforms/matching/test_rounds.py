@@ -227,6 +227,21 @@ def test_decoys_are_drawn_by_hash_alone(world):
     assert {row["sample_id"] for row in made.drawn("held_out", "control", 9)} == set(world.controls)
 
 
+def test_pictures_of_several_tasks_are_searched_for_together(world, monkeypatch):
+    sizes = [2, 0, 3, 1, 9, 1]
+    round = dataclasses.replace(world.round(), tasks=tuple(Task("generations", number) for number in range(len(sizes))))
+
+    def read(_, number, role, space):
+        rows = np.arange(sizes[number])
+        return candidates.Queries(100 * number + rows, np.full((len(rows), 2), number, np.float32))
+
+    monkeypatch.setattr(candidates, "read_queries", read)
+    monkeypatch.setattr(candidates, "QUERIES_AT_ONCE", 4)
+    found = list(candidates.SearchChunk(round)._queries("training", "clip"))
+    assert [one.numbers.tolist() for one in found] == [[0, 1, 200, 201, 202], [300, *range(400, 409)], [500]]
+    assert all((one.vectors[:, 0] == one.numbers // 100).all() for one in found)
+
+
 def test_candidates_are_the_nearest_by_either(world):
     round = world.round(neighbours=3)
     world.index()
