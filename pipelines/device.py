@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING
 
 from pipelines.options import Options, option
 from transforms.errors import UserError
-from transforms.models.devices import cores, memory
+from transforms.models.devices import processes_with_room
 
 if TYPE_CHECKING:
     from transforms.models.processes import Devices
-
-
-MEMORY_OF_A_PROCESS = 2 << 30
-"""Bytes of the machine's memory for each of many processes on its CPU: the libraries and a small model take half of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +55,7 @@ class DeviceOptions(Options):
             return ["cuda"] if there else ["cpu"]
         if there:
             return [f"cuda:{number}" for number in range(there)]
-        return ["cpu"] * max(1, min(cores(), memory() // MEMORY_OF_A_PROCESS))
+        return ["cpu"] * processes_with_room()
 
     def hint(self) -> str | None:
         """What to ask a distributed runner for; None unless a GPU was asked for by name."""

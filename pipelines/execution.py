@@ -76,7 +76,9 @@ class Execution:
         """A step without a model, shared by the processes. Elements and outputs can be pickled; their order means nothing."""
         if self.processes == 1:
             return step
-        return InProcesses([step] * self.processes, [f"process {number + 1}" for number in range(self.processes)])
+        return InProcesses(
+            [step] * self.processes, [f"{number} of {self.processes}" for number in range(1, self.processes + 1)]
+        )
 
     def run(self, build: Callable[[beam.Pipeline], Any], progress: Progress | None = None) -> None:
         """Builds one pipeline and runs it to its end.

@@ -52,7 +52,7 @@ from transforms.store.files import count_rows, delete, exists, list_files, read_
 from transforms.store.identity import digest
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import lineage
-from transforms.store.scan import ask, scan
+from transforms.store.scan import ask
 from transforms.store.tombstones import Tombstones
 
 
@@ -250,20 +250,16 @@ def write_effects(lake: Lake, snapshot: str, vectors: str, real: np.ndarray) -> 
         for one in read_rows(path):
             if not one["attacked"]:
                 made[one["class"], one["mitigation"]].append(one["vector"])
-    rows = [
-        row
-        for batch in scan(lake, {"mitigations": snapshot}, sql.read("tables", "mitigation_effects"))
-        for row in batch.to_pylist()
-    ]
+    far = {
+        key: quality.cmmd(np.array(some, np.float32), real).distance
+        for key, some in made.items()
+        if min(len(some), len(real)) >= quality.FEWEST
+    }
+    rows = ask(lake, {"mitigations": snapshot}, sql.read("tables", "mitigation_effects"))
     for row in rows:
-        under, without = (np.array(made[row["class"], name], np.float32) for name in (row["mitigation"], "none"))
-        row.update(cmmd=_cmmd(under, real), cmmd_before=_cmmd(without, real), cmmd_pictures=len(under), cmmd_held_out=len(real))
+        under, without = ((row["class"], name) for name in (row["mitigation"], "none"))
+        row.update(cmmd=far.get(under), cmmd_before=far.get(without), cmmd_pictures=len(made[under]), cmmd_held_out=len(real))
     lake.write("mitigation_effects", snapshot, 0, rows)
-
-
-def _cmmd(made: np.ndarray, real: np.ndarray) -> float | None:
-    """None where there are too few of them."""
-    return None if min(len(made), len(real)) < quality.FEWEST else quality.cmmd(made, real).distance
 
 
 def finish(execution: Execution, parsed: Parsed, manifest: Manifest) -> None:

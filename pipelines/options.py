@@ -139,7 +139,7 @@ class MachineOptions(Options):
     processes: int = option(
         0,
         "processes that share what needs no model: downloads, comparisons (0: one; with --device all or a list, one for each "
-        "core)",
+        "core that has 2 GiB of memory)",
         least=0,
     )
 

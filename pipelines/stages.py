@@ -186,11 +186,11 @@ def execution_of(parsed: Parsed) -> Execution:
     """Where and how a command line wants its pipelines to run."""
     from pipelines.device import DeviceOptions
     from pipelines.execution import Execution
-    from transforms.models.devices import cores
+    from transforms.models.devices import processes_with_room
     from transforms.store.lake import Lake
 
     common, device = parsed[CommonOptions], parsed[DeviceOptions].device
-    processes = parsed[MachineOptions].processes or (cores() if device == "all" or "," in device else 1)
+    processes = parsed[MachineOptions].processes or (processes_with_room() if device == "all" or "," in device else 1)
     return Execution(Lake(common.lake), parsed.beam, common.verbose, processes)
 
 

@@ -13,7 +13,7 @@ from pipelines import cli
 from tests.lakes import differences
 from tests.models import save_random_pipeline
 from tests.planted import picture
-from transforms.models.devices import cores
+from transforms.models.devices import processes_with_room
 from transforms.models.processes import _Process
 from transforms.store.files import list_files
 from transforms.store.lake import Lake
@@ -72,4 +72,4 @@ def test_two_devices_give_the_tables_of_one_though_a_process_is_killed(inputs, t
     assert differences(one, two) == []
     # Two for each step that runs a model (the vectors of the images, the pictures, their vectors), and all cores for others:
     # downloads, pairs, the gathering of pictures, and their comparison. Another one may come for the one that was killed.
-    assert len(taken) - 6 - 4 * cores() in (0, 1)
+    assert len(taken) - 6 - 4 * processes_with_room() in (0, 1)

@@ -1,11 +1,13 @@
 """A stage runs once, shows progress from what is durable, and passes a user's mistake on from inside a runner."""
 
+import pickle
 import time
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 
-from pipelines.execution import Execution, Progress, raise_user_error
+from pipelines.execution import BeamOptions, Execution, Progress, raise_user_error
 from pipelines.stages import Planned
 from transforms.errors import Damaged, UserError, fault_of_the_machine
 from transforms.store.counters import count
@@ -19,6 +21,19 @@ class Refuse(beam.DoFn):
 
 def execution(tmp_path, *words):
     return Execution(Lake(str(tmp_path / "lake")), list(words))
+
+
+def test_a_view_of_beams_options_is_made_once_and_is_as_good_as_another():
+    options = BeamOptions(["--runner=FnApiRunner", "--streaming"])
+    plain = PipelineOptions(["--runner=FnApiRunner", "--streaming"])
+    view = options.view_as(StandardOptions)
+    assert view is options.view_as(StandardOptions) and (view.runner, view.streaming) == ("FnApiRunner", True)
+    # What is said to one is said to all, and to those that come later.
+    options.view_as(SetupOptions).save_main_session = plain.view_as(SetupOptions).save_main_session = False
+    assert view.view_as(SetupOptions).save_main_session is False
+    assert options.get_all_options() == plain.get_all_options()
+    again = pickle.loads(pickle.dumps(options))
+    assert again.get_all_options() == plain.get_all_options()
 
 
 def test_a_complete_stage_is_skipped(tmp_path):

@@ -13,6 +13,10 @@ Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
+MEMORY_OF_A_PROCESS = 2 << 30
+"""Bytes of the machine's memory for each of many processes on its CPU: the libraries and a small model take half of it."""
+
+
 class Batched(Protocol):
     """A model that works on so many things at once.
 
@@ -31,6 +35,11 @@ def cores() -> int:
 def memory() -> int:
     """Bytes of memory that the machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def processes_with_room() -> int:
+    """As many processes as there are cores and memory for."""
+    return max(1, min(cores(), memory() // MEMORY_OF_A_PROCESS))
 
 
 def in_batches(

@@ -242,7 +242,7 @@ class _Member:
                 return outcome
         raise UserError(
             f"the process for {self._name} ended {ATTEMPTS} times over the same piece of work ({_how(code)}); make room in "
-            "memory, or name fewer devices, and start the command again: it goes on where it was"
+            "memory, or name fewer devices or --processes, and start the command again: it goes on where it was"
         )
 
     def _taken(self) -> tuple[_Process, bool]:

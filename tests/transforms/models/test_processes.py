@@ -17,7 +17,7 @@ from pipelines import match
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, counted
 from transforms.errors import Damaged, UserError
-from transforms.models.devices import cores
+from transforms.models.devices import cores, processes_with_room
 from transforms.models.processes import Devices, InProcesses, _Process
 from transforms.store.counters import count
 from transforms.store.lake import Lake
@@ -139,8 +139,8 @@ def test_a_step_without_a_model_goes_over_the_processes(tmp_path):
     [
         ((), 1),
         (("--processes=5",), 5),
-        (("--device=cpu,cpu",), cores()),
-        (("--device=all",), cores()),
+        (("--device=cpu,cpu",), processes_with_room()),
+        (("--device=all",), processes_with_room()),
         (("--device=cpu",), 1),
         (("--device=all", "--processes=1"), 1),
     ],
@@ -265,9 +265,9 @@ def test_devices_that_are_named(said, meant):
 
 def test_all_devices_of_a_machine_without_a_gpu(monkeypatch):
     monkeypatch.setattr("pipelines.device._gpus", lambda: 0)
-    assert DeviceOptions(device="all").all_of_them() == ["cpu"] * cores()
+    assert DeviceOptions(device="all").all_of_them() == ["cpu"] * processes_with_room()
     assert DeviceOptions(device="auto").all_of_them() == ["cpu"]
-    monkeypatch.setattr("pipelines.device.memory", lambda: 3 << 30)
+    monkeypatch.setattr("transforms.models.devices.memory", lambda: 3 << 30)
     assert DeviceOptions(device="all").all_of_them() == ["cpu"]
 
 
