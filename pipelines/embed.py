@@ -23,7 +23,7 @@ import apache_beam as beam
 
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress
-from pipelines.options import Options, Parsed, option
+from pipelines.options import Options, Parsed, check_url, option
 from pipelines.stages import Planned, Stage
 from transforms.errors import UserError
 from transforms.models.clip import ClipModel
@@ -36,7 +36,9 @@ from transforms.store.scan import ask
 class EmbedOptions(Options):
     """Embedding: the CLIP model."""
 
-    clip_model: str = option("ViT-B-32", "open_clip's name of a model, hf-hub:owner/name, or a folder in its format")
+    clip_model: str = option(
+        "ViT-B-32", "open_clip's name of a model, hf-hub:owner/name, or a folder in its format (a URL's is copied here)"
+    )
     clip_pretrained: str = option(
         "laion2b_s34b_b79k", "tag or local file of the weights; a folder and hf-hub: bring their own, and ignore this"
     )
@@ -46,6 +48,7 @@ class EmbedOptions(Options):
         super().__post_init__()
         if not self.clip_model:
             raise UserError("--clip_model is empty; name a model of open_clip or a folder")
+        check_url("--clip_model", self.clip_model)
 
     def model(self, device: str) -> ClipModel:
         """The model on a device (cpu, cuda, cuda:1); ``load`` gives the encoder."""

@@ -20,8 +20,15 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, SetupOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    SetupOptions,
+    StandardOptions,
+)
 
+from pipelines import engines
 from pipelines.stages import Planned
 from transforms.errors import TemplateWritten, UserError, fault_of_the_machine
 from transforms.models.processes import InProcesses
@@ -29,15 +36,6 @@ from transforms.store.counters import NAMESPACE
 from transforms.store.files import exists
 from transforms.store.lake import Lake, Manifest
 from transforms.store.texts import shown
-
-NEEDS_OF_RUNNERS = {
-    "flinkrunner": "Java, and Beam's job server, which is downloaded at its first run (or named with --flink_job_server_jar)",
-    "sparkrunner": "Java, and Beam's job server, which is downloaded at its first run (or named with --spark_job_server_jar)",
-    "prismrunner": "Prism, which is downloaded at its first run (or named with --prism_location)",
-    "portablerunner": "a job service that is running, by --job_endpoint HOST:PORT",
-    "dataflowrunner": "apache-beam[gcp], credentials, and --project, --region and --temp_location",
-}
-"""Runner, in small letters, whose ``run`` only hands the job over → what that takes."""
 
 PACKAGES = ("apache-beam", "torch", "open-clip-torch", "faiss-cpu", "pyarrow", "duckdb", "img2dataset", "diffusers")
 
@@ -91,6 +89,8 @@ class Execution:
         """
         quiet_beam(self.verbose)
         options = BeamOptions(self.beam_args)
+        service = options.view_as(PortableOptions)
+        engines.check(options.view_as(StandardOptions).runner, service.job_endpoint)
         # Every DoFn lives in an importable module, so nothing of the main session need travel.
         options.view_as(SetupOptions).save_main_session = False
         template = options.view_as(GoogleCloudOptions).template_location
@@ -112,6 +112,8 @@ class Execution:
                 state = result.wait_until_finish()
             except Exception as error:
                 raise_user_error(error)
+                if (meaning := engines.meaning(str(error), self.beam_args)) is not None and self._names_runner():
+                    raise UserError(meaning) from error
                 raise
         if state not in (None, "DONE"):
             raise RuntimeError(f"the Beam job ended in state {state}; see the runner's own log")
@@ -122,7 +124,7 @@ class Execution:
     def _raise_not_started(self, error: Exception) -> None:
         """UserError where a runner of another process couldn't take the job. Before it has, no step can have failed."""
         name = (PipelineOptions(self.beam_args).view_as(StandardOptions).runner or "").rsplit(".", 1)[-1]
-        needs = NEEDS_OF_RUNNERS.get(name.lower())
+        needs = engines.NEEDS.get(name.lower())
         if needs is not None and not isinstance(error, UserError):
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"--runner {name} did not take the job ({reason}); it needs {needs}") from error

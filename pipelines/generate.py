@@ -51,7 +51,7 @@ LARGE = 100_000
 class GenerateOptions(Options):
     """Generation: prompts, the model, and the filter."""
 
-    model: str | None = option(None, "a text-to-image pipeline of diffusers: hub id or local folder")
+    model: str | None = option(None, "a text-to-image pipeline of diffusers: hub id or folder (a URL's is copied here)")
     revision: str | None = option(None, "branch, tag or commit of the model on the hub")
     variant: str | None = option(None, "variant of the weights, such as fp16 (default: none, or the only one that there is)")
     allow_pickle: bool = option(
@@ -89,7 +89,7 @@ class GenerateOptions(Options):
         super().__post_init__()
         if self.model is not None and self.generations is not None:
             raise UserError("--model and --generations exclude each other: name the one that makes the images")
-        for name in ("prompts", "generations"):
+        for name in ("model", "prompts", "generations"):
             check_url(f"--{name}", getattr(self, name) or "")
 
     @property

@@ -1,4 +1,11 @@
-"""Who may write to the lake: every verb that writes keeps the others off it."""
+"""Who may write to the lake: every verb that writes keeps the others off it.
+
+A folder of this machine is locked by the system, which gives the lock back where its holder is killed. A lake in a store is
+claimed: LAKE/writer.lock/<number> is made by whoever takes the lake, in a request that the store refuses where there is such an
+object already, and written again every ``BEAT`` seconds. Numbers only grow. A claim that is empty was given back, and one whose
+holder hasn't written it for ``STALE`` seconds, by the store's own clock, has no holder any more: then the next number may be
+taken. A holder that was away for so long finds a higher number than its own, and ends at once.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +13,24 @@ import contextlib
 import datetime
 import os
 import socket
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 
 from pipelines.execution import say
 from transforms.errors import UserError
-from transforms.store.files import make_folder
+from transforms.store.files import create, delete, delete_all, exists, list_files, make_folder, read_bytes, stat, write_bytes
 from transforms.store.lake import Lake
 
 LOCK = "writer.lock"
-"""The file of a lake that is locked; it says who has locked it, or had."""
+"""The file of a lake that is locked, or the folder of its claims; it says who has locked it, or had."""
+
+BEAT = 20.0
+"""Seconds between two signs of life of who holds a lake in a store."""
+
+STALE = 120.0
+"""Seconds without one after which it has no holder any more."""
 
 
 class Busy(UserError):
@@ -23,7 +39,8 @@ class Busy(UserError):
 
 @contextlib.contextmanager
 def alone(lake: Lake, verb: str, wait: float) -> Iterator[None]:
-    """Keeps all others that write off the lake meanwhile. The system gives the lock back where its holder is killed.
+    """Keeps all others that write off the lake meanwhile. Where the holder is killed, others may have it: in a folder of this
+    machine at once, in a store after ``STALE`` seconds.
 
     Args:
         lake: a lake, or where one is to be; what is made for the lock goes again where nothing else came there.
@@ -35,9 +52,8 @@ def alone(lake: Lake, verb: str, wait: float) -> Iterator[None]:
         UserError: if the lake can't be written to.
     """
     if not lake.is_local:
-        # No object store that Beam knows can be locked by it; Airflow's max_active_runs or one machine must do it.
-        say(f"{verb:<12} the lake {lake.root!r} can't be locked: see that nothing else writes to it meanwhile")
-        yield
+        with _claimed(lake, verb, wait):
+            yield
         return
     import filelock
 
@@ -49,21 +65,16 @@ def alone(lake: Lake, verb: str, wait: float) -> Iterator[None]:
         with contextlib.suppress(filelock.Timeout):
             lock.acquire(timeout=0)
         if not lock.is_locked:
-            say(f"{verb:<12} {_holder(path)} is at work on the lake {lake.root!r}; waiting for up to {wait:g} s")
+            _tell(verb, _holder(path), lake, wait)
             lock.acquire(timeout=wait)
     except filelock.Timeout as error:
-        raise Busy(
-            f"{_holder(path)} is at work on the lake {lake.root!r}; wait until it is done, or give it time with --wait SECONDS"
-        ) from error
+        raise _busy(_holder(path), lake) from error
     except OSError as error:
-        raise UserError(
-            f"cannot write to the lake {lake.root!r} ({error}); name a folder or URL that can be written with --lake"
-        ) from error
+        raise _unwritable(lake, error) from error
     try:
-        since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
         # Written in place, and not replaced: it is this very file that is locked.
         with open(path, "w") as file:
-            file.write(f"'eidetic {verb}' (process {os.getpid()} on {socket.gethostname()}, since {since})")
+            file.write(_this_command(verb))
         yield
     finally:
         if new and os.listdir(lake.root) == [LOCK]:
@@ -84,6 +95,108 @@ def _missing(folder: str) -> list[str]:
 
 def _holder(path: str) -> str:
     """Who has the lock, as far as it says."""
-    with contextlib.suppress(OSError, UnicodeDecodeError), open(path) as file:
-        return file.read(200) or "another command"
-    return "another command"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return read_bytes(path)[:200].decode() or SOMEBODY
+    return SOMEBODY
+
+
+SOMEBODY = "another command"
+
+
+def _this_command(verb: str) -> str:
+    since = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+    return f"'eidetic {verb}' (process {os.getpid()} on {socket.gethostname()}, since {since})"
+
+
+def _tell(verb: str, holder: str, lake: Lake, wait: float) -> None:
+    say(f"{verb:<12} {holder} is at work on the lake {lake.root!r}; waiting for up to {wait:g} s")
+
+
+def _busy(holder: str, lake: Lake) -> Busy:
+    return Busy(f"{holder} is at work on the lake {lake.root!r}; wait until it is done, or give it time with --wait SECONDS")
+
+
+def _unwritable(lake: Lake, error: OSError) -> UserError:
+    return UserError(f"cannot write to the lake {lake.root!r} ({error}); name a folder or URL that can be written with --lake")
+
+
+# -- in a store -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _claimed(lake: Lake, verb: str, wait: float) -> Iterator[None]:
+    folder, limit, told = lake.path(LOCK), time.monotonic() + wait, False
+    text = _this_command(verb).encode()
+    try:
+        new = not exists(folder)
+        while (claim := _claim(folder, text)) is None:
+            holder = _holder(_claims(folder)[-1])
+            if time.monotonic() >= limit:
+                raise _busy(holder, lake)
+            if not told:
+                _tell(verb, holder, lake, wait)
+                told = True
+            time.sleep(min(BEAT / 10, max(0.0, limit - time.monotonic())))
+    except OSError as error:
+        raise _unwritable(lake, error) from error
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(folder, claim, text, ended), daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        if new and not exists(lake.path("lake.json")):
+            delete(folder)
+        else:
+            write_bytes(claim, b"")
+
+
+def _claims(folder: str) -> list[str]:
+    """The claims that there are, the newest last."""
+    return [path for path in list_files(folder, "") if path.rpartition("/")[2].isdigit()]
+
+
+def _claim(folder: str, text: bytes) -> str | None:
+    """Takes the lake: the claim; None where somebody has it."""
+    claims = _claims(folder)
+    if claims and _is_held(claims[-1], folder):
+        return None
+    number = int(claims[-1].rpartition("/")[2]) + 1 if claims else 1
+    claim = f"{folder}/{number:012d}"
+    if not create(claim, text):
+        return None
+    claims = _claims(folder)
+    if claims[-1] != claim:  # the number was taken, and given back, and removed, since it was looked for
+        delete(claim)
+        return None
+    # The newest one stays for ever, so that no number comes twice.
+    delete_all(claims[:-1])
+    return claim
+
+
+def _is_held(claim: str, folder: str) -> bool:
+    """Whether who made a claim still shows signs of life. By the store's clock alone: ours may be wrong."""
+    found = stat(claim)
+    if not found.size:
+        return False
+    now = f"{folder}/now-{uuid.uuid4().hex}"
+    write_bytes(now, b"")
+    try:
+        return stat(now).modified - found.modified < STALE
+    finally:
+        delete(now)
+
+
+def _beat(folder: str, claim: str, text: bytes, ended: threading.Event) -> None:
+    """Shows signs of life. Ends the process where another one has taken the lake: what both do there would be mixed."""
+    while not ended.wait(BEAT):
+        try:
+            newest = _claims(folder)[-1]
+            if newest != claim:
+                say(f"eidetic: {_holder(newest)} has taken the lake: this command showed no sign of life for {STALE:.0f} s")
+                os._exit(2)
+            write_bytes(claim, text)
+        except Exception as error:  # the store is away, in whatever words; it may be there again at the next one
+            say(f"eidetic: no sign of life could be written to {claim!r} ({error})")

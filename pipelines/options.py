@@ -17,6 +17,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines import engines
 from transforms.errors import UserError
 
 
@@ -86,13 +87,8 @@ class Options:
 MOST_CONFIG_BYTES = 1 << 20
 """A --config that is larger is none."""
 
-FILESYSTEMS = {
-    "gs": ("google.cloud.storage", "gcp"),
-    "s3": ("boto3", "aws"),
-    "azfs": ("azure.storage.blob", "azure"),
-    "hdfs": ("hdfs", "hadoop"),
-}
-"""Kind of URL that a lake may have → the package that reads it, and Beam's extra that brings that."""
+STORES = {"gs": "gcsfs", "s3": "s3fs"}
+"""Kind of URL that a lake may have → the package that reads it."""
 
 
 def check_url(name: str, value: str) -> None:
@@ -102,14 +98,13 @@ def check_url(name: str, value: str) -> None:
         return
     if scheme.lower() == "file":
         raise UserError(f"{name} is {value!r}, expected a path of this machine; name it as {name} {'/' + rest.lstrip('/')!r}")
-    if scheme not in FILESYSTEMS:
-        known = ", ".join(f"{one}://…" for one in FILESYSTEMS)
-        raise UserError(f"{name} is {value!r}, expected a local path, or a URL of a kind that Beam knows: {known}")
-    package, extra = FILESYSTEMS[scheme]
-    if not _is_installed(package):
+    if scheme not in STORES:
+        known = " or ".join(f"{one}://…" for one in STORES)
+        raise UserError(f"{name} is {value!r}, expected a local path, or a URL that begins {known}")
+    if not _is_installed(STORES[scheme]):
         raise UserError(
-            f"{name} is {value!r}, and the package {package!r} that reads it is not installed; "
-            f"pip install 'apache-beam[{extra}]', or name a local path"
+            f"{name} is {value!r}, and the package {STORES[scheme]!r} that reads it is not installed; "
+            f"pip install 'eidetic[{scheme}]', or name a local path"
         )
 
 
@@ -117,7 +112,7 @@ def check_url(name: str, value: str) -> None:
 class CommonOptions(Options):
     """What every verb takes."""
 
-    lake: str = option("lake", "the lake: a local folder, or a URL of a Beam filesystem")
+    lake: str = option("lake", "the lake: a local folder, or a URL (gs://…, s3://…)")
     verbose: bool = option(False, "show Beam's own log")
 
     def __post_init__(self) -> None:
@@ -301,6 +296,7 @@ def _check_beam(words: list[str], parser: argparse.ArgumentParser, known: dict[s
         kind._add_argparse_args(beam)
     understood, unknown = beam.parse_known_args(words)
     if not unknown:
+        engines.check(understood.runner, understood.job_endpoint)
         _check_runner(understood.runner)
     else:
         name = unknown[0].split("=")[0].lstrip("-")

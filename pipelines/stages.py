@@ -55,6 +55,7 @@ OTHER_VERBS = {
     "again": "makes one generation of an audit again, as a PNG",
     "verify": "looks for what is damaged in the lake",
     "forget": "takes pictures out of the lake, keeps them out, and proves it",
+    "workers": "serves Python workers to an engine: Flink, Spark, Prism",
     "demo": "serves the embedded corpus on loopback and audits the embedded model",
 }
 """The verbs that are no stages."""

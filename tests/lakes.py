@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.execution import Execution
 from transforms.forgetting.workers import Workers
-from transforms.store.files import list_files, read_parquet
+from transforms.store.files import list_files, read_parquet, walk
 from transforms.store.lake import Lake
 from transforms.store.schema import TABLES
 
@@ -55,9 +55,8 @@ def _marts() -> tuple[str, ...]:
 
 
 def _snapshots(lake: Lake, table: str) -> list[str]:
-    import glob
-
-    return sorted(glob.glob(f"{lake.root}/{table}/snapshot_id=*"))
+    folder = lake.path(table)
+    return sorted({f"{folder}/{one.path.removeprefix(f'{folder}/').partition('/')[0]}" for one in walk(folder)})
 
 
 def _compare(one: pa.Table, other: pa.Table, leave_out: frozenset[str]) -> list[str]:

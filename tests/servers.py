@@ -29,6 +29,7 @@ def object_store(bucket: str) -> Iterator[int]:
     """Google's storage, emulated, with one bucket: gs:// leads to it while the block runs, without any look for credentials,
     which would hang. The port that it listens on.
     """
+    import gcsfs
     from apache_beam.internal.gcp import auth
     from gcp_storage_emulator.server import create_server
 
@@ -40,9 +41,43 @@ def object_store(bucket: str) -> Iterator[int]:
             patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
             patch.setattr(auth._Credentials, "_credentials", None)
             patch.setattr(auth._Credentials, "_credentials_init", True)
+            gcsfs.GCSFileSystem.clear_instance_cache()  # of those that know another server
             yield port
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def s3_store(bucket: str) -> Iterator[int]:
+    """S3, emulated, with one bucket: s3:// leads to it while the block runs, by the environment alone, for this process and
+    those that it starts. The port that it listens on.
+    """
+    import boto3
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in s3_environment(f"http://127.0.0.1:{port}").items():
+                patch.setenv(name, value)
+            boto3.client("s3").create_bucket(Bucket=bucket)
+            s3fs.S3FileSystem.clear_instance_cache()  # of those that know another server
+            yield port
+    finally:
+        server.stop()
+
+
+def s3_environment(address: str) -> dict[str, str]:
+    """What a process has to be told so that s3:// leads to a server at this address."""
+    return {
+        "AWS_ENDPOINT_URL_S3": address,
+        "AWS_ACCESS_KEY_ID": "eidetic",
+        "AWS_SECRET_ACCESS_KEY": "eidetic",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
 
 
 def end(process: subprocess.Popen) -> None:

@@ -7,11 +7,9 @@ import glob
 import hashlib
 import os
 
-from apache_beam.io.filesystems import FileSystems
-
 from transforms.data.folders import NO_FILES, data_folders, ending_of
 from transforms.errors import UserError
-from transforms.store.files import is_url, open_file, walk
+from transforms.store.files import exists, is_url, matching, open_file, walk
 
 READ_WHOLE = 64 << 20
 """Files of up to as many bytes are recognised by all that they hold, larger ones by their ends."""
@@ -22,7 +20,7 @@ def files_with(endings: str | tuple[str, ...], path: str, expected: str) -> tupl
 
     Args:
         endings: of their names, in small letters. A file that is named by its path may have any.
-        path: a file, a folder (the files in it and below), or a glob; of any filesystem that Beam knows.
+        path: a file, a folder (the files in it and below), or a glob; of this machine or of a store.
         expected: what the error says for a path that is neither file nor folder.
     """
     if not path:
@@ -45,12 +43,12 @@ def files_with(endings: str | tuple[str, ...], path: str, expected: str) -> tupl
 
 def _behind_url(endings: str | tuple[str, ...], path: str) -> tuple[list[str], dict[str, int]]:
     if any(sign in path for sign in "*?["):
-        return sorted(found.path for found in FileSystems.match([path])[0].metadata_list), {}
+        return matching(path), {}
     # A folder of an object store does not exist by itself, so what is in it is looked for first.
     root = path.rstrip("/")
     inside = [file.path for file in walk(root) if all(map(_is_shard, file.path.removeprefix(root).strip("/").split("/")))]
     files = [one for one in inside if one.lower().endswith(endings)]
-    if not files and FileSystems.exists(path):
+    if not files and exists(path):
         return [path], {}
     return files, dict(collections.Counter(ending_of(one) for one in inside if not one.lower().endswith(endings)))
 

@@ -19,9 +19,10 @@ from PIL import Image
 
 from transforms.errors import UserError, first_line
 from transforms.models.devices import in_batches, out_of_memory
+from transforms.models.fetched import local_folder
 from transforms.models.hub import hub_commit
 from transforms.models.parts import damage
-from transforms.store.files import read_parquet
+from transforms.store.files import is_url, read_parquet
 from transforms.store.identity import folder_digest
 from transforms.store.lake import Lake
 
@@ -46,8 +47,8 @@ class ClipModel:
     """Which CLIP, and how it is run. Cheap to pickle; ``load`` makes the model.
 
     Attributes:
-        name: open_clip's name of an architecture, hf-hub:owner/name, or a local folder in open_clip's format (with or
-            without open_clip's own ``local-dir:`` before it).
+        name: open_clip's name of an architecture, hf-hub:owner/name, or a folder in open_clip's format: a local one (with or
+            without open_clip's own ``local-dir:`` before it), or a URL of one.
         pretrained: tag of the weights, or a local file; ignored for hf-hub: and for a folder, which have their own.
         device: cpu, cuda or cuda:1.
         batch_size: pictures that go through the model at once.
@@ -60,7 +61,9 @@ class ClipModel:
 
     @property
     def folder(self) -> str | None:
-        """The local folder that it is, or None."""
+        """The local folder that it is, or the copy here of what a URL names; or None."""
+        if is_url(self.name):
+            return local_folder(self.name)
         if self.name.startswith(LOCAL_FOLDER):
             return self.name.removeprefix(LOCAL_FOLDER)
         return self.name if os.path.isdir(self.name) else None

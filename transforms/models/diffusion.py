@@ -18,6 +18,7 @@ import numpy as np
 from transforms.errors import UserError, first_line
 from transforms.models.base import Attempt, Wanted, failed
 from transforms.models.devices import in_batches, out_of_memory
+from transforms.models.fetched import local_folder
 from transforms.models.hub import hub_commit, hub_files
 from transforms.models.parts import Weights, check_folder, choose_weights, parts_of, pipeline_class, unused_options
 from transforms.store.identity import folder_digest
@@ -79,7 +80,7 @@ class DiffusersGenerator:
 
     def __getstate__(self) -> dict[str, Any]:
         # Where it goes the model may lie elsewhere, or not at all.
-        return {name: value for name, value in self.__dict__.items() if name != "_source"} | {"_pipeline": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_source", "_place")} | {"_pipeline": None}
 
     def on(self, device: str) -> Self:
         return dataclasses.replace(self, device=device)
@@ -89,10 +90,15 @@ class DiffusersGenerator:
         """Parts that aren't loaded."""
         return ("safety_checker",) if self.safety_checker == "off" else ()
 
+    @functools.cached_property
+    def _place(self) -> str:
+        """The folder that it is loaded from, a URL's copy on this machine; or the hub's name."""
+        return local_folder(self.model)
+
     def revision(self) -> str:
-        if os.path.isdir(self.model):
-            check_folder(self.model, self.variant, self.allow_pickle, self._left_out)
-            return folder_digest(self.model)
+        if os.path.isdir(self._place):
+            check_folder(self._place, self.variant, self.allow_pickle, self._left_out)
+            return folder_digest(self._place)
         return self._source["revision"]
 
     def _refuse_paths(self) -> None:
@@ -116,7 +122,7 @@ class DiffusersGenerator:
     @functools.cached_property
     def _source(self) -> dict[str, str]:
         """Where diffusers finds the model beside its name: the commit on the hub, and never a branch, which may move on."""
-        if os.path.isdir(self.model):
+        if os.path.isdir(self._place):
             return {}
         self._refuse_paths()
         return {"revision": hub_commit(self.model, self.hub_revision)}
@@ -124,16 +130,16 @@ class DiffusersGenerator:
     def check(self) -> None:
         """UserError where diffusers has no pipeline for the model that can be asked with a prompt alone. Loads no weights."""
         self._weights()
-        pipeline_class(self.model, **self._source)
+        pipeline_class(self._place, **self._source)
 
     def unused(self) -> list[str]:
         """Those of ``steps`` and ``guidance_scale`` that the pipeline takes no notice of."""
-        return unused_options(pipeline_class(self.model, **self._source), self.model, **self._source)
+        return unused_options(pipeline_class(self._place, **self._source), self._place, **self._source)
 
     def _weights(self) -> Weights:
         """Which weights are loaded. UserError where they're damaged, or not there."""
-        if os.path.isdir(self.model):
-            return check_folder(self.model, self.variant, self.allow_pickle, self._left_out)
+        if os.path.isdir(self._place):
+            return check_folder(self._place, self.variant, self.allow_pickle, self._left_out)
         files = hub_files(self.model, self._source["revision"])
         return choose_weights(self.model, files, self.variant, self.allow_pickle)
 
@@ -153,7 +159,7 @@ class DiffusersGenerator:
             library.set_verbosity_error()
             library.disable_progress_bar()
         weights = self._weights()
-        found = pipeline_class(self.model, **self._source)
+        found = pipeline_class(self._place, **self._source)
         self._unused = self.unused()
         named = inspect.signature(found.__init__).parameters
         without: dict[str, Any] = {"safety_checker": None} if "safety_checker" in named and self.safety_checker == "off" else {}
@@ -161,7 +167,7 @@ class DiffusersGenerator:
             without["requires_safety_checker"] = False
         try:
             pipeline = AutoPipelineForText2Image.from_pretrained(
-                self.model,
+                self._place,
                 dtype=getattr(torch, self.dtype),
                 variant=weights.variant,
                 # None: safetensors where there are any.
@@ -202,14 +208,14 @@ class DiffusersGenerator:
         """The first part that fails to load alone; None where each does. For a message: diffusers' own errors name none."""
         from diffusers import DiffusionPipeline
 
-        for part, (library, name) in parts_of(DiffusionPipeline.load_config(self.model, **self._source)).items():
+        for part, (library, name) in parts_of(DiffusionPipeline.load_config(self._place, **self._source)).items():
             modules = (library, f"diffusers.pipelines.{library}")
             kind = next((getattr(importlib.import_module(one), name, None) for one in modules if _importable(one)), None)
             if kind is None or not hasattr(kind, "from_pretrained"):  # model_index.json may name any function
                 return part
             takes = {"variant": weights.variant, "use_safetensors": not weights.pickle or None} if _has_weights(kind) else {}
             try:
-                kind.from_pretrained(self.model, subfolder=part, **takes, **self._source)
+                kind.from_pretrained(self._place, subfolder=part, **takes, **self._source)
             except Exception:
                 return part
         return None

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from transforms.errors import UserError
 from transforms.models.base import Attempt, Wanted
-from transforms.store.files import exists, is_url, name_here, read_bytes
+from transforms.store.files import exists, is_url, name_here, read_bytes, walk
 from transforms.store.identity import digest
 from transforms.store.listings import decode_text
 from transforms.store.pictures import decode_stranger
@@ -80,10 +80,12 @@ class FolderGenerator:
 
     def revision(self) -> str:
         # The index and the pictures' sizes, not their bytes: a folder may hold millions of them.
+        behind_url = {file.path: file.size for file in walk(self.model)} if is_url(self.model) else {}
         sizes = []
         for name in sorted(name for names in self.files.values() for name in names):
             path = self._place(name)
-            sizes.append((name, os.path.getsize(path) if os.path.isfile(path) else -1))
+            here = os.path.getsize(path) if os.path.isfile(path) else -1
+            sizes.append((name, behind_url.get(path, here)))
         return digest("generations", self.files, sizes, length=40)
 
     def load(self) -> None:

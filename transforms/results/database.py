@@ -20,7 +20,7 @@ from transforms.results.marts import MARTS, current
 from transforms.store.files import delete, exists, put_in_place, temporary_name, write_bytes
 from transforms.store.lake import Lake, Manifest, snapshot_of
 from transforms.store.lineage import check_lineage, lineage
-from transforms.store.remote import BeamFiles, readable
+from transforms.store.remote import StoredFiles, readable
 from transforms.store.scan import NO_EXTENSIONS, columns_of, empty
 from transforms.store.schema import TABLES
 
@@ -43,7 +43,7 @@ def build_database(lake: Lake) -> str:
         # Beside its place, from where it can be renamed; a name of its kind, so that what a killed run left is known.
         path = temporary_name(target) if lake.is_local else os.path.join(folder, DATABASE)
         with duckdb.connect(path, config=NO_EXTENSIONS) as connection:
-            connection.register_filesystem(BeamFiles())
+            connection.register_filesystem(StoredFiles())
             place(connection, lake)
             for name, ids in _snapshots(lake).items():
                 # Snapshots may share parts.

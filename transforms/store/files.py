@@ -1,7 +1,8 @@
 """Files by path or URL: written whole or not at all, and once they are written they stay.
 
-A local path is read and written as such; a URL goes through Beam's FileSystems, whichever it knows (gs, s3, hdfs, …). Beam is
-imported where a URL is named, so that a command that only asks a local lake starts without it.
+A local path is read and written as such; a URL goes through fsspec's file systems (gcsfs for gs, s3fs for s3), which find
+credentials and endpoints where the cloud's own programs do, in the environment. They are imported where a URL is named, so that
+a command that only asks a local lake starts without them. An object of a store appears whole when it was sent, or not at all.
 
 A file of this machine is written under another name, synced, renamed, and then its folder is synced; what is removed is gone
 once its folder is synced. So a power cut leaves the old file or the new one, and everything that was written before it. Work
@@ -13,15 +14,17 @@ pictures.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import io
 import os
 import re
 import shutil
+import tempfile
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,18 +40,21 @@ PICTURES_ROW_GROUP_BYTES = 1 << 20
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is for Beam's FileSystems, and not of this machine."""
+    """Whether a path is for a store, and not of this machine."""
     return "://" in path
 
 
-def _beam() -> Any:
-    from apache_beam.io.filesystems import FileSystems
+def _store(url: str) -> Any:
+    """fsspec's file system for a URL. It keeps one a thread; nothing that it was told is kept, since others write as well."""
+    import fsspec
 
-    return FileSystems
+    # gcsfs would ask about each bucket's kind with credentials that an emulator doesn't have, and say so each time.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    return fsspec.filesystem(url.partition("://")[0], use_listings_cache=False)
 
 
 def exists(path: str) -> bool:
-    return _beam().exists(path) if is_url(path) else os.path.exists(path)
+    return _store(path).exists(path) if is_url(path) else os.path.exists(path)
 
 
 def name_here(folder: str, name: str) -> str:
@@ -68,7 +74,7 @@ def name_here(folder: str, name: str) -> str:
 def list_files(folder: str, suffix: str) -> list[str]:
     """The files right inside ``folder`` that end in ``suffix``, sorted; [] where there is no such folder."""
     if is_url(folder):
-        return sorted(metadata.path for metadata in _beam().match([f"{folder}/*{suffix}"])[0].metadata_list)
+        return [one.path for one in _listed(folder, maxdepth=1) if one.path.endswith(suffix)]
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         return sorted(os.path.join(folder, one.name) for one in entries if one.name.endswith(suffix) and one.is_file())
     return []
@@ -95,8 +101,7 @@ def walk(folder: str) -> list[File]:
         OSError: if a folder can't be read: what lies there would pass for not there.
     """
     if is_url(folder):
-        matched = _beam().match([f"{folder}/**"])[0].metadata_list
-        return sorted(File(one.path, one.size_in_bytes, one.last_updated_in_seconds) for one in matched)
+        return _listed(folder)
     found = []
     for parent, _, names in os.walk(folder, onerror=_unless_gone):
         for name in names:
@@ -116,30 +121,65 @@ def stat(path: str) -> File:
     if not is_url(path):
         found = os.stat(path)
         return File(path, found.st_size, found.st_mtime)
-    matched = _beam().match([path])[0].metadata_list
-    if not matched:
+    found = _store(path).info(path)
+    if found["type"] != "file":
         raise FileNotFoundError(path)
-    return File(path, matched[0].size_in_bytes, matched[0].last_updated_in_seconds)
+    return _object(path, found)
+
+
+def _listed(folder: str, maxdepth: int | None = None) -> list[File]:
+    """The objects whose names begin with this folder's, sorted."""
+    store = _store(folder)
+    found = store.find(folder, maxdepth=maxdepth, detail=True)
+    return sorted(_object(store.unstrip_protocol(name), one) for name, one in found.items() if one["type"] == "file")
+
+
+def _object(path: str, found: dict[str, Any]) -> File:
+    # What each store calls the time: S3's, Google's, and fsspec's own in memory.
+    changed = next(
+        (found[name] for name in ("LastModified", "mtime", "updated", "last_modified", "created") if found.get(name)), 0
+    )
+    if isinstance(changed, str):
+        changed = datetime.datetime.fromisoformat(changed)
+    return File(path, found["size"], changed.timestamp() if isinstance(changed, datetime.datetime) else float(changed))
+
+
+def matching(pattern: str) -> list[str]:
+    """The files that a URL with ``*``, ``?`` or ``[…]`` stands for, sorted."""
+    store = _store(pattern)
+    return sorted(
+        store.unstrip_protocol(name) for name, one in store.glob(pattern, detail=True).items() if one["type"] == "file"
+    )
 
 
 def read_bytes(path: str) -> bytes:
+    if is_url(path):
+        return _store(path).cat_file(path)
     with open_file(path) as file:
         return file.read()
 
 
 def open_file(path: str) -> IO[bytes]:
     """A file to read from; seeks."""
-    if not is_url(path):
-        return open(path, "rb")
-    from apache_beam.io.filesystem import CompressionTypes
-
-    return _beam().open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return _store(path).open(path, "rb") if is_url(path) else open(path, "rb")
 
 
 def write_bytes(path: str, content: bytes) -> None:
     """Writes a file whole or not at all."""
+    if is_url(path):
+        _store(path).pipe_file(path, content)
+        return
     with replacing(path) as file:
         file.write(content)
+
+
+def create(url: str, content: bytes) -> bool:
+    """Writes an object of a store where there is none of that name: whether it did. The store sees to it that only one does."""
+    try:
+        _store(url).pipe_file(url, content, mode="create")
+    except FileExistsError:
+        return False
+    return True
 
 
 def make_folder(folder: str) -> None:
@@ -184,7 +224,8 @@ def temporary_name(path: str) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[IO[bytes]]:
-    """A file to write to, that takes the name ``path`` once it is whole: it's written under another name, then renamed."""
+    """A file to write to, that takes the name ``path`` once it is whole: it's written under another name, then renamed. For
+    a store it's written on this machine (TMPDIR), then sent."""
     folder, temporary = path.rpartition("/")[0], temporary_name(path)
     if not is_url(path):
         make_folder(folder or ".")
@@ -198,17 +239,10 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
                 os.remove(temporary)
             raise
         return
-    from apache_beam.io.filesystem import CompressionTypes
-
-    if not exists(folder):
-        try:
-            _beam().mkdirs(folder)
-        except OSError:
-            if not exists(folder):  # another worker may have made it meanwhile
-                raise
-    with _beam().create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        yield file
-    _beam().rename([temporary], [path])
+    with tempfile.NamedTemporaryFile() as file:
+        yield cast(IO[bytes], file)
+        file.flush()
+        _store(path).put_file(file.name, path)
 
 
 def is_temporary(name: str) -> bool:
@@ -218,11 +252,11 @@ def is_temporary(name: str) -> bool:
 
 def delete(path: str) -> None:
     """Removes a file or a whole folder; nothing happens where there is none."""
-    if exists(path):
-        delete_all([path])
-    elif is_url(path):
+    if is_url(path):
         # An object store has no folders: what is in one is what has a name that begins so.
         delete_all([file.path for file in walk(path)])
+    elif exists(path):
+        delete_all([path])
 
 
 def delete_all(paths: Iterable[str]) -> None:
@@ -244,7 +278,7 @@ def delete_all(paths: Iterable[str]) -> None:
             os.remove(path)
     _sync_all(folders)
     if urls:
-        _beam().delete(urls)
+        _store(urls[0]).rm(urls)
 
 
 def _sync_all(folders: Iterable[str]) -> None:

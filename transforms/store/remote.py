@@ -1,4 +1,4 @@
-"""Lets DuckDB read what Beam can reach: a lake behind a URL is asked where it lies, and not copied into memory first."""
+"""Lets DuckDB read a lake behind a URL where it lies; it isn't copied into memory first."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PROTOCOL = "eidetic"
 
 
 def readable(path: str) -> str:
-    """A path as DuckDB is to be told it: a URL gets the scheme that ``BeamFiles`` answers to."""
+    """A path as DuckDB is to be told it: a URL gets the scheme that ``StoredFiles`` answers to."""
     return f"{PROTOCOL}://{path}" if is_url(path) else path
 
 
-class BeamFiles(fsspec.AbstractFileSystem):
-    """Beam's FileSystems as one of fsspec's: for reading alone, while nothing is written."""
+class StoredFiles(fsspec.AbstractFileSystem):
+    """What lies in stores, whichever they are, under one scheme: for reading alone, while nothing is written."""
 
     protocol = PROTOCOL
     cachable = False

@@ -24,7 +24,7 @@ from transforms.kernels.rates import (
     wilson_interval,
 )
 from transforms.store.lake import Lake
-from transforms.store.remote import BeamFiles, readable
+from transforms.store.remote import StoredFiles, readable
 from transforms.store.schema import TABLES
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def connect() -> duckdb.DuckDBPyConnection:
     import duckdb
 
     connection = duckdb.connect(config=NO_EXTENSIONS)
-    connection.register_filesystem(BeamFiles())
+    connection.register_filesystem(StoredFiles())
     for name in sql.names("functions"):
         connection.execute(sql.read("functions", name))
     register_functions(connection)

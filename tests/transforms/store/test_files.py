@@ -1,23 +1,27 @@
 """Files by path and by URL behave alike."""
 
 import collections
+import concurrent.futures
+import subprocess
+import sys
+import time
 
 import pyarrow as pa
 import pytest
 
-from tests.servers import object_store
+from tests.servers import ROOT, object_store, s3_store
 from transforms.errors import Damaged, UserError
 from transforms.store import files
 
 
-@pytest.fixture(params=["folder", "object store"])
+@pytest.fixture(params=["folder", "gs", "s3"])
 def root(request, tmp_path):
     """Where a test may write: on this machine, or where a folder is what names begin with."""
     if request.param == "folder":
         yield str(tmp_path)
-    else:
-        with object_store("eidetic-files"):
-            yield "gs://eidetic-files/root"
+        return
+    with {"gs": object_store, "s3": s3_store}[request.param]("eidetic-files"):
+        yield f"{request.param}://eidetic-files/root"
 
 
 def names(root):
@@ -34,6 +38,54 @@ def test_a_file_and_a_folder_are_deleted_and_nothing_else(root):
     files.delete(f"{root}/work2/d")
     files.delete(f"{root}/work2/d")
     assert names(root) == []
+
+
+def test_a_file_says_when_it_was_written_and_how_large_it_is(root):
+    before = time.time()
+    files.write_bytes(f"{root}/a", b"12345")
+    (found,) = files.walk(root)
+    assert found == files.stat(f"{root}/a")
+    assert found.path == f"{root}/a" and found.size == 5
+    assert before - 2 <= found.modified <= time.time() + 2
+    with pytest.raises(FileNotFoundError):
+        files.stat(f"{root}/b")
+
+
+def test_what_fails_while_it_is_written_is_not_there(root):
+    files.write_bytes(f"{root}/a", b"before")
+    for name in ("a", "b"):
+        with pytest.raises(RuntimeError), files.replacing(f"{root}/{name}") as file:
+            file.write(b"half")
+            raise RuntimeError
+    assert names(root) == ["a"] and files.read_bytes(f"{root}/a") == b"before"
+
+
+def test_an_empty_file_and_a_large_one_come_back(root):
+    # Over the size at which stores take a file in several pieces.
+    for content in (b"", bytes(range(256)) * (60 << 12)):
+        files.write_bytes(f"{root}/file", content)
+        assert files.read_bytes(f"{root}/file") == content
+        with files.replacing(f"{root}/spooled") as file:
+            file.write(content)
+        with files.open_file(f"{root}/spooled") as file:
+            assert file.read() == content
+
+
+def test_what_another_has_written_is_seen(root):
+    files.write_bytes(f"{root}/folder/a", b"")
+    assert files.list_files(f"{root}/folder", "") == [f"{root}/folder/a"]
+    script = f"from transforms.store import files; files.write_bytes('{root}/folder/b', b'')"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+    assert files.list_files(f"{root}/folder", "") == [f"{root}/folder/a", f"{root}/folder/b"]
+    assert files.exists(f"{root}/folder/b")
+
+
+def test_one_alone_creates_an_object():
+    # Google's emulator of the tests takes no conditions.
+    with s3_store("eidetic-files"), concurrent.futures.ThreadPoolExecutor(8) as threads:
+        wrote = list(threads.map(lambda n: files.create("s3://eidetic-files/one", str(n).encode()), range(8)))
+        assert wrote.count(True) == 1
+        assert files.read_bytes("s3://eidetic-files/one") == str(wrote.index(True)).encode()
 
 
 def test_no_bit_of_a_footer_can_flip_without_being_told(tmp_path):
