@@ -27,6 +27,7 @@ from multiprocessing.process import BaseProcess
 import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
+from pipelines.cli import run_verb
 from pipelines.execution import quiet_beam, say
 from pipelines.options import CommonOptions, Options, option, parse
 from transforms.errors import UserError
@@ -147,3 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         server.stop(0)
         pool.close()
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main, sys.argv[1:]))

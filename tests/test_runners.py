@@ -1,7 +1,9 @@
-"""The same audit on the default runner and through Beam's portable job service: the tables say the same.
+"""The same night and forgetting in a folder by the default runner, and in a bucket through Beam's portable job service: the
+tables say the same.
 
-The workers are a separate pool that has our code from an unpacked wheel, far from the checkout; so this also shows that
-the wheel is whole, its SQL, templates and style sheet included.
+The workers are a separate pool (``eidetic workers``) that has our code from an unpacked wheel, far from the checkout; so
+this also shows that the wheel is whole, its SQL, templates and style sheet included. Metadata, models and one of the lakes
+lie behind s3://, as on a cluster without a shared disk.
 """
 
 import os
@@ -9,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,8 +18,11 @@ import pytest
 from demo import corpus, serve
 from tests.lakes import differences, tables
 from tests.models import save_random_pipeline
-from tests.servers import ROOT, end, free_port, running, wait_for_port
+from tests.servers import ROOT, end, free_port, running, s3_store, wait_for_port
+from transforms.store.files import read_bytes, write_bytes, write_parquet
 from transforms.store.lake import Lake
+
+BUCKET = "s3://eidetic/inputs"
 
 SECONDS = 240
 """After so long a run is given up: the portable client waits for ever for a service that has gone."""
@@ -49,7 +53,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Metadata and controls of a small corpus that is being served, and a diffusers pipeline."""
+    """Where metadata and controls of a small corpus that is being served lie, and the models: a bucket."""
     folder = tmp_path_factory.mktemp("inputs")
     port = free_port()
     corpus.build(folder, f"http://127.0.0.1:{port}", 0.01)
@@ -58,10 +62,18 @@ def inputs(tmp_path_factory):
     faulty = {row for row, url in enumerate(urls) if "/pictures/" not in url}
     # Without the slow link, for which either runner would wait the whole --timeout.
     slow = {row for row, url in enumerate(urls) if "/slow/" in url}
-    pq.write_table(rows.take(sorted({*range(ROWS), *faulty} - slow)), folder / "metadata.parquet")
+    first = sorted({*range(ROWS), *faulty} - slow)
     save_random_pipeline(str(folder / "model"))
-    with serve.serving(folder, port):
-        yield folder
+    shutil.copytree(ROOT / "demo" / "models" / "clip", folder / "clip")
+    with s3_store("eidetic"), serve.serving(folder, port):
+        for path in [*folder.glob("model/**/*"), *folder.glob("clip/**/*"), folder / "controls.parquet"]:
+            if path.is_file():
+                write_bytes(f"{BUCKET}/{path.relative_to(folder)}", path.read_bytes())
+        write_parquet(f"{BUCKET}/metadata/monday.parquet", rows.take(first))
+        # What comes on the second night.
+        later = [row for row in range(ROWS, ROWS + 20) if row not in {*first, *slow}]
+        write_parquet(f"{BUCKET}/later.parquet", rows.take(later))
+        yield BUCKET
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +81,16 @@ def pool(wheel, tmp_path_factory):
     """(port of the job service, port of the worker pool), both running. The workers see the wheel and no checkout."""
     folder = tmp_path_factory.mktemp("servers")
     service_port, pool_port = free_port(), free_port()
-    # The pool starts its workers by the name "python", and without PYTHONSAFEPATH they would look into their folder first.
     environment = {
         "PYTHONPATH": str(wheel),
+        # Without it they would look into their folder first.
         "PYTHONSAFEPATH": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # Where models are copied to: not where the launcher has them.
+        "XDG_CACHE_HOME": str(folder / "cache"),
         "OMP_NUM_THREADS": "2",
     }
     service = ["-m", "apache_beam.runners.portability.local_job_service_main", "-p", str(service_port)]
-    workers = ["-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={pool_port}"]
+    workers = ["-m", "pipelines.workers", f"--port={pool_port}"]
     logs = folder / "service.log", folder / "workers.log"
     # The service has none of our code: whatever needs it must run in the workers.
     with (
@@ -99,29 +112,9 @@ def portable(ports):
     ]
 
 
-def start_audit(lake, inputs, beam_words=()):
-    words = [
-        f"--lake={lake}",
-        f"--metadata={inputs}/metadata.parquet",
-        f"--controls={inputs}/controls.parquet",
-        "--image_size=64",
-        "--encode_format=png",
-        "--rows_per_part=80",
-        "--allow_private_hosts",
-        "--timeout=8",  # a busy machine must not turn a sound picture into a failure in one of the two
-        f"--clip_model={ROOT}/demo/models/clip",
-        f"--model={inputs}/model",
-        "--device=cpu",
-        "--max_prompts=6",
-        "--images_per_prompt=4",
-        "--images_per_control=2",
-        "--steps=2",
-        "--clique_size=3",
-        "--keep=all",
-        *beam_words,
-    ]
+def start(verb, lake, *words):
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.audit", *words],
+        [sys.executable, "-m", f"pipelines.{verb}", f"--lake={lake.root}", *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -130,22 +123,46 @@ def start_audit(lake, inputs, beam_words=()):
     )
 
 
+def start_night(lake, inputs, date, *beam_words):
+    words = [
+        f"--date={date}",
+        f"--metadata={inputs}/metadata",
+        f"--controls={inputs}/controls.parquet",
+        "--image_size=64",
+        "--encode_format=png",
+        "--rows_per_part=80",
+        "--allow_private_hosts",
+        "--timeout=8",  # a busy machine must not turn a sound picture into a failure in one of the two
+        f"--clip_model={inputs}/clip",
+        f"--model={inputs}/model",
+        "--device=cpu",
+        "--budget=72",
+        "--images_per_prompt=4",
+        "--images_per_control=2",
+        "--steps=2",
+        "--clique_size=3",
+        "--keep=all",
+        *beam_words,
+    ]
+    return start("nightly", lake, *words)
+
+
 def finish(process):
     try:
         output, _ = process.communicate(timeout=SECONDS)
     finally:
         end(process)
     assert process.returncode == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
 def lakes(inputs, pool, tmp_path_factory):
-    """(made by the default runner, made by the worker pool)."""
-    folder = tmp_path_factory.mktemp("lakes")
-    ours, theirs = Lake(str(folder / "default")), Lake(str(folder / "portable"))
+    """(in a folder, made by the default runner; in a bucket, made by the worker pool)."""
+    ours, theirs = Lake(str(tmp_path_factory.mktemp("lakes") / "default")), Lake("s3://eidetic/lake")
     # One after the other: the downloads have a limit of time, and the two together would crowd a small machine.
-    finish(start_audit(ours.root, inputs))
-    finish(start_audit(theirs.root, inputs, portable(pool)))
+    finish(start_night(ours, inputs, "2026-01-01"))
+    finish(start_night(theirs, inputs, "2026-01-01", *portable(pool)))
     return ours, theirs
 
 
@@ -158,7 +175,35 @@ def test_the_tables_are_the_same(lakes):
         rows[path.split("/")[1]] += table.num_rows
     assert all(rows[name] > 0 for name in ("samples", "images", "embeddings", "duplicate_pairs", "generations", "matches"))
     assert rows["cliques"] == rows["prompts"] > 6
+    assert rows["history"] == 1
     assert ours.latest("measure").snapshot_id == theirs.latest("measure").snapshot_id
+
+
+def test_what_is_asked_of_a_lake_in_a_bucket_is_answered_as_in_a_folder(lakes, tmp_path):
+    query = "SELECT status, count(*) AS rows FROM samples GROUP BY status ORDER BY status"
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    found = next(row for row in lakes[0].read("images", lakes[0].latest("ingest").snapshot_id).to_pylist())
+    (pictures / "one.png").write_bytes(found["image"])
+    for words in (["query", query], ["history"], ["verify"], ["lookup", str(pictures)]):
+        answers = [finish(start(words[0], lake, *words[1:])).replace(lake.root, "LAKE") for lake in lakes]
+        assert answers[0] == answers[1], words
+
+
+def test_what_is_forgotten_in_a_bucket_is_as_in_a_folder(lakes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forgotten")
+    ours, theirs = Lake(str(folder / "default")), Lake("s3://eidetic/forgotten")
+    for lake, copy in zip(lakes, (ours, theirs), strict=True):
+        for path in lake.files():
+            write_bytes(copy.path(*lake.inside(path).split("/")), read_bytes(path))
+    # In a folder audit.duckdb has views with the lake's own path, which a copy's forget makes again.
+    url = next(
+        row["url"] for row in ours.read("samples", ours.latest("ingest").snapshot_id).to_pylist() if row["status"] == "success"
+    )
+    said = [finish(start("forget", lake, f"--urls={url}")) for lake in (ours, theirs)]
+    assert all("found nothing" in text for text in said)
+    assert differences(ours, theirs) == []
+    assert differences(ours, lakes[0]) != []
 
 
 def test_the_comparison_can_fail(lakes, tmp_path):
