@@ -81,8 +81,10 @@ class SpreadRows(beam.DoFn):
         piece = 0
         # Nobody reads it before all rows are spread.
         with Spool(spool_path(self.lake, self.snapshot, f"{population.role}-{number:05d}")) as pictures:
-            for table in population.source.read(partition):
-                gathered.append(_with_buckets(pictures.keep(partition.samples_of(table)), population))
+            for every in population.source.read(partition):
+                if not (table := partition.samples_of(every)).num_rows:
+                    continue
+                gathered.append(_with_buckets(pictures.keep(table), population))
                 if sum(one.nbytes for one in gathered) >= SPREAD_BYTES:
                     yield from self._spread(gathered, population, partition.name, f"{number:05d}-{piece:05d}")
                     gathered, piece = [], piece + 1

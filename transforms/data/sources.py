@@ -224,18 +224,19 @@ class LaionSource:
                 values: dict[str, pa.Array] = {}
                 for place, ours in enumerate(columns):
                     said = [row.values[place] for row in rows]
-                    plain = [_plain(one) for one in said]
-                    values[ours] = pa.array(plain, pa.string())
-                    lost = sum(one is not None and text is None for one, text in zip(said, plain, strict=True))
+                    values[ours] = pa.array(map(_plain, said), pa.string())
+                    lost = values[ours].null_count - said.count(None)
                     if lost and ours not in NEEDED:
                         count(f"metadata values of {ours} that are none", lost)
-                # As a row of Parquet without bytes is known.
-                known = [f"{written_name(os.path.basename(file))}#{start + place}" for place in range(len(rows))]
-                no_row = pa.array([reason is not None for reason in refused], pa.bool_())
-                values["url"] = pc.if_else(no_row, pa.array(known, pa.string()), values["url"])
-                values["caption"] = pc.if_else(no_row, pa.scalar(None, pa.string()), values["caption"])
-                table = _table(file, values, start, len(rows))
-                yield table.append_column(REFUSED, pa.array(refused, pa.string())) if any(refused) else table
+                if not any(refused):
+                    yield _table(file, values, start, len(rows))
+                else:
+                    # As a row of Parquet without bytes is known.
+                    known = [f"{written_name(os.path.basename(file))}#{start + place}" for place in range(len(rows))]
+                    no_row = pa.array([reason is not None for reason in refused], pa.bool_())
+                    values["url"] = pc.if_else(no_row, pa.array(known, pa.string()), values["url"])
+                    values["caption"] = pc.if_else(no_row, pa.scalar(None, pa.string()), values["caption"])
+                    yield _table(file, values, start, len(rows)).append_column(REFUSED, pa.array(refused, pa.string()))
                 start += len(rows)
             if part is not None and start - first != part.rows:
                 raise UserError(f"the metadata file {file!r} changed while it was read; run the same command again")

@@ -127,13 +127,15 @@ class TextMetadata:
             columns: which of ``names`` are wanted.
             of: a range that ``look`` gave; None for all.
         """
-        parse = self._object if self.sign is None else self._separated
-        places: list[Any] = list(columns) if self.sign is None else [self.names.index(name) for name in columns]
+        places = [self.names.index(name) for name in columns]
         with _opened(self.path) as text:
             text.skip(self.header if of is None else of.start)
             for content, starts, ends in self._blocks(text, None if of is None else of.end - of.start):
-                lines = [content[start:end] for start, end in zip(starts, ends, strict=True)]
-                yield [parse(_decoded(line), places) for line in lines]
+                lines = [_decoded(content[start:end]) for start, end in zip(starts, ends, strict=True)]
+                if self.sign is None:
+                    yield [self._object(line, columns) for line in lines]
+                else:
+                    yield [self._separated(values, places) for values in self._values(lines)]
 
     def _blocks(self, text: _Text, size: int | None) -> Iterator[tuple[bytes, list[int], list[int]]]:
         """(whole rows, where in them each begins, where each ends) of what follows, or of the next ``size`` bytes of it."""
@@ -155,23 +157,37 @@ class TextMetadata:
                 yield ahead[:whole], starts[rows].tolist(), ends[rows].tolist()
             ahead = ahead[whole:]
 
-    def _separated(self, line: str, places: list[int]) -> Row:
-        try:
-            (values,) = csv.reader((line,), delimiter=cast(str, self.sign), strict=True)
-        except (csv.Error, ValueError) as error:
-            # Quotes that are none of RFC 4180's are letters, where the row is whole with them.
-            values = line.rstrip("\r\n").split(self.sign)
-            if len(values) != len(self.names) or len(line) > csv.field_size_limit():
-                return Row([None] * len(places), f"the row can't be read as columns ({error})")
+    def _values(self, lines: list[str]) -> Iterator[list[str] | str]:
+        """Of each line its values, or why it has none."""
+        sign = cast(str, self.sign)
+        with contextlib.suppress(csv.Error):
+            # All at once, which is faster: with a line less where one takes another for its own.
+            if len(values := list(csv.reader(lines, delimiter=sign, strict=True))) == len(lines):
+                yield from values
+                return
+        for line in lines:
+            try:
+                yield next(csv.reader((line,), delimiter=sign, strict=True))
+            except csv.Error as error:
+                # Quotes that are none of RFC 4180's are letters, where the row is whole with them.
+                split = line.rstrip("\r\n").split(sign)
+                whole = len(split) == len(self.names) and len(line) <= csv.field_size_limit()
+                yield split if whole else f"the row can't be read as columns ({error})"
+
+    def _separated(self, values: list[str] | str, places: list[int]) -> Row:
+        if isinstance(values, str):
+            return Row([None] * len(places), values)
         if len(values) > len(self.names):
             told = (
                 f"{len(values)} values for {len(self.names)} columns; put texts that hold {self.sign!r} between double quotes"
             )
             return Row([None] * len(places), told)
         # In CSV null and the empty text are the same.
+        if len(values) == len(self.names):
+            return Row([values[place] or None for place in places])
         return Row([values[place] or None if place < len(values) else None for place in places])
 
-    def _object(self, line: str, names: list[str]) -> Row:
+    def _object(self, line: str, names: Sequence[str]) -> Row:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
