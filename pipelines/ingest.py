@@ -158,7 +158,7 @@ class IngestOptions(Options):
         Looked at once: what the snapshot is named after is then what the pipeline reads.
         """
         if self.metadata is None:
-            raise UserError("no training set: name it with --metadata (a Parquet file, folder or glob)")
+            raise UserError("no training set: name it with --metadata (a file, folder or glob)")
         found = {}
         for role, flag, path in (("training", "--metadata", self.metadata), ("control", "--controls", self.controls)):
             if path is not None:
