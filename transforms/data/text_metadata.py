@@ -97,10 +97,13 @@ class TextMetadata:
             head = text.read(BLOCK_BYTES)
         if len(head) == BLOCK_BYTES and b"\n" not in head:
             raise _too_long(path)
+        final = len(head) < BLOCK_BYTES
+        if not final:  # or a letter may be cut at its end
+            head = head[: head.rfind(b"\n") + 1]
         if path.lower().endswith(JSON_LINES):
             return cls(path, _keys(path, head, expected), None, 0)
         sign, names = separated_by(decode_text(head), path, wanted, expected)
-        ends, _ = _ends(head, sign, final=len(head) < BLOCK_BYTES)
+        ends, _ = _ends(head, sign, final)
         return cls(path, names, sign, int(ends[0]) if len(ends) else len(head))
 
     def look(self) -> TextContent:
@@ -211,7 +214,7 @@ def _too_long(path: str) -> UserError:
 def _keys(path: str, head: bytes, expected: str) -> list[str]:
     """All keys of the objects in the first lines."""
     names: dict[str, None] = {}
-    lines = [line for line in head[: head.rfind(b"\n") + 1 or None].split(b"\n") if line.strip()]
+    lines = [line for line in head.split(b"\n") if line.strip()]
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(_decoded(line))

@@ -8,9 +8,11 @@ import random
 
 import pytest
 
+from tests.servers import object_store
 from transforms.data import survey, text_metadata
 from transforms.data.text_metadata import TextMetadata
 from transforms.errors import Damaged, UserError
+from transforms.store.files import write_bytes
 
 
 def opened(path):
@@ -145,6 +147,17 @@ def test_every_encoding_compressed_or_not_says_the_same(tmp_path, monkeypatch, e
     other = (mark + content.replace("7", "8", 1)).encode(encoding)
     (tmp_path / name).write_bytes(gzip.compress(other) if name.endswith(".gz") else other)
     assert opened(tmp_path / name).look().recognised_by != look.recognised_by
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_text_in_an_object_store_is_read_in_ranges(monkeypatch, name):
+    content = "".join(["\ufeffurl,text\n", *(f'u{number},"a\n{number}"\n' for number in range(60))]).encode()
+    with object_store("eidetic-text"):
+        path = f"gs://eidetic-text/metadata/{name}"
+        write_bytes(path, gzip.compress(content) if name.endswith(".gz") else content)
+        found, look = in_pieces(path, monkeypatch, 200)
+    assert [row.values for row in found] == [[f"u{number}", f"a\n{number}"] for number in range(60)]
+    assert (len(look.ranges) > 2) == (name == "a.csv")
 
 
 def test_what_is_compressed_and_cut_is_damaged(tmp_path):
