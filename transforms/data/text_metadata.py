@@ -42,7 +42,7 @@ BLOCK_BYTES = 1 << 20
 """Of a file that are read at once; its columns are known by the first so many."""
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """A row of metadata.
 
     Attributes:
@@ -123,7 +123,7 @@ class TextMetadata:
             # Of no size where nobody can begin to read.
             yield end, len(content) if text.splits else 0, len(starts)
 
-    def rows(self, columns: Sequence[str], of: Range | None = None) -> Iterator[list[Row]]:
+    def rows(self, columns: Sequence[str], of: Range | None = None) -> Iterator[list[TextRow]]:
         """The rows in their order, some at a time.
 
         Args:
@@ -177,27 +177,27 @@ class TextMetadata:
                 whole = len(split) == len(self.names) and len(line) <= csv.field_size_limit()
                 yield split if whole else f"the row can't be read as columns ({error})"
 
-    def _separated(self, values: list[str] | str, places: list[int]) -> Row:
+    def _separated(self, values: list[str] | str, places: list[int]) -> TextRow:
         if isinstance(values, str):
-            return Row([None] * len(places), values)
+            return TextRow([None] * len(places), values)
         if len(values) > len(self.names):
             told = (
                 f"{len(values)} values for {len(self.names)} columns; put texts that hold {self.sign!r} between double quotes"
             )
-            return Row([None] * len(places), told)
+            return TextRow([None] * len(places), told)
         # In CSV null and the empty text are the same.
         if len(values) == len(self.names):
-            return Row([values[place] or None for place in places])
-        return Row([values[place] or None if place < len(values) else None for place in places])
+            return TextRow([values[place] or None for place in places])
+        return TextRow([values[place] or None if place < len(values) else None for place in places])
 
-    def _object(self, line: str, names: Sequence[str]) -> Row:
+    def _object(self, line: str, names: Sequence[str]) -> TextRow:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            return Row([None] * len(names), f"the row is not JSON ({printable(str(error))})")
+            return TextRow([None] * len(names), f"the row is not JSON ({printable(str(error))})")
         if not isinstance(row, dict):
-            return Row([None] * len(names), f"the row is a JSON {type(row).__name__}, expected an object")
-        return Row([_said(row.get(name)) for name in names])
+            return TextRow([None] * len(names), f"the row is a JSON {type(row).__name__}, expected an object")
+        return TextRow([_said(row.get(name)) for name in names])
 
 
 def _said(value: Any) -> Any:
