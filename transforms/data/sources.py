@@ -24,7 +24,7 @@ from transforms.data.download import DownloadLimits, FetchError, fetch_http
 from transforms.data.folders import CAPTION_COLUMNS, FolderSource
 from transforms.data.shards import files_with, recognised_by
 from transforms.data.spool import COME_WITH_ROWS, PICTURE, PICTURE_BYTES, REFUSED
-from transforms.data.survey import BATCH_ROWS, LABEL_COLUMNS, ROW, SPLIT, Partition, Range, Survey, in_ranges
+from transforms.data.survey import BATCH_ROWS, LABEL_COLUMNS, ROW, SPLIT, FileRange, Partition, Survey, in_ranges
 from transforms.data.text_metadata import JSON_LINES, SEPARATED, TextMetadata
 from transforms.data.webdataset import WebDatasetSource
 from transforms.errors import UserError
@@ -309,7 +309,7 @@ def _with_splits(partition: Partition, said: Iterable[pa.Array]) -> Partition:
 # -- Parquet in ranges -------------------------------------------------------------------------------------------------
 
 
-def _ranges(metadata: pq.FileMetaData) -> tuple[Range, ...]:
+def _ranges(metadata: pq.FileMetaData) -> tuple[FileRange, ...]:
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     return in_ranges((number, one.total_byte_size, one.num_rows) for number, one in enumerate(groups, start=1))
 

@@ -44,7 +44,7 @@ SPLIT = "split"
 """The column, beside those of ``ROW``, in which a source says of which split of the data set a row is, where it was asked."""
 
 
-class Range(NamedTuple):
+class FileRange(NamedTuple):
     """A stretch of a file that can be read by itself.
 
     Attributes:
@@ -59,22 +59,22 @@ class Range(NamedTuple):
     rows: int
 
 
-def in_ranges(pieces: Iterable[tuple[int, int, int]], start: int = 0) -> tuple[Range, ...]:
+def in_ranges(pieces: Iterable[tuple[int, int, int]], start: int = 0) -> tuple[FileRange, ...]:
     """The pieces of a file, put together to ranges of ``RANGE_BYTES`` or more; the last may be smaller.
 
     Args:
         pieces: (where it ends, bytes, rows) of each, in their order.
         start: where the first begins.
     """
-    ranges: list[Range] = []
+    ranges: list[FileRange] = []
     first = held = rows = 0
     end = start
     for end, size, more in pieces:
         held, rows = held + size, rows + more
         if held >= RANGE_BYTES:
-            ranges.append(Range(start, end, first, rows))
+            ranges.append(FileRange(start, end, first, rows))
             start, first, held, rows = end, first + rows, 0, 0
-    return (*ranges, Range(start, end, first, rows)) if end > start or not ranges else tuple(ranges)
+    return (*ranges, FileRange(start, end, first, rows)) if end > start or not ranges else tuple(ranges)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Partition:
     name: str
     rows: int
     fingerprints: tuple[str, ...]
-    ranges: tuple[Range, ...] = ()
+    ranges: tuple[FileRange, ...] = ()
     splits: dict[str, int] = dataclasses.field(default_factory=dict, hash=False)
     only: tuple[str, ...] | None = None
 

@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
-from transforms.data.survey import Range, in_ranges
+from transforms.data.survey import FileRange, in_ranges
 from transforms.errors import Damaged, UserError
 from transforms.store.files import open_file
 from transforms.store.listings import decode_text, marked, parse_json, sayable, separated_by
@@ -64,7 +64,7 @@ class TextContent(NamedTuple):
     """
 
     rows: int
-    ranges: tuple[Range, ...]
+    ranges: tuple[FileRange, ...]
     recognised_by: list[str | int]
 
 
@@ -123,7 +123,7 @@ class TextMetadata:
             # Of no size where nobody can begin to read.
             yield end, len(content) if text.splits else 0, len(starts)
 
-    def rows(self, columns: Sequence[str], of: Range | None = None) -> Iterator[list[TextRow]]:
+    def rows(self, columns: Sequence[str], of: FileRange | None = None) -> Iterator[list[TextRow]]:
         """The rows in their order, some at a time.
 
         Args:

@@ -23,7 +23,7 @@ from transforms.data.download import DownloadLimits, FetchError, TooLarge
 from transforms.data.folders import CAPTION_COLUMNS, MAX_CAPTION_BYTES, PICTURES, is_data
 from transforms.data.shards import READ_WHOLE, files_with
 from transforms.data.spool import COME_WITH_ROWS, PICTURE, PICTURE_BYTES, REFUSED
-from transforms.data.survey import BATCH_ROWS, LABEL_COLUMNS, ROW, Partition, Range, Survey, in_ranges
+from transforms.data.survey import BATCH_ROWS, LABEL_COLUMNS, ROW, FileRange, Partition, Survey, in_ranges
 from transforms.errors import Damaged, UserError
 from transforms.store.counters import count
 from transforms.store.files import open_file
@@ -193,7 +193,7 @@ class WebDatasetSource:
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
         file = partition.name
-        for part in partition.ranges or (Range(0, sys.maxsize, 0, partition.rows),):
+        for part in partition.ranges or (FileRange(0, sys.maxsize, 0, partition.rows),):
             rows: list[dict[str, Any]] = []
             held, number = 0, part.first_row
             with open_file(file) as content:
@@ -272,7 +272,7 @@ class _Look:
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     endings: set[str] = dataclasses.field(default_factory=set)
     fingerprint: str = ""
-    ranges: tuple[Range, ...] = ()
+    ranges: tuple[FileRange, ...] = ()
 
 
 def _said(tar: Tar, sample: Keyed, fields: dict[str, Any], name: str, ending: str, names: tuple[str, ...]) -> str | None:
