@@ -1,17 +1,17 @@
 """Downloads the training images, and the controls, into the lake.
 
-reads   metadata: LAION-style Parquet (URL, TEXT, and punsafe, pwatermark, … where present), or a folder of pictures with
-        captions (--source folder: metadata.jsonl, .csv or .parquet, kohya's meta_cap.json, .txt or .caption beside a picture),
-        or pictures inside Parquet (--source parquet: as Hugging Face's data sets have them, with labels), or in the tars of
-        WebDataset (--source webdataset)
+reads   metadata of pictures on the web, in Parquet, CSV, TSV or JSON Lines (URL, TEXT, and punsafe, pwatermark, … where
+        present), or a folder of pictures with captions (--source folder: metadata.jsonl, .csv or .parquet, kohya's
+        meta_cap.json, .txt or .caption beside a picture), or pictures inside Parquet (--source parquet: as Hugging Face's data
+        sets have them, with labels), or in the tars of WebDataset (--source webdataset)
 writes  samples: one row per row of metadata, with its status and reason; images: the pictures that were had
 
 The download is img2dataset's, within limits on bytes, pixels and total time; addresses inside private networks are refused,
 and pictures whose server opts out (X-Robots-Tag) are left alone. Pictures are resized as --resize_mode says: what is thrown
 away can't be had again. Those of a folder, or inside Parquet, are turned as their EXIF orientation says, as their trainers see
 them; those of LAION and of tars stay as they are stored, as their models saw them. Controls are pictures that the model never
-saw; with them, verdicts can be calibrated. What failed to download stays failed until --retry_failed, or a night, tries it
-again.
+saw (--controls, or a split of the data set, --controls_split); with them, verdicts can be calibrated. What failed to download
+stays failed until --retry_failed, or a night, tries it again.
 
   eidetic ingest --lake lake --metadata relaion2B-en/ --controls held_out.parquet --image_size 512
 """
@@ -43,6 +43,7 @@ from transforms.store.files import count_rows, delete, read_rows
 from transforms.store.lake import Lake, Manifest
 from transforms.store.lineage import check_lineage
 from transforms.store.scan import ask
+from transforms.store.texts import printable
 
 COLUMNS = ("url_column", "caption_column", "image_column", "label_column")
 """Options that say what the metadata call their columns."""
@@ -66,9 +67,14 @@ MOST_PIXELS = 178_956_970
 class IngestOptions(Options):
     """Ingest: what to download, and how it is stored."""
 
-    metadata: str | None = option(None, "the training set: Parquet file, folder or glob; for --source folder, the folder")
+    metadata: str | None = option(
+        None, "the training set: file, folder or glob (Parquet, .csv, .tsv, .jsonl, .tar), by --source"
+    )
     source: str = option("laion", "what the metadata is", choices=("laion", "folder", "parquet", "webdataset"))
     controls: str | None = option(None, "pictures that the model never saw, in the same form as --metadata")
+    controls_split: str | None = option(
+        None, "instead: the split of --metadata that the model never saw (test; or several: test,validation)"
+    )
     url_column: str | None = option(None, "column of the url (default URL or url); of a folder's metadata, of the file's name")
     caption_column: str | None = option(
         None, "column of the caption (default TEXT, text or caption); of webdataset: an ending (txt), or a name in .json"
@@ -79,6 +85,7 @@ class IngestOptions(Options):
     label_column: str | None = option(
         None, "of --source parquet: column of the class (default label, …); of webdataset: an ending (cls), or a name in .json"
     )
+    allow_cut_tars: bool = option(False, "of --source webdataset: take what lies before where a tar is cut or damaged")
     image_size: int = option(512, "side that pictures are resized to, in pixels", least=1)
     resize_mode: str = option(
         "keep_ratio", "img2dataset's", choices=("no", "keep_ratio", "center_crop", "border", "keep_ratio_largest")
@@ -109,6 +116,13 @@ class IngestOptions(Options):
         for name in COLUMNS:
             if getattr(self, name) == "":
                 raise UserError(f"--{name} is '', expected a column's name")
+        if self.allow_cut_tars and self.source != "webdataset":
+            raise UserError(f"--allow_cut_tars is of no use with --source {self.source}; leave it out")
+        if self.controls_split is not None:
+            if not all(one.strip() for one in self.controls_split.split(",")):
+                raise UserError(f"--controls_split is {self.controls_split!r}, expected a split's name, or several with commas")
+            if self.controls is not None:
+                raise UserError("--controls and --controls_split are both there; leave one of them out")
         for name in ("image_column", "label_column") if self.source not in INSIDE else ("url_column",):
             if getattr(self, name) is not None:
                 raise UserError(f"--{name} is of no use with --source {self.source}; leave it out, or choose another --source")
@@ -144,16 +158,36 @@ class IngestOptions(Options):
         Looked at once: what the snapshot is named after is then what the pipeline reads.
         """
         if self.metadata is None:
-            raise UserError("no training set: name it with --metadata (a Parquet file, folder or glob)")
+            raise UserError("no training set: name it with --metadata (a file, folder or glob)")
         found = {}
         for role, flag, path in (("training", "--metadata", self.metadata), ("control", "--controls", self.controls)):
             if path is not None:
-                one = source(self.source, path, **{name: getattr(self, name) for name in COLUMNS})
+                columns = {name: getattr(self, name) for name in COLUMNS}
+                one = source(self.source, path, **columns, allow_cut_tars=self.allow_cut_tars)
                 try:
-                    found[role] = one, one.survey()
+                    found[role] = one, one.survey(self.held_out)
                 except UserError as error:
                     raise UserError(f"{flag}: {error}") from error
+        if self.held_out:
+            one, survey = found["training"]
+            found = {
+                "training": (one, survey.of_splits(self.held_out, others=True)),
+                "control": (one, survey.of_splits(self.held_out)),
+            }
+            for role, told in (("training", "all rows"), ("control", "no rows")):
+                if not found[role][1].rows:
+                    there = ", ".join(sorted(repr(name) for name in survey.splits(self.held_out) if name)) or "none"
+                    raise UserError(
+                        f"--controls_split is {self.controls_split!r}, of which {told} of {self.metadata!r} are; expected one "
+                        f"of its splits, by a column split or by names of files and folders (test-00000-of-00001.parquet, "
+                        f"test/); there are {printable(there)}"
+                    )
         return found
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The splits that are the controls."""
+        return tuple(one.strip() for one in self.controls_split.split(",")) if self.controls_split is not None else ()
 
     @property
     def surveys(self) -> dict[str, Survey]:
@@ -189,7 +223,8 @@ def shaping(options: IngestOptions) -> dict[str, Any]:
         "punsafe_max": options.punsafe_max,
         # Said only where it is so: a lake of before is the same without.
         **({"turns": True} if any(one.turns for one, _ in options.surveyed.values()) else {}),
-        **{name: value for name in COLUMNS if (value := getattr(options, name)) is not None},
+        **{name: value for name in (*COLUMNS, "controls_split") if (value := getattr(options, name)) is not None},
+        **({"allow_cut_tars": True} if options.allow_cut_tars else {}),
         # The number of parts follows from it, and a restarted run must find its parts.
         "rows_per_part": options.rows_per_part,
         "metadata": {role: survey.fingerprint for role, survey in options.surveys.items()},
@@ -245,7 +280,8 @@ def build(
             population = Buckets(role, options.surveyed[role][0], first, math.ceil(survey.rows / options.rows_per_part))
             first += population.buckets
             populations.append(population)
-            partitions += [(population, number, partition) for number, partition in enumerate(survey.partitions)]
+            pieces = [piece for partition in survey.partitions for piece in partition.pieces()]
+            partitions += [(population, number, piece) for number, piece in enumerate(pieces)]
     ingest = Ingest(
         lake,
         snapshot,
@@ -281,6 +317,10 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, _: Manifest | N
     for role, survey in options.surveys.items():
         if survey.left_out:
             say(f"ingest       {role}: left out as nothing that is read here: {told_left_out(survey.left_out)}")
+    if options.held_out:
+        for role, survey in options.surveys.items():
+            splits = {printable(name) or "none said": rows for name, rows in survey.splits(options.held_out).items()}
+            say(f"ingest       {role}: rows by split: {told_left_out(splits)}")
 
     def durable() -> int:
         for path in lake.parts("samples", planned.snapshot_id):

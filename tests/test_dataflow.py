@@ -3,6 +3,7 @@
 The staged pipeline is read back from an emulator of Google's storage: what is looked at is what Dataflow would get.
 """
 
+import csv
 import json
 import urllib.parse
 import urllib.request
@@ -26,6 +27,7 @@ from tests.models import save_random_pipeline
 from tests.planted import picture, write_tiny_clip
 from tests.servers import object_store
 from transforms.attacks.attempts import GeneratorHandler
+from transforms.data import survey, text_metadata
 from transforms.data.images import ImageStore
 from transforms.errors import TemplateWritten
 from transforms.forgetting import workers
@@ -193,6 +195,29 @@ def test_ingest_needs_no_gpu(lake, build):
     options = ingest.IngestOptions(metadata=str(lake.root).removesuffix("lake") + "training", source="folder")
     with_gpu, without = on_gpu(build(lambda pipeline: ingest.build(pipeline, lake, "new", options)))
     assert with_gpu == set() and has_step(without, "IngestBucket")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_large_file_goes_to_the_workers_in_ranges(lake, build, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(survey, "RANGE_BYTES", 1)
+    monkeypatch.setattr(text_metadata, "BLOCK_BYTES", 1000)
+    rows = [{"URL": f"http://h/{n}.png", "TEXT": f"a, {n}", "split": "test" if n % 5 == 0 else "train"} for n in range(1000)]
+    path = tmp_path / f"m.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=25)
+    else:
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    options = ingest.IngestOptions(metadata=str(path), controls_split="test", rows_per_part=100)
+    assert {role: one.rows for role, one in options.surveys.items()} == {"training": 800, "control": 200}
+    pieces = [piece for one in options.surveys.values() for partition in one.partitions for piece in partition.pieces()]
+    assert len(pieces) > 50
+    with_gpu, without = on_gpu(build(lambda pipeline: ingest.build(pipeline, lake, "new", options)))
+    assert with_gpu == set() and has_step(without, "SpreadRows") and has_step(without, "IngestBucket")
+    # An element each, which are shuffled: whichever worker is free takes one.
+    assert has_step(without, "Partitions/MaybeReshuffle/Reshuffle/ReshufflePerKey/GroupByKey")
 
 
 def test_deduplicate_needs_no_gpu(lake, build):

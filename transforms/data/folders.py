@@ -7,13 +7,13 @@ import dataclasses
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from transforms.data.download import DownloadLimits, FetchError, TooLarge
-from transforms.data.survey import BATCH_ROWS, ROW, Partition, Survey
+from transforms.data.survey import BATCH_ROWS, ROW, SPLIT, Partition, Survey, split_named
 from transforms.errors import UserError
 from transforms.store.files import name_here, open_parquet, read_bytes
 from transforms.store.identity import digest
@@ -165,17 +165,19 @@ class Sample(NamedTuple):
         url: its path inside the folder.
         caption: None where there is none.
         size: bytes; -1 where there is no such file.
+        split: of the data set, where a metadata file says it; else "".
     """
 
     url: str
     caption: str | None
     size: int
+    split: str = ""
 
     @property
     def fingerprint(self) -> str:
         # Sizes and captions, not content: a folder may hold terabytes, and a picture that changes mostly changes size. Short,
         # since a manifest holds one for each picture.
-        return digest("picture", *self, length=16)
+        return digest("picture", self.url, self.caption, self.size, length=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +200,7 @@ class FolderSource:
 
     turns = True
 
-    def survey(self) -> Survey:
+    def survey(self, splits: Sequence[str] = ()) -> Survey:
         if not os.path.isdir(self.path):
             raise UserError(f"there is no folder {self.path!r}; expected one with pictures and their captions")
         samples, left_out = self._scan()
@@ -208,7 +210,15 @@ class FolderSource:
                 f"the folder {self.path!r} holds no pictures{told}; expected one of {', '.join(LISTINGS)}, or files like "
                 f"{', '.join(PICTURES[:8])}"
             )
-        return Survey([Partition(self.path, len(samples), tuple(one.fingerprint for one in samples))], left_out)
+        found: dict[str, list[str]] = {}
+        for one in samples:
+            found.setdefault((one.split or split_named(one.url, splits)) if splits else "", []).append(one.fingerprint)
+        # A partition of each split: which pictures are read follows from the fingerprints.
+        partitions = [
+            Partition(self.path, len(prints), tuple(prints), splits={split: len(prints)} if splits else {})
+            for split, prints in found.items()
+        ]
+        return Survey(partitions, left_out)
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
         wanted = collections.Counter(partition.fingerprints)
@@ -272,12 +282,12 @@ class FolderSource:
         """Where the picture of a url lies."""
         return os.path.join(self.path, name_here(self.path, url))
 
-    def _sample(self, url: str, caption: str | None) -> Sample:
+    def _sample(self, url: str, caption: str | None, split: str = "") -> Sample:
         try:
             found = os.stat(self._place(url))
         except (OSError, ValueError):  # there is none, or its name holds a null character
-            return Sample(url, caption, -1)
-        return Sample(url, caption, found.st_size if stat.S_ISREG(found.st_mode) else -1)
+            return Sample(url, caption, -1, split)
+        return Sample(url, caption, found.st_size if stat.S_ISREG(found.st_mode) else -1, split)
 
     def _caption(self, inside: str, left_out: collections.Counter[str]) -> str | None:
         try:
@@ -292,11 +302,11 @@ class FolderSource:
         found = []
         for inside in sorted(listings, key=lambda inside: (-len(inside.split("/")) if inside else 0, inside)):
             path = os.path.join(self.path, inside, listings[inside])
-            for name, caption in self._rows_of(path):
+            for name, caption, split in self._rows_of(path):
                 # Their paths begin where they lie.
                 url = written_name(os.path.join(inside, self._as_here(inside, name)))
                 if speaks.setdefault(url, inside) == inside:
-                    found.append(self._sample(url, None if caption is None else sayable(caption)))
+                    found.append(self._sample(url, None if caption is None else sayable(caption), split))
         return found
 
     def _as_here(self, inside: str, name: str) -> str:
@@ -307,13 +317,16 @@ class FolderSource:
             here = name_here(folder, name.replace("\\", "/"))
         return here.removeprefix("./")
 
-    def _rows_of(self, path: str) -> Iterator[tuple[str, str | None]]:
+    def _rows_of(self, path: str) -> Iterator[tuple[str, str | None, str]]:
+        """(name, caption, split) of each row of a metadata file."""
         files = (self.url_column,) if self.url_column else FILE_COLUMNS
         texts = (self.caption_column,) if self.caption_column else CAPTION_COLUMNS
         expected = f"expected {files[0]} and {texts[0]}"
         rows: Iterable[tuple[int, Any]]
         if path.lower().endswith(".parquet"):
-            rows = _parquet_rows(path, (*files, *texts), f"{expected}, or name them with --url_column and --caption_column")
+            rows = _parquet_rows(
+                path, (*files, *texts, SPLIT), f"{expected}, or name them with --url_column and --caption_column"
+            )
         elif path.lower().endswith(".jsonl"):
             rows = json_lines(decode_text(read_bytes(path)), path, f"expected a JSON object with {files[0]} and {texts[0]}")
         else:
@@ -326,7 +339,8 @@ class FolderSource:
                     f"{path!r}, line {number}: {json.dumps(row, default=str)[:80]}; expected a JSON object or a row with "
                     f"{files[0]} and {texts[0]}, which are texts"
                 )
-            yield name, caption
+            split = first_of(row, (SPLIT,))
+            yield name, caption, split if isinstance(split, str) else ""
 
 
 def told_left_out(left_out: dict[str, int], most: int = 8) -> str:

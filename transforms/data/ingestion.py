@@ -1,5 +1,7 @@
 """Metadata → samples and images, over Beam: rows are spread to buckets by what they say, and a bucket is a part.
 
+An element is a range of a file, so that many workers read a large one: since it was looked at, it is known where it can be cut.
+
 Only paths of files are shuffled. A bucket's rows are sorted by content before they are numbered, so a part holds the same
 samples however the metadata was cut into files. The download itself is img2dataset's: its Downloader, Resizer and writer.
 """
@@ -79,7 +81,9 @@ class SpreadRows(beam.DoFn):
         piece = 0
         # Nobody reads it before all rows are spread.
         with Spool(spool_path(self.lake, self.snapshot, f"{population.role}-{number:05d}")) as pictures:
-            for table in population.source.read(partition):
+            for every in population.source.read(partition):
+                if not (table := partition.samples_of(every)).num_rows:
+                    continue
                 gathered.append(_with_buckets(pictures.keep(table), population))
                 if sum(one.nbytes for one in gathered) >= SPREAD_BYTES:
                     yield from self._spread(gathered, population, partition.name, f"{number:05d}-{piece:05d}")
@@ -88,7 +92,8 @@ class SpreadRows(beam.DoFn):
             yield from self._spread(gathered, population, partition.name, f"{number:05d}-{piece:05d}")
 
     def _spread(self, gathered: list[pa.Table], population: Buckets, file: str, name: str) -> Iterator[tuple[int, str]]:
-        rows = pa.concat_tables(gathered).sort_by("bucket")
+        # Only some tables may have a row that says why it has no picture.
+        rows = pa.concat_tables(gathered, promote_options="default").sort_by("bucket")
         buckets = rows["bucket"].to_numpy()
         rows = rows.drop_columns("bucket")
         rows = rows.append_column("source_file", pa.repeat(pa.scalar(written_name(file), pa.string()), rows.num_rows))

@@ -1,5 +1,5 @@
-"""Where training samples come from, behind one interface: LAION-style metadata, a folder of pictures, Parquet or tars with
-pictures.
+"""Where training samples come from, behind one interface: metadata of pictures on the web, a folder of pictures, Parquet or
+tars with pictures.
 
 Another kind is one more class with the methods of ``Source``: it surveys what it holds, reads one partition as rows of
 ``ROW``, and fetches one picture's bytes, or yields them with the rows.
@@ -12,8 +12,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,8 @@ from transforms.data.download import DownloadLimits, FetchError, fetch_http
 from transforms.data.folders import CAPTION_COLUMNS, FolderSource
 from transforms.data.shards import files_with, recognised_by
 from transforms.data.spool import COME_WITH_ROWS, PICTURE, PICTURE_BYTES, REFUSED
-from transforms.data.survey import BATCH_ROWS, LABEL_COLUMNS, ROW, Partition, Survey
+from transforms.data.survey import BATCH_ROWS, LABEL_COLUMNS, ROW, SPLIT, FileRange, Partition, Survey, in_ranges
+from transforms.data.text_metadata import JSON_LINES, SEPARATED, TextMetadata
 from transforms.data.webdataset import WebDatasetSource
 from transforms.errors import UserError
 from transforms.store.counters import count
@@ -56,15 +57,19 @@ class Source(Protocol):
     def turns(self) -> bool:
         """Whether its pictures are turned as their EXIF orientation says: as whoever trains on them sees them."""
 
-    def survey(self) -> Survey:
+    def survey(self, splits: Sequence[str] = ()) -> Survey:
         """Looks at everything once, and cheaply: a complete stage is to be recognised at once.
 
         UserError, before anything is written, where the source can't be read or holds nothing.
+
+        Args:
+            splits: of the data set that are asked for; then the partitions say which splits their rows are of.
         """
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
-        """The rows of a partition's pieces as tables of ``ROW``, in order; where pictures come with them, with ``PICTURE`` and
-        ``REFUSED``.
+        """The rows of a partition's pieces as tables of ``ROW``, in order; where pictures come with them, with ``PICTURE``;
+        where a row may say itself that there is none, with ``REFUSED``; where the partition is of some splits only, with
+        ``SPLIT``, unless all its rows are.
         """
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
@@ -73,10 +78,11 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LaionSource:
-    """Metadata in Parquet with LAION's columns: URL and TEXT (or caption), and more where present.
+    """Metadata of pictures on the web with LAION's columns: URL and TEXT (or caption), and more where present; in Parquet, or
+    as text: CSV, TSV and JSON Lines.
 
     Attributes:
-        path: a file, a folder (the Parquet files in it and below), or a glob; of any filesystem that Beam knows.
+        path: a file, a folder (the files of one kind in it and below), or a glob; of any filesystem that Beam knows.
         url_column, caption_column: what the columns are called; None for LAION's names.
     """
 
@@ -87,12 +93,15 @@ class LaionSource:
     # LAION's models were trained on pictures as img2dataset stores them, which leaves them unturned.
     turns = False
 
-    def survey(self) -> Survey:
+    def survey(self, splits: Sequence[str] = ()) -> Survey:
         try:
-            files, left_out = files_with(PARQUET, self.path, EXPECTED_METADATA)
-            # Folders are left out: moved metadata are the same metadata.
-            partitions = [Partition(file, self._rows(file), (digest("laion", recognised_by(file)),)) for file in files]
-            survey = Survey(partitions, dict(collections.Counter(left_out) + self._no_values(partitions)))
+            for endings in METADATA:
+                files, left_out = files_with(endings, self.path, EXPECTED_METADATA)
+                # Of a folder those of one kind: often the same rows lie there in another as well.
+                if files:
+                    break
+            survey = Survey([self._look(file, bool(splits)) for file in files])
+            survey = Survey(survey.partitions, dict(collections.Counter(left_out) + self._no_values(survey.partitions)))
         except (ValueError, OSError) as error:  # a kind of URL that Beam doesn't know, or a file that may not be read
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read {self.path!r} ({reason}); {EXPECTED_METADATA}") from error
@@ -106,33 +115,58 @@ class LaionSource:
             )
         return survey
 
-    def _rows(self, file: str) -> int:
-        """The rows of a metadata file, by its footer. UserError unless it is Parquet whose needed columns can be converted."""
-        try:
-            with open_parquet(file) as parquet:
-                schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-        except UserError as error:
-            raise UserError(f"{error}; {EXPECTED_METADATA}") from error
-        for ours, theirs in self._columns(file, schema.names).items():
-            # Whether a type can be converted at all is known before anything is written.
-            if ours in NEEDED:
-                _text(pa.nulls(0, schema.field(schema.get_all_field_indices(theirs)[0]).type), ours, file)
-        return rows
+    def _look(self, file: str, splits: bool) -> Partition:
+        """What there is in a metadata file. UserError unless its needed columns can be converted."""
+        if _is_text(file):
+            text = self._text(file)
+            self._columns(file, text.names)
+            look = text.look()
+            # Folders are left out: moved metadata are the same metadata.
+            found = Partition(file, look.rows, (digest("laion", look.recognised_by),), look.ranges)
+        else:
+            try:
+                with open_parquet(file) as parquet:
+                    schema, rows, ranges = parquet.schema_arrow, parquet.metadata.num_rows, _ranges(parquet.metadata)
+            except UserError as error:
+                raise UserError(f"{error}; {EXPECTED_METADATA}") from error
+            for ours, theirs in self._columns(file, schema.names).items():
+                # Whether a type can be converted at all is known before anything is written.
+                if ours in NEEDED:
+                    _text(pa.nulls(0, _field(schema, theirs).type), ours, file)
+            found = Partition(file, rows, (digest("laion", recognised_by(file)),), ranges)
+        return _with_splits(found, self._said_splits(file)) if splits else found
+
+    def _said_splits(self, file: str) -> Iterator[pa.Array]:
+        """What the rows of a file say of the split that they're of; nothing where it has no such column."""
+        if not _is_text(file):
+            yield from _splits_in(file)
+            return
+        text = self._text(file)
+        if (column := column_named(text.names, (SPLIT,))) is not None:
+            for rows in text.rows([column]):
+                yield pa.array([None if row.refused else _plain(row.values[0]) for row in rows], pa.string())
+
+    def _text(self, file: str) -> TextMetadata:
+        return TextMetadata.open(file, (self.url_column,) if self.url_column else _NAMES["url"], EXPECTED_METADATA)
 
     def _no_values(self, partitions: list[Partition]) -> collections.Counter[str]:
         """Columns that can't hold what is looked for in them, such as lists → in how many rows."""
         found: collections.Counter[str] = collections.Counter()
         for partition in partitions:
+            if _is_text(partition.name):
+                continue
             with open_parquet(partition.name) as parquet:
                 schema = parquet.schema_arrow
             for ours, theirs in self._columns(partition.name, schema.names).items():
-                kind = schema.field(schema.get_all_field_indices(theirs)[0]).type
+                kind = _field(schema, theirs).type
                 if ours not in NEEDED and pa.types.is_nested(kind):
                     found[f"values of {theirs} ({kind})"] += partition.rows
         return found
 
     def _has_no_url(self, file: str) -> bool:
         """Whether the footer says that the url is null in every row: the rows of 100 kB can be more than a memory holds."""
+        if _is_text(file):
+            return False
         with open_parquet(file) as parquet:
             name = self._columns(file, parquet.schema_arrow.names)["url"]
             for group in range(parquet.metadata.num_row_groups):
@@ -163,29 +197,128 @@ class LaionSource:
         return found
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
+        return self._read_text(partition) if _is_text(partition.name) else self._read_parquet(partition)
+
+    def _read_parquet(self, partition: Partition) -> Iterator[pa.Table]:
         file = partition.name
         with open_parquet(file) as parquet:
-            columns = self._columns(file, parquet.schema_arrow.names)
-            start = 0
-            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=sorted(set(columns.values()))):
-                arrays = []
-                for field in ROW:
-                    if field.name == "source_row":
-                        arrays.append(pa.array(range(start, start + batch.num_rows), pa.int64()))
-                    elif field.name in columns:
-                        # By place: a file may have one name twice.
-                        values = batch.column(batch.schema.get_all_field_indices(columns[field.name])[0])
-                        arrays.append(_converted(values, field, file))
-                    else:
-                        arrays.append(pa.nulls(batch.num_rows, field.type))
-                yield pa.Table.from_arrays(arrays, schema=ROW)
+            names = parquet.schema_arrow.names
+            columns = {**self._columns(file, names), **_split_column(names, partition)}
+            groups, start = _groups(parquet, partition)
+            wanted = sorted(set(columns.values()))
+            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=wanted):
+                # By place: a file may have one name twice.
+                places = {ours: batch.schema.get_all_field_indices(theirs)[0] for ours, theirs in columns.items()}
+                values = {ours: batch.column(place) for ours, place in places.items()}
+                yield _table(file, values, start, batch.num_rows)
                 start += batch.num_rows
+
+    def _read_text(self, partition: Partition) -> Iterator[pa.Table]:
+        file = partition.name
+        text = self._text(file)
+        columns = {**self._columns(file, text.names), **_split_column(text.names, partition)}
+        for part in partition.ranges or (None,):
+            start = first = 0 if part is None else part.first_row
+            for rows in text.rows(list(columns.values()), part):
+                refused = [row.refused or _no_text(columns, row.values) for row in rows]
+                values: dict[str, pa.Array] = {}
+                for place, ours in enumerate(columns):
+                    said = [row.values[place] for row in rows]
+                    values[ours] = pa.array(map(_plain, said), pa.string())
+                    lost = values[ours].null_count - said.count(None)
+                    if lost and ours not in NEEDED:
+                        count(f"metadata values of {ours} that are none", lost)
+                if not any(refused):
+                    yield _table(file, values, start, len(rows))
+                else:
+                    # As a row of Parquet without bytes is known.
+                    known = [f"{written_name(os.path.basename(file))}#{start + place}" for place in range(len(rows))]
+                    no_row = pa.array([reason is not None for reason in refused], pa.bool_())
+                    values["url"] = pc.if_else(no_row, pa.array(known, pa.string()), values["url"])
+                    values["caption"] = pc.if_else(no_row, pa.scalar(None, pa.string()), values["caption"])
+                    yield _table(file, values, start, len(rows)).append_column(REFUSED, pa.array(refused, pa.string()))
+                start += len(rows)
+            if part is not None and start - first != part.rows:
+                raise UserError(f"the metadata file {file!r} changed while it was read; run the same command again")
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
         return fetch_http(url, limits)
 
 
-EXPECTED_METADATA = "expected Parquet with the columns URL and TEXT: a file, a folder with *.parquet, or a glob"
+METADATA = (PARQUET, SEPARATED, JSON_LINES)
+"""Endings of metadata files, by kind; of a folder the first kind that is there is read."""
+
+EXPECTED_METADATA = (
+    "expected metadata with the columns URL and TEXT, in Parquet, .csv, .tsv or .jsonl (or these with .gz): a file, a folder "
+    "or a glob"
+)
+
+
+def _is_text(file: str) -> bool:
+    return file.lower().endswith((*SEPARATED, *JSON_LINES))
+
+
+def _plain(value: Any) -> str | None:
+    """A value of JSON as text; None for a list and an object."""
+    return value if isinstance(value, str) else None
+
+
+def _no_text(columns: dict[str, str], values: list[Any]) -> str | None:
+    """Why a row can't be a sample whose url or caption is a list or an object; None where they are neither."""
+    for ours, value in zip(columns, values, strict=True):
+        if ours in NEEDED and value is not None and not isinstance(value, str):
+            return f"the {ours} is a JSON {type(value).__name__}, expected text"
+    return None
+
+
+def _table(file: str, values: dict[str, pa.Array], start: int, rows: int) -> pa.Table:
+    """A table of ``ROW``, and of ``SPLIT`` where it is among the values: our column → what the file has of it."""
+    made = {field.name: _converted(values[field.name], field, file) for field in ROW if field.name in values}
+    made["source_row"] = pa.array(range(start, start + rows), pa.int64())
+    table = pa.Table.from_arrays([made.get(field.name, pa.nulls(rows, field.type)) for field in ROW], schema=ROW)
+    return table.append_column(SPLIT, _text(values[SPLIT], SPLIT, file)) if SPLIT in values else table
+
+
+# -- splits of a data set ----------------------------------------------------------------------------------------------
+
+
+def _split_column(names: list[str], partition: Partition) -> dict[str, str]:
+    """``SPLIT`` → the column that says it, where some splits of a partition are read only."""
+    column = column_named(names, (SPLIT,)) if partition.only is not None else None
+    return {} if column is None else {SPLIT: column}
+
+
+def _splits_in(file: str) -> Iterator[pa.Array]:
+    """What the rows of a Parquet file say of the split that they're of; nothing where it has no such column."""
+    with open_parquet(file) as parquet:
+        column = column_named(parquet.schema_arrow.names, (SPLIT,))
+        if column is not None:
+            for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=[column]):
+                yield _text(batch.column(0), SPLIT, file)
+
+
+def _with_splits(partition: Partition, said: Iterable[pa.Array]) -> Partition:
+    """A partition that says which splits its rows are of."""
+    found: collections.Counter[str] = collections.Counter()
+    for values in said:
+        counted = pc.value_counts(pc.fill_null(values, ""))
+        found.update({one["values"]: one["counts"] for one in counted.to_pylist()})
+    return dataclasses.replace(partition, splits=dict(found))
+
+
+# -- Parquet in ranges -------------------------------------------------------------------------------------------------
+
+
+def _ranges(metadata: pq.FileMetaData) -> tuple[FileRange, ...]:
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    return in_ranges((number, one.total_byte_size, one.num_rows) for number, one in enumerate(groups, start=1))
+
+
+def _groups(parquet: pq.ParquetFile, partition: Partition) -> tuple[list[int], int]:
+    """The row groups of a partition, and the number in the file of its first row."""
+    if not partition.ranges:
+        return list(range(parquet.metadata.num_row_groups)), 0
+    return list(range(partition.ranges[0].start, partition.ranges[-1].end)), partition.ranges[0].first_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,11 +342,10 @@ class ParquetSource:
     # ``datasets`` turns them when it decodes, so whoever trains on them sees them so.
     turns = True
 
-    def survey(self) -> Survey:
+    def survey(self, splits: Sequence[str] = ()) -> Survey:
         try:
             files, left_out = files_with(PARQUET, self.path, EXPECTED_PICTURES)
-            # By what is in it, not by its name, which changes when there are more.
-            partitions = [Partition(file, self._rows(file), (digest("parquet", recognised_by(file)[1:]),)) for file in files]
+            partitions = [self._look(file, bool(splits)) for file in files]
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read {self.path!r} ({reason}); {EXPECTED_PICTURES}") from error
@@ -223,14 +355,16 @@ class ParquetSource:
             raise UserError(f"{told}; {EXPECTED_PICTURES}")
         return survey
 
-    def _rows(self, file: str) -> int:
+    def _look(self, file: str, splits: bool) -> Partition:
         try:
             with open_parquet(file) as parquet:
-                schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+                schema, rows, ranges = parquet.schema_arrow, parquet.metadata.num_rows, _ranges(parquet.metadata)
         except UserError as error:
             raise UserError(f"{error}; {EXPECTED_PICTURES}") from error
         self._columns(file, schema)
-        return rows
+        # By what is in it, not by its name, which changes when there are more.
+        found = Partition(file, rows, (digest("parquet", recognised_by(file)[1:]),), ranges)
+        return _with_splits(found, _splits_in(file)) if splits else found
 
     def _columns(self, file: str, schema: pa.Schema) -> dict[str, str]:
         """Our column → the file's. UserError where there is no picture, or where a named column isn't there or holds others."""
@@ -261,10 +395,10 @@ class ParquetSource:
     def read(self, partition: Partition) -> Iterator[pa.Table]:
         file = partition.name
         with open_parquet(file, PAGE_BYTES) as parquet:
-            columns = self._columns(file, parquet.schema_arrow)
+            columns = {**self._columns(file, parquet.schema_arrow), **_split_column(parquet.schema_arrow.names, partition)}
             names = _class_names(parquet.schema_arrow, columns.get("label"))
-            start = 0
-            for group in range(parquet.metadata.num_row_groups):
+            groups, start = _groups(parquet, partition)
+            for group in groups:
                 for batch in parquet.iter_batches(
                     batch_size=_rows_at_once(parquet.metadata.row_group(group), columns["image"]),
                     row_groups=[group],
@@ -293,7 +427,8 @@ class ParquetSource:
         arrays = [made.get(field.name, pa.nulls(batch.num_rows, field.type)) for field in ROW]
         refused = pc.if_else(pc.is_null(pictures), NO_BYTES, pa.scalar(None, pa.string()))
         columns_of_pictures = [pa.field(PICTURE, pictures.type), pa.field(REFUSED, pa.string())]
-        return pa.Table.from_arrays([*arrays, pictures, refused], schema=pa.schema([*ROW, *columns_of_pictures]))
+        table = pa.Table.from_arrays([*arrays, pictures, refused], schema=pa.schema([*ROW, *columns_of_pictures]))
+        return table.append_column(SPLIT, _text(batch.column(columns[SPLIT]), SPLIT, file)) if SPLIT in columns else table
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
         """Never a picture: they come with the rows."""
@@ -419,12 +554,14 @@ def source(
     caption_column: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    allow_cut_tars: bool = False,
 ) -> Source:
     """The source of a kind: laion, folder, parquet or webdataset. The columns are what its files call theirs; None for the
     usual names.
     """
-    if kind in ("parquet", "webdataset"):
-        inside = ParquetSource if kind == "parquet" else WebDatasetSource
-        return inside(path, image_column, caption_column, label_column)
+    if kind == "parquet":
+        return ParquetSource(path, image_column, caption_column, label_column)
+    if kind == "webdataset":
+        return WebDatasetSource(path, image_column, caption_column, label_column, allow_cut_tars)
     made = LaionSource if kind == "laion" else FolderSource
     return made(path, url_column, caption_column)

@@ -118,9 +118,9 @@ def fetching(
     def fetch(url: str, limits: DownloadLimits) -> bytes:
         if url not in came:
             return otherwise(url, limits)
-        path, offset, length = (came[url][name] for name in PLACE)
-        if path is None:
+        if came[url].get(PLACE[0]) is None:
             raise FetchError(came[url][REFUSED])
+        path, offset, length = (came[url][name] for name in PLACE)
         if length > limits.max_bytes:
             raise TooLarge(limits.max_bytes, length)
         with open_file(path) as file:

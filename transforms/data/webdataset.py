@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from transforms.data.download import DownloadLimits, FetchError, TooLarge
 from transforms.data.folders import CAPTION_COLUMNS, MAX_CAPTION_BYTES, PICTURES, is_data
 from transforms.data.shards import READ_WHOLE, files_with
 from transforms.data.spool import COME_WITH_ROWS, PICTURE, PICTURE_BYTES, REFUSED
-from transforms.data.survey import BATCH_ROWS, LABEL_COLUMNS, ROW, Partition, Survey
+from transforms.data.survey import BATCH_ROWS, LABEL_COLUMNS, ROW, FileRange, Partition, Survey, in_ranges
 from transforms.errors import Damaged, UserError
 from transforms.store.counters import count
 from transforms.store.files import open_file
@@ -46,7 +47,7 @@ EXPECTED_TARS = (
     "folder with *.tar, or a glob"
 )
 
-_GET_ANEW = "get it anew, or remove it"
+_GET_ANEW = "get it anew, or remove it; --allow_cut_tars takes what lies before"
 
 _META = re.compile(r"__[^/]*__($|/)")
 """Members that ``webdataset`` leaves out: what its writer says of the tar itself."""
@@ -74,12 +75,14 @@ class Keyed(NamedTuple):
         pictures: how many.
         endings: of its files: all, where they aren't many.
         members: the first of each ending that is read.
+        offset: of the first of them in the tar.
     """
 
     key: str
     pictures: int
     endings: list[str]
     members: dict[str, tarfile.TarInfo]
+    offset: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +98,19 @@ class WebDatasetSource:
         path: a tar, a folder (the tars in it and below), or a glob; of any filesystem that Beam knows.
         image_column: the picture's ending, without the dot; None for any of a picture.
         caption_column, label_column: an ending, or else a name in the object of ``.json``; None for the usual ones.
+        allow_cut: whether of a tar that is cut, or damaged between two files, what lies before is taken; else it is an error.
     """
 
     path: str
     image_column: str | None = None
     caption_column: str | None = None
     label_column: str | None = None
+    allow_cut: bool = False
 
     # ``webdataset`` decodes by Pillow and leaves them as they are stored, so whoever trains on them sees them so.
     turns = False
 
-    def survey(self) -> Survey:
+    def survey(self, splits: Sequence[str] = ()) -> Survey:
         try:
             files, left_out = files_with(TAR, self.path, EXPECTED_TARS)
             found = [self._look(file) for file in files]
@@ -113,7 +118,7 @@ class WebDatasetSource:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"cannot read {self.path!r} ({reason}); {EXPECTED_TARS}") from error
         every = sum((one.left_out for one in found), collections.Counter(left_out))
-        survey = Survey([Partition(one.file, one.rows, (one.fingerprint,)) for one in found], dict(every))
+        survey = Survey([Partition(one.file, one.rows, (one.fingerprint,), one.ranges) for one in found], dict(every))
         if not survey.rows:
             told = f"nothing in the tars at {self.path!r} has a key and an ending" if files else f"no tar at {self.path!r}"
             raise UserError(f"{told}; {EXPECTED_TARS}")
@@ -132,11 +137,13 @@ class WebDatasetSource:
         headers = hashlib.sha256()
         look = _Look(file)
         with open_file(file) as content:
-            for sample in self._samples(Tar(file, content).members(look.left_out, headers.update)):
-                look.rows += 1
-                look.with_picture += sample.pictures > 0
-                if len(look.endings) < MANY:
-                    look.endings.update(sample.endings)
+            tar = Tar(file, content, self.allow_cut)
+            look.ranges = in_ranges(self._pieces(tar, look, headers.update))
+            if tar.sets_for_all:
+                # What a header says of all files that follow is known to who reads from the beginning.
+                look.ranges = ()
+            if tar.cut is not None:
+                look.left_out[f"tars that are cut or damaged, behind that place ({printable(os.path.basename(file))})"] += 1
             size = content.seek(0, os.SEEK_END)
             if size <= READ_WHOLE:
                 content.seek(0)
@@ -144,6 +151,20 @@ class WebDatasetSource:
         # By what is in it, not by its name.
         look.fingerprint = digest("webdataset", size, headers.hexdigest())
         return look
+
+    def _pieces(self, tar: Tar, look: _Look, note: Callable[[bytes], object]) -> Iterator[tuple[int, int, int]]:
+        """(where it ends, bytes, 1) of each sample, which is told to ``look``."""
+        begins: int | None = None
+        for sample in self._samples(tar.members(look.left_out, note)):
+            if begins is not None:
+                yield sample.offset, sample.offset - begins, 1
+            begins = sample.offset
+            look.rows += 1
+            look.with_picture += sample.pictures > 0
+            if len(look.endings) < MANY:
+                look.endings.update(sample.endings)
+        if begins is not None:
+            yield sys.maxsize, 0, 1
 
     def _samples(self, members: Iterator[Member]) -> Iterator[Keyed]:
         """The samples of a tar's members, in order."""
@@ -153,7 +174,7 @@ class WebDatasetSource:
             if sample is None or sample.key != key:
                 if sample is not None:
                     yield sample
-                sample = Keyed(key, 0, [], {})
+                sample = Keyed(key, 0, [], {}, info.offset)
             picture = self._is_picture(ending)
             if picture:
                 sample = sample._replace(pictures=sample.pictures + 1)
@@ -172,24 +193,26 @@ class WebDatasetSource:
 
     def read(self, partition: Partition) -> Iterator[pa.Table]:
         file = partition.name
-        rows: list[dict[str, Any]] = []
-        held = number = 0
-        with open_file(file) as content:
-            tar = Tar(file, content)
-            for sample in self._samples(tar.members(collections.Counter())):
-                rows.append({"source_row": number, **self._row(tar, sample)})
-                number += 1
-                held += len(rows[-1][PICTURE] or b"")
-                if held >= PICTURE_BYTES or len(rows) >= BATCH_ROWS:
-                    yield pa.Table.from_pylist(rows, schema=_SCHEMA)
-                    rows, held = [], 0
-        if number != partition.rows:
-            raise UserError(f"the tar {file!r} changed while it was read; run the same command again")
-        if rows:
-            yield pa.Table.from_pylist(rows, schema=_SCHEMA)
+        for part in partition.ranges or (FileRange(0, sys.maxsize, 0, partition.rows),):
+            rows: list[dict[str, Any]] = []
+            held, number = 0, part.first_row
+            with open_file(file) as content:
+                content.seek(part.start)
+                tar = Tar(file, content, self.allow_cut)
+                for sample in self._samples(tar.members(collections.Counter(), end=part.end)):
+                    rows.append({"source_row": number, **self._row(tar, sample)})
+                    number += 1
+                    held += len(rows[-1][PICTURE] or b"")
+                    if held >= PICTURE_BYTES or len(rows) >= BATCH_ROWS:
+                        yield pa.Table.from_pylist(rows, schema=_SCHEMA)
+                        rows, held = [], 0
+            if number - part.first_row != part.rows:
+                raise UserError(f"the tar {file!r} changed while it was read; run the same command again")
+            if rows:
+                yield pa.Table.from_pylist(rows, schema=_SCHEMA)
 
     def _row(self, tar: Tar, sample: Keyed) -> dict[str, Any]:
-        picture, refused = None, self._refused(sample)
+        picture, refused = None, self._refused(tar, sample)
         url = written_name(f"{os.path.basename(tar.file)}#{sample.key}")
         if refused is None:
             picture = tar.content(sample.members[PICTURE])
@@ -198,11 +221,15 @@ class WebDatasetSource:
             "caption": (self._ending("caption", CAPTION), (self.caption_column,) if self.caption_column else CAPTION_COLUMNS),
             "label": (self._ending("label", LABEL), (self.label_column,) if self.label_column else LABEL_COLUMNS),
         }
+        if not all(map(tar.holds, sample.members.values())):
+            # Who allows a cut has no text that is half of one.
+            sample = sample._replace(members={ending: info for ending, info in sample.members.items() if tar.holds(info)})
+            count("captions and labels that a tar is cut in", 1)
         fields = tar.fields(sample.members.get(FIELDS))
         texts = {name: _said(tar, sample, fields, name, ending, names) for name, (ending, names) in said.items()}
         return {"url": url, **texts, PICTURE: picture, REFUSED: refused}
 
-    def _refused(self, sample: Keyed) -> str | None:
+    def _refused(self, tar: Tar, sample: Keyed) -> str | None:
         """Why there is no picture; None where there is one."""
         endings = printable(", ".join(f".{one}" for one in sample.endings[:10]))
         if sample.pictures == 0:
@@ -211,6 +238,8 @@ class WebDatasetSource:
             return f"{sample.pictures} pictures under one key (it has {endings}); --image_column says which ending is meant"
         if sample.members[PICTURE].size > MOST_BYTES:
             return str(TooLarge(MOST_BYTES))
+        if not tar.holds(sample.members[PICTURE]):
+            return "the tar is cut inside this picture; get the tar anew"
         return None
 
     def fetch(self, url: str, limits: DownloadLimits) -> bytes:
@@ -234,6 +263,7 @@ class _Look:
         left_out: what isn't read → how often.
         endings: of files.
         fingerprint: by which it is known again.
+        ranges: of bytes in which it can be read; () where only as a whole.
     """
 
     file: str
@@ -242,6 +272,7 @@ class _Look:
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     endings: set[str] = dataclasses.field(default_factory=set)
     fingerprint: str = ""
+    ranges: tuple[FileRange, ...] = ()
 
 
 def _said(tar: Tar, sample: Keyed, fields: dict[str, Any], name: str, ending: str, names: tuple[str, ...]) -> str | None:
@@ -283,30 +314,58 @@ class _Headers:
 
 
 class Tar:
-    """A tar that is open.
+    """A tar that is open, at its beginning or where the header of a file begins.
 
     UserError where it is none; Damaged, from each method, where it isn't whole.
 
     Args:
         file: its path.
         content: it, open.
+        allow_cut: whether its files simply end where it is cut, or damaged between two of them.
+
+    Attributes:
+        cut: what is wrong there; None where nothing is, or as far as nobody has read.
     """
 
-    def __init__(self, file: str, content: IO[bytes]):
-        self.file, self._content = file, content
+    def __init__(self, file: str, content: IO[bytes], allow_cut: bool = False):
+        self.file, self._content, self._allow_cut = file, content, allow_cut
+        self.cut: str | None = None
+        here = content.tell()
+        self._size = content.seek(0, os.SEEK_END)
+        content.seek(here)
         try:
             # It is whoever opened the file that closes it.
             self._tar: Any = tarfile.TarFile(fileobj=cast(IO[bytes], _Headers(content)), mode="r", encoding="utf-8")
         except (tarfile.TarError, *_NONSENSE) as error:
             raise UserError(f"{file!r} is not a tar ({error}); {EXPECTED_TARS}") from error
 
-    def members(self, left_out: collections.Counter[str], note: Callable[[bytes], object] = len) -> Iterator[Member]:
+    @property
+    def sets_for_all(self) -> bool:
+        """Whether a header said something of all files that follow."""
+        return bool(self._tar.pax_headers)
+
+    def holds(self, info: tarfile.TarInfo) -> bool:
+        """Whether all bytes of a file are there."""
+        return info.offset_data + info.size <= self._size
+
+    def members(
+        self, left_out: collections.Counter[str], note: Callable[[bytes], object] = len, end: int = sys.maxsize
+    ) -> Iterator[Member]:
         """The files in it, in order.
 
         Args:
             left_out: is told what isn't read → how often.
             note: is called with what each header says.
+            end: the first byte that nothing is read of.
         """
+        try:
+            yield from self._members(left_out, note, end)
+        except Damaged as error:
+            if not self._allow_cut or error.advice != _GET_ANEW:
+                raise
+            self.cut = error.what
+
+    def _members(self, left_out: collections.Counter[str], note: Callable[[bytes], object], end: int) -> Iterator[Member]:
         before = -1
         while True:
             try:
@@ -316,6 +375,8 @@ class Tar:
             self._tar.members.clear()  # or it keeps all of them
             if info is None:
                 break
+            if info.offset >= end:
+                return
             if info.size < 0 or self._tar.offset <= before:
                 raise Damaged(self.file, f"the header at byte {info.offset:,} claims {info.size:,} bytes", _GET_ANEW)
             before = self._tar.offset

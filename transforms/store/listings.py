@@ -26,14 +26,19 @@ _MARKS = (
 )
 
 
+def marked(content: bytes) -> tuple[int, str | None]:
+    """How many bytes a byte order mark has with which they begin, and which encoding it says; (0, None) without one."""
+    return next(((len(mark), encoding) for mark, encoding in _MARKS if content.startswith(mark)), (0, None))
+
+
 def decode_text(content: bytes) -> str:
     """Bytes as text: by their byte order mark, which is no part of it, or else as UTF-8, UTF-16 or Windows' cp1252.
 
     Two that say the same are the same text, however they were stored. What fits nowhere becomes U+FFFD.
     """
-    for mark, encoding in _MARKS:
-        if content.startswith(mark):
-            return content[len(mark) :].decode(encoding, "replace")
+    mark, encoding = marked(content)
+    if encoding is not None:
+        return content[mark:].decode(encoding, "replace")
     # UTF-16 without a mark: every other byte of what is mostly Latin letters is zero, and text in UTF-8 has no zeros.
     zeros = content[0::2].count(0), content[1::2].count(0)
     if len(content) % 2 == 0 and max(zeros) * 5 > len(content) and min(zeros) * 10 < max(zeros):
@@ -107,12 +112,8 @@ def separated_rows(
     UserError where none has, where one of these or of ``once`` is there twice, for a row with more values than the header,
     whose text was cut at a comma of its own, and for a double quote that is never closed: it would swallow all that follows.
     """
-    signs = ("\t", ",", ";") if path.lower().endswith(".tsv") else (",", ";", "\t")
+    sign, _ = separated_by(text, path, wanted, expected)
     try:
-        headers = {sign: next(csv.reader(io.StringIO(text, newline=""), delimiter=sign), []) for sign in signs}
-        sign = next((sign for sign in signs if column_named(headers[sign], wanted) is not None), None)
-        if sign is None:
-            raise UserError(f"{path!r} has columns {headers[signs[0]]}; {expected}")
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
         names = next(rows)
         refuse_twice(path, names, (*wanted, *once))
@@ -126,6 +127,22 @@ def separated_rows(
                 yield rows.line_num, dict(zip(names, values, strict=False))
     except csv.Error as error:
         raise UserError(f"{path!r} cannot be read as columns ({error}); {expected}") from error
+
+
+def separated_by(text: str, path: str, wanted: Sequence[str], expected: str) -> tuple[str, list[str]]:
+    """The sign between the columns of text that begins with a header, and the header: that which gives a ``wanted`` column.
+
+    UserError where none does.
+    """
+    signs = ("\t", ",", ";") if path.lower().removesuffix(".gz").endswith(".tsv") else (",", ";", "\t")
+    try:
+        headers = {sign: next(csv.reader(io.StringIO(text, newline=""), delimiter=sign), []) for sign in signs}
+    except csv.Error as error:
+        raise UserError(f"{path!r} cannot be read as columns ({error}); {expected}") from error
+    sign = next((sign for sign in signs if column_named(headers[sign], wanted) is not None), None)
+    if sign is None:
+        raise UserError(f"{path!r} has columns {headers[signs[0]]}; {expected}")
+    return sign, headers[sign]
 
 
 def readable_text(values: pa.Array) -> pa.Array:

@@ -222,7 +222,10 @@ def test_a_tar_that_is_not_whole_is_told_in_one_line(tmp_path):
             whole[: end - 1500],
             r"damaged: it can't be read behind byte .* \(unexpected end of data\); get it anew",
         ),
-        (whole[: second + 100], r"a.tar' is damaged: byte 2,560 begins neither a file nor the end; get it anew, or remove it$"),
+        (
+            whole[: second + 100],
+            r"a.tar' is damaged: byte 2,560 begins neither a file nor the end; get it anew, or remove it; --allow_cut_tars",
+        ),
         (whole[:second] + b"\xff" * 512 + whole[second + 512 :], "byte 2,560 begins neither a file nor the end"),
         (whole[:end] + b"\xff" * 100, "byte 5,120 begins neither a file nor the end"),
         (whole + whole, "something follows its end, as in several tars that were joined to one; .* take them apart$"),
