@@ -202,10 +202,10 @@ def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[ty
     known: dict[str, dataclasses.Field] = {}
     for kind in classes:
         group = parser.add_argument_group(kind.__doc__.splitlines()[0] if kind.__doc__ else kind.__name__)
-        for field, annotation in _fields(kind):
+        for field, annotation in fields_of(kind):
             known[field.name] = field
             if field.name in positional:
-                kind_of_word = _plain_type(annotation)
+                kind_of_word = plain_type(annotation)
                 several: dict[str, Any] = {"nargs": "*"} if kind_of_word is tuple else {"type": kind_of_word}
                 parser.add_argument(field.name, help=field.metadata["help"], metavar=field.name.upper(), **several)
             else:
@@ -228,12 +228,13 @@ def parameters(options: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in leave_out}
 
 
-def _fields(kind: type) -> list[tuple[dataclasses.Field, Any]]:
+def fields_of(kind: type) -> list[tuple[dataclasses.Field, Any]]:
+    """The options of a dataclass, in order: field and its annotation."""
     hints = typing.get_type_hints(kind)
     return [(field, hints[field.name]) for field in dataclasses.fields(kind) if "help" in field.metadata]
 
 
-def _plain_type(annotation: Any) -> type:
+def plain_type(annotation: Any) -> type:
     """The type inside ``X | None``; tuple for ``tuple[X, ...]``; X itself otherwise."""
     if typing.get_origin(annotation) is tuple:
         return tuple
@@ -244,7 +245,7 @@ def _plain_type(annotation: Any) -> type:
 
 def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:
     text = field.metadata["help"].replace("%", "%%")
-    kind = _plain_type(annotation)
+    kind = plain_type(annotation)
     if kind is bool:
         names = (f"--{field.name}", f"--no_{field.name}")
         group.add_argument(names[0], dest=field.name, action="store_true", help=text)
@@ -272,7 +273,7 @@ def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
         raise UserError(f"--config {path!r} is not TOML ({error})") from error
     except RecursionError as error:
         raise UserError(f"--config {path!r} is nested too deeply, expected a TOML file with options") from error
-    expected = {field.name: (field, _plain_type(kind)) for cls in classes for field, kind in _fields(cls)}
+    expected = {field.name: (field, plain_type(kind)) for cls in classes for field, kind in fields_of(cls)}
     for name, value in values.items():
         if name not in expected:
             raise UserError(f"--config {path!r}: unknown option {name!r}{_suggestion(name, expected)}")

@@ -168,10 +168,13 @@ class Stage:
 
     def parse(self, argv: Sequence[str]) -> tuple[Execution, Parsed]:
         """The verb's command line."""
-        parsed = parse(
-            argv, self.name, self.description, (CommonOptions, LockOptions, MachineOptions, *self.options, *self.alone)
-        )
+        parsed = parse(argv, self.name, self.description, self.options_alone)
         return execution_of(parsed), parsed
+
+    @property
+    def options_alone(self) -> tuple[type, ...]:
+        """The option dataclasses of the verb."""
+        return CommonOptions, LockOptions, MachineOptions, *self.options, *self.alone
 
 
 def alone_with(parsed: Parsed, verb: str) -> contextlib.AbstractContextManager[None]:
