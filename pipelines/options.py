@@ -213,7 +213,7 @@ def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[ty
     namespace, rest = parser.parse_known_args(list(argv))
     given = vars(namespace)
     config = given.pop("config", None)
-    values = {**(_read_config(config, classes) if config else {}), **given}
+    values = {**(read_options(config, classes) if config else {}), **given}
     _check_beam(rest, parser, known)
     built = {}
     for kind in classes:
@@ -260,32 +260,33 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: A
     group.add_argument(f"--{field.name}", type=kind, choices=choices, help=text + shown, metavar=metavar)
 
 
-def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
+def read_options(path: str, classes: Sequence[type], name: str = "--config") -> dict[str, Any]:
+    """The values of a TOML file with options of these classes by name; UserError where it is none. ``name``: who names it."""
     try:
         with open(path, "rb") as file:
             text = file.read(MOST_CONFIG_BYTES + 1)
         if len(text) > MOST_CONFIG_BYTES:
-            raise UserError(f"--config {path!r} is larger than {MOST_CONFIG_BYTES:,} bytes, expected a TOML file with options")
+            raise UserError(f"{name} {path!r} is larger than {MOST_CONFIG_BYTES:,} bytes, expected a TOML file with options")
         values = tomllib.loads(text.decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"cannot read --config {path!r} ({error.strerror})") from error
+        raise UserError(f"cannot read {name} {path!r} ({error.strerror})") from error
     except ValueError as error:  # it is no TOML or no UTF-8, or has a number of thousands of digits
-        raise UserError(f"--config {path!r} is not TOML ({error})") from error
+        raise UserError(f"{name} {path!r} is not TOML ({error})") from error
     except RecursionError as error:
-        raise UserError(f"--config {path!r} is nested too deeply, expected a TOML file with options") from error
+        raise UserError(f"{name} {path!r} is nested too deeply, expected a TOML file with options") from error
     expected = {field.name: (field, plain_type(kind)) for cls in classes for field, kind in fields_of(cls)}
-    for name, value in values.items():
-        if name not in expected:
-            raise UserError(f"--config {path!r}: unknown option {name!r}{_suggestion(name, expected)}")
-        field, kind = expected[name]
+    for key, value in values.items():
+        if key not in expected:
+            raise UserError(f"{name} {path!r}: unknown option {key!r}{_suggestion(key, expected)}")
+        field, kind = expected[key]
         if kind is float and type(value) is int:
-            value = values[name] = float(value)
+            value = values[key] = float(value)
         if kind is tuple and type(value) is list and all(type(one) is str for one in value):
-            value = values[name] = tuple(value)
+            value = values[key] = tuple(value)
         if type(value) is not kind:
-            raise UserError(f"--config {path!r}: {name} is {value!r}, expected {'texts' if kind is tuple else kind.__name__}")
+            raise UserError(f"{name} {path!r}: {key} is {value!r}, expected {'texts' if kind is tuple else kind.__name__}")
         if field.metadata["choices"] and value not in field.metadata["choices"]:
-            raise UserError(f"--config {path!r}: {name} is {value!r}, expected one of {list(field.metadata['choices'])}")
+            raise UserError(f"{name} {path!r}: {key} is {value!r}, expected one of {list(field.metadata['choices'])}")
     return values
 
 

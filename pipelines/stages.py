@@ -18,6 +18,7 @@ from pipelines.options import CommonOptions, LockOptions, MachineOptions, Parsed
 
 if TYPE_CHECKING:
     # Both import Beam, which a verb that only asks need not wait for.
+    from pipelines.costs import Cost, Size
     from pipelines.execution import Execution
     from transforms.store.lake import Lake, Manifest
 
@@ -71,7 +72,6 @@ class Planned:
         unit: what an item is, in the plural.
         count: how many items it works on, or None where that is not known before the stages in front have run. Asked for a
             plan or a progress line alone, since it may take a while.
-        estimate: expected device time of an item in seconds, or None where nothing is known.
     """
 
     stage: str
@@ -79,7 +79,6 @@ class Planned:
     upstream: dict[str, str]
     unit: str
     count: Callable[[], int | None] = lambda: None
-    estimate: Callable[[], float | None] = lambda: None
 
     @functools.cached_property
     def items(self) -> int | None:
@@ -114,6 +113,7 @@ class Stage:
         begin: what to do before it is planned, such as what changes the plan.
         found: what to do where the snapshot is complete, before it becomes the latest.
         finish: what to do at the end, whether there was work or not.
+        costs: (lake, options, size of an audit) → what it would have to do, with the time that it takes.
     """
 
     name: str
@@ -127,6 +127,7 @@ class Stage:
     begin: Callable[[Execution, Parsed], None] = _nothing
     found: Callable[[Execution, Parsed, Manifest], None] = _nothing
     finish: Callable[[Execution, Parsed, Manifest], None] = _nothing
+    costs: Callable[[Lake, Parsed, Size], list[Cost]] | None = None
 
     def run(self, execution: Execution, parsed: Parsed, upstream: Manifest | None = None) -> Manifest:
         """Runs the stage on ``upstream``, or on what was asked for last; does nothing again that is complete."""
@@ -194,7 +195,7 @@ def execution_of(parsed: Parsed) -> Execution:
 
     common, device = parsed[CommonOptions], parsed[DeviceOptions].device
     processes = parsed[MachineOptions].processes or (processes_with_room() if device == "all" or "," in device else 1)
-    return Execution(Lake(common.lake), parsed.beam, common.verbose, processes)
+    return Execution(Lake(common.lake), parsed.beam, common.verbose, processes, parsed[DeviceOptions])
 
 
 def stages() -> list[Stage]:
