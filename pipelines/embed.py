@@ -95,11 +95,8 @@ def costs(lake: Lake, parsed: Parsed, size: Size) -> list[Cost]:
 def cost(lake: Lake, parsed: Parsed, work: str, images: int) -> Cost:
     """What CLIP takes of ``images`` pictures."""
     options, on_gpu = parsed[EmbedOptions], parsed[DeviceOptions].resolved().startswith("cuda")
-    same = [
-        one
-        for one in lake.manifests("embed")
-        if (one.facts.get("clip_model"), one.facts.get("clip_pretrained")) == (options.clip_model, options.clip_pretrained)
-    ]
+    model, pretrained = options.model("cpu").identity()
+    same = [one for one in lake.manifests("embed") if one.parameters == {"clip_model": model, "clip_pretrained": pretrained}]
     rate = run_of(same, "embed", "images_embedded", on_gpu)
     if rate is None and not on_gpu and options.clip_model == MEASURED_CLIP:
         return lines()["embed"].cost(work, images, images, "images")
