@@ -9,7 +9,7 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Further words for pytest.
 PYTEST ?=
 
-.PHONY: audit sweep test faults lint install bench airflow clean
+.PHONY: audit sweep test faults lint install bench airflow dataflow-template clean
 
 # The main job on the embedded default: rates, a report and a database to query.
 audit: install
@@ -76,6 +76,10 @@ $(AIRFLOW)/installed: deploy/airflow_requirements.lock
 	test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv $(AIRFLOW)
 	$(AIRFLOW)/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/airflow_requirements.lock
 	touch $@
+
+# The Flex Template for Dataflow, with IMAGE=… and TEMPLATE=gs://…; without them what can be made here, and the commands for the rest.
+dataflow-template: install
+	@PYTHON=$(BIN)/python deploy/dataflow/template.sh
 
 clean:
 	rm -rf build lake sweep_lake .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -13,6 +13,7 @@ setup(
     # Named one by one: the folders are what workers import, and nothing else may come along by accident.
     packages=["pipelines", "transforms", *(f"transforms.{room}" for room in ROOMS), "sql", "demo"],
     package_data={
+        "pipelines": ["rates.json"],
         "transforms.results": ["*.j2", "*.css", "*.js"],
         "sql": ["*/*.sql", "*/*.toml", "*.toml"],
         "demo": ["*.toml", "sweeps/*.toml", "models/*.json", "models/*/*", "models/*/*/*"],

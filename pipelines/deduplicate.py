@@ -25,6 +25,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipelines.costs import Cost, Size, lines
 from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, option, parameters
 from pipelines.stages import Planned, Stage
@@ -42,6 +43,7 @@ from transforms.duplicates import (
 )
 from transforms.duplicates.keep_list import RULES, write_keep_list
 from transforms.errors import UserError
+from transforms.matching.tasks import EXACT_UP_TO
 from transforms.store.lake import Lake, Manifest
 
 
@@ -104,6 +106,14 @@ def plan(lake: Lake, parsed: Parsed, embed: str | None) -> Planned:
         unit="vectors",
         count=lambda: None if vectors is None else vectors.rows["embeddings"],
     )
+
+
+def costs(lake: Lake, parsed: Parsed, size: Size) -> list[Cost]:
+    """What pairs, groups, the keep list and the index of matching take."""
+    made = [lines()["deduplicate"].cost("pairs and groups", size.images, size.images, "vectors")]
+    if size.images > EXACT_UP_TO:
+        made.append(lines()["index"].cost("index", size.images, size.images, "vectors"))
+    return made
 
 
 def base_run(lake: Lake, options: DeduplicateOptions, embed: Manifest) -> Manifest | None:
@@ -234,6 +244,7 @@ STAGE = Stage(
     plan=plan,
     work=work,
     finish=finish,
+    costs=costs,
 )
 main = STAGE.main
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipelines.costs import Cost, Size, lines, rated, run_of
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress
 from pipelines.options import Options, Parsed, check_url, option
@@ -31,13 +32,16 @@ from transforms.store.files import count_rows
 from transforms.store.lake import Lake, Manifest
 from transforms.store.scan import ask
 
+MEASURED_CLIP = "ViT-B-32"
+"""The model whose time on a CPU ``rates.json`` has."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EmbedOptions(Options):
     """Embedding: the CLIP model."""
 
     clip_model: str = option(
-        "ViT-B-32", "open_clip's name of a model, hf-hub:owner/name, or a folder in its format (a URL's is copied here)"
+        MEASURED_CLIP, "open_clip's name of a model, hf-hub:owner/name, or a folder in its format (a URL's is copied here)"
     )
     clip_pretrained: str = option(
         "laion2b_s34b_b79k", "tag or local file of the weights; a folder and hf-hub: bring their own, and ignore this"
@@ -71,7 +75,6 @@ def plan(lake: Lake, parsed: Parsed, ingest: str | None) -> Planned:
         upstream={"ingest": ingest},
         unit="images",
         count=images,
-        estimate=lambda: seconds_per_image(lake, parameters),
     )
 
 
@@ -87,12 +90,24 @@ def base_run(lake: Lake, planned: Planned, images: Manifest) -> Manifest | None:
     return None
 
 
-def seconds_per_image(lake: Lake, parameters: dict[str, Any]) -> float | None:
-    """What an image took when this model last ran in this lake; None where it never did."""
-    for manifest in reversed(lake.manifests("embed")):
-        if manifest.parameters == parameters and manifest.facts.get("images_embedded"):
-            return manifest.facts["seconds"] / manifest.facts["images_embedded"]
-    return None
+def costs(lake: Lake, parsed: Parsed, size: Size) -> list[Cost]:
+    """What CLIP takes, of the training set and the controls."""
+    return [cost(lake, parsed, "CLIP of the pictures", size.images + size.controls)]
+
+
+def cost(lake: Lake, parsed: Parsed, work: str, images: int) -> Cost:
+    """What CLIP takes of ``images`` pictures."""
+    options, on_gpu = parsed[EmbedOptions], parsed[DeviceOptions].resolved().startswith("cuda")
+    model, pretrained = options.model("cpu").identity()
+    same = [one for one in lake.manifests("embed") if one.parameters == {"clip_model": model, "clip_pretrained": pretrained}]
+    rate = run_of(same, "embed", "images_embedded", on_gpu)
+    if rate is None and not on_gpu and options.clip_model == MEASURED_CLIP:
+        return lines()["embed"].cost(work, images, images, "images")
+    else_do = (
+        f"not measured: run 'eidetic embed' with --clip_model {options.clip_model} on some pictures of this lake, on a machine "
+        f"with {'such a GPU' if on_gpu else 'such cores'}"
+    )
+    return rated(work, images, "images", on_gpu, rate, else_do)
 
 
 def build(pipeline: beam.Pipeline, numbers: Sequence[int], transform: beam.PTransform) -> None:
@@ -187,6 +202,7 @@ STAGE = Stage(
     work=work,
     finish=finish,
     check=check,
+    costs=costs,
 )
 main = STAGE.main
 

@@ -29,12 +29,15 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipelines import engines
+from pipelines.device import DeviceOptions
 from pipelines.stages import Planned
 from transforms.errors import TemplateWritten, UserError, fault_of_the_machine
+from transforms.models.devices import cores
 from transforms.models.processes import InProcesses
 from transforms.store.counters import NAMESPACE
 from transforms.store.files import exists
 from transforms.store.lake import Lake, Manifest
+from transforms.store.schema import TABLES
 from transforms.store.texts import shown
 
 PACKAGES = ("apache-beam", "torch", "open-clip-torch", "faiss-cpu", "pyarrow", "duckdb", "img2dataset", "diffusers")
@@ -63,12 +66,14 @@ class Execution:
         beam_args: Beam's own options, as the user gave them.
         verbose: show Beam's log and leave out the progress line.
         processes: how many share a step without a model.
+        device: where the models run.
     """
 
     lake: Lake
     beam_args: list[str]
     verbose: bool = False
     processes: int = 1
+    device: DeviceOptions = DeviceOptions()  # noqa: RUF009  (it is frozen)
 
     def spread(self, step: beam.DoFn) -> beam.DoFn:
         """A step without a model, shared by the processes. Elements and outputs can be pickled; their order means nothing."""
@@ -123,11 +128,17 @@ class Execution:
 
     def _raise_not_started(self, error: Exception) -> None:
         """UserError where a runner of another process couldn't take the job. Before it has, no step can have failed."""
-        name = (PipelineOptions(self.beam_args).view_as(StandardOptions).runner or "").rsplit(".", 1)[-1]
+        name = self.runner
         needs = engines.NEEDS.get(name.lower())
         if needs is not None and not isinstance(error, UserError):
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"--runner {name} did not take the job ({reason}); it needs {needs}") from error
+
+    @property
+    def runner(self) -> str:
+        """Name of the runner, without its package."""
+        name = PipelineOptions(self.beam_args).view_as(StandardOptions).runner if self._names_runner() else None
+        return (name or "FnApiRunner").rsplit(".", 1)[-1]
 
     def _names_runner(self) -> bool:
         # Without a --runner, Beam's DirectRunner would first try to download another runner (Prism) and so behave
@@ -148,8 +159,12 @@ class Execution:
         if exists(self.lake.manifest_path(planned.stage, planned.snapshot_id)):  # and it is damaged
             self.lake.begin_anew(planned.stage, planned.snapshot_id)
         begun = time.monotonic()
+        # What an earlier try has left is not timed.
+        tables = [table.name for table in TABLES.values() if table.stage == planned.stage]
+        whole = not any(self.lake.own(table, planned.snapshot_id) for table in tables)
         facts = work() or {}
-        facts = {**facts, "seconds": round(time.monotonic() - begun, 2), "versions": versions(), "machine": machine()}
+        facts |= {"seconds": round(time.monotonic() - begun, 2), "from_the_start": whole, "runner": self.runner}
+        facts |= {"devices": self.device.all_of_them(), "cores": cores(), "versions": versions(), "machine": machine()}
         manifest = self.lake.complete(planned.stage, planned.snapshot_id, planned.parameters, planned.upstream, facts)
         say(f"{planned.stage:<12} done in {facts['seconds']:.0f} s ({_rows(manifest)})")
         return manifest

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
+from pipelines.costs import LOCAL_RUNNERS, Cost, Size, rated
 from pipelines.device import DeviceOptions
 from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, check_url, option, parameters
@@ -29,6 +30,7 @@ from pipelines.stages import Planned, Stage
 from transforms.attacks import prompts as prompt_rows
 from transforms.errors import UserError
 from transforms.models.base import Generator
+from transforms.models.devices import cores
 from transforms.models.diffusion import DiffusersGenerator
 from transforms.models.folder import FolderGenerator
 from transforms.models.processes import Devices
@@ -83,7 +85,9 @@ class GenerateOptions(Options):
     unflagged_fraction: float = option(
         0.05, "with flagged: share of the unflagged prompts of which all images are stored", least=0, most=1
     )
-    seconds_per_image: float | None = option(None, "for --plan: expected device time of one image")
+    seconds_per_image: float | None = option(
+        None, "for --plan: expected time of one image in seconds, of a GPU, or of all cores of a machine like this one", least=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,6 +111,23 @@ class GenerateOptions(Options):
     def kept(self) -> str:
         """``keep``, or what it is by default."""
         return self.keep or ("nearest" if self.max_prompts * self.images_per_prompt >= LARGE else "flagged")
+
+    def size(self, images: int, controls: int = 0, prompts: int | None = None, generations: int | None = None) -> Size:
+        """Of an audit of so many pictures; of prompts and images as many as there may be where that isn't known.
+
+        What is kept is told without flagged prompts, which are known afterwards: the nearest image of each, and whole prompts.
+        """
+        # A prompt is drawn from a group.
+        prompts = min(self.max_prompts, images) if prompts is None else prompts
+        own, of_controls = prompts * self.images_per_prompt, controls * self.control_images
+        generations = own + of_controls if generations is None else generations
+        kept = {
+            "none": 0,
+            "all": generations,
+            "nearest": prompts + controls,
+            "flagged": prompts + round(self.unflagged_fraction * own) + of_controls,
+        }
+        return Size(images, controls, prompts, generations, min(kept[self.kept], generations))
 
     @property
     def control_images(self) -> int:
@@ -204,19 +225,59 @@ def plan(lake: Lake, parsed: Parsed, deduplicate: str | None) -> Planned:
         upstream={"deduplicate": deduplicate},
         unit="images",
         count=to_make,
-        estimate=lambda: options.seconds_per_image or seconds_per_image(lake, shaping["model_revision"]),
     )
 
 
+def costs(lake: Lake, parsed: Parsed, size: Size) -> list[Cost]:
+    """What the model takes, with the comparison and the filter that its images go through."""
+    options, on_gpu = parsed[GenerateOptions], parsed[DeviceOptions].resolved().startswith("cuda")
+    return [
+        rated(
+            "make, compare and filter", size.generations, "images", on_gpu, _rate(lake, options, on_gpu),
+            "not measured: name --seconds_per_image, or audit a few prompts of this model in this lake first",
+        )
+    ]  # fmt: skip
+
+
+def _rate(lake: Lake, options: GenerateOptions, on_gpu: bool) -> tuple[float, str] | None:
+    """Seconds of an image, of a GPU or of a core, and where they were measured."""
+    if options.seconds_per_image is not None:
+        shared = 1 if on_gpu else cores()
+        return options.seconds_per_image * shared, f"--seconds_per_image {options.seconds_per_image:g}"
+    if options.model is None:
+        return None
+    found = measured(lake, generator(options, "cpu").revision())
+    if found is None:
+        return None
+    manifest, seconds = found
+    facts = manifest.facts
+    devices = facts.get("devices", [])
+    if on_gpu != any(one.startswith("cuda") for one in devices):
+        return None
+    if not on_gpu:
+        # The cores of a cluster's workers are not known.
+        if facts.get("runner") not in LOCAL_RUNNERS:
+            return None
+        seconds *= facts["cores"] / len(devices)
+    source = f"this lake: generate {manifest.snapshot_id}, its prompts' own seconds, {facts['machine']}"
+    return seconds, f"{source}, {manifest.finished_at[:10]}"
+
+
 def seconds_per_image(lake: Lake, model_revision: str) -> float | None:
-    """What an image of this model took in an earlier audit of this lake; None where there was none.
+    """What an image of this model took in an earlier audit of this lake; None where there was none."""
+    found = measured(lake, model_revision)
+    return None if found is None else found[1]
+
+
+def measured(lake: Lake, model_revision: str) -> tuple[Manifest, float] | None:
+    """The newest audit of this model in this lake, and the seconds of a device that an image took; None where there was none.
 
     By the prompts' own seconds: those of the command are of its last try alone where it was killed and went on.
     """
     for manifest in reversed(lake.manifests("generate")):
         if manifest.parameters["model_revision"] == model_revision and manifest.rows["generations"]:
             query = "SELECT sum(seconds) / sum(n_generated + n_failed) AS seconds FROM cliques"
-            return ask(lake, {"cliques": manifest.snapshot_id}, query)[0]["seconds"]
+            return manifest, ask(lake, {"cliques": manifest.snapshot_id}, query)[0]["seconds"]
     return None
 
 
@@ -379,6 +440,7 @@ STAGE = Stage(
     work=work,
     finish=finish,
     check=check,
+    costs=costs,
 )
 main = STAGE.main
 

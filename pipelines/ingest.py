@@ -28,6 +28,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipelines.costs import Cost, Size, lines, rated, run_of
 from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, check_url, option
 from pipelines.stages import Planned, Stage
@@ -209,6 +210,15 @@ def plan(lake: Lake, parsed: Parsed, _: str | None = None) -> Planned:
         return Planned("ingest", done[-1].parameters, done[-1].upstream, "rows", rows)
     earlier = base_run(lake, options) if options.carry_over else None
     return Planned("ingest", parameters, {} if earlier is None else {"ingest": earlier.snapshot_id}, "rows", rows)
+
+
+def costs(lake: Lake, _: Parsed, size: Size) -> list[Cost]:
+    """What downloads take."""
+    rows, work = size.images + size.controls, "download and store"
+    # One that lies over another, or tried again what had failed, made a part of its rows.
+    whole = [one for one in lake.manifests("ingest") if not one.upstream and "retried" not in one.parameters]
+    rate = run_of(whole, "ingest", "samples", None)
+    return [rated(work, rows, "rows", False, rate, "") if rate else lines()["ingest"].cost(work, rows, rows, "rows")]
 
 
 def shaping(options: IngestOptions) -> dict[str, Any]:
@@ -523,6 +533,7 @@ STAGE = Stage(
     begin=begin,
     finish=finish,
     check=check,
+    costs=costs,
 )
 main = STAGE.main
 

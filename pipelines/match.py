@@ -25,6 +25,8 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
+from pipelines import embed as embedding
+from pipelines.costs import Cost, Size, lines, rated
 from pipelines.device import DeviceOptions
 from pipelines.embed import encoder
 from pipelines.execution import Execution, Progress, machine, say, versions
@@ -121,6 +123,18 @@ def plan(lake: Lake, parsed: Parsed, generate: str | None) -> Planned:
         return None if done is None else done.rows["generations"]
 
     return Planned("match", shaping(parsed[MatchOptions]), {"generate": generate}, "generations", generations)
+
+
+def costs(lake: Lake, parsed: Parsed, size: Size) -> list[Cost]:
+    """What judging takes. What is made again, and k, depend on what the model gives back, and are not in it."""
+    return [
+        embedding.cost(lake, parsed, "CLIP of what is judged", size.kept),
+        lines()["match"].cost("search and compare", size.images, size.kept, "generations"),
+        rated("thumbnails of all attempts", size.generations, "generations", False, None, NOT_MEASURED),
+    ]
+
+
+NOT_MEASURED = "not measured: no benchmark times the search for the thumbnails of what was not kept"
 
 
 def shaping(options: MatchOptions) -> dict[str, Any]:
@@ -507,6 +521,7 @@ STAGE = Stage(
     plan=plan,
     work=work,
     finish=finish,
+    costs=costs,
 )
 main = STAGE.main
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.costs import Cost, Size, lines
 from pipelines.execution import Execution
 from pipelines.options import Options, Parsed, option, parameters
 from pipelines.query import as_table
@@ -56,6 +57,11 @@ def plan(lake: Lake, parsed: Parsed, match: str | None) -> Planned:
         "report": report.digest_of_template(),
     }
     return Planned("measure", shaping, {"match": match}, "matches", matches)
+
+
+def costs(lake: Lake, parsed: Parsed, size: Size) -> list[Cost]:
+    """What the marts take, on the one machine where the command runs."""
+    return [lines()["measure"].cost("marts, where the command runs", size.generations, size.generations, "generations")]
 
 
 def work(execution: Execution, parsed: Parsed, planned: Planned, match: Manifest | None) -> dict[str, Any]:
@@ -172,6 +178,7 @@ STAGE = Stage(
     work=work,
     found=found,
     finish=finish,
+    costs=costs,
 )
 
 

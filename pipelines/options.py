@@ -197,10 +197,10 @@ def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[ty
     known: dict[str, dataclasses.Field] = {}
     for kind in classes:
         group = parser.add_argument_group(kind.__doc__.splitlines()[0] if kind.__doc__ else kind.__name__)
-        for field, annotation in _fields(kind):
+        for field, annotation in fields_of(kind):
             known[field.name] = field
             if field.name in positional:
-                kind_of_word = _plain_type(annotation)
+                kind_of_word = plain_type(annotation)
                 several: dict[str, Any] = {"nargs": "*"} if kind_of_word is tuple else {"type": kind_of_word}
                 parser.add_argument(field.name, help=field.metadata["help"], metavar=field.name.upper(), **several)
             else:
@@ -208,7 +208,7 @@ def parse(argv: Sequence[str], verb: str, description: str, classes: Sequence[ty
     namespace, rest = parser.parse_known_args(list(argv))
     given = vars(namespace)
     config = given.pop("config", None)
-    values = {**(_read_config(config, classes) if config else {}), **given}
+    values = {**(read_options(config, classes) if config else {}), **given}
     _check_beam(rest, parser, known)
     built = {}
     for kind in classes:
@@ -223,12 +223,13 @@ def parameters(options: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in leave_out}
 
 
-def _fields(kind: type) -> list[tuple[dataclasses.Field, Any]]:
+def fields_of(kind: type) -> list[tuple[dataclasses.Field, Any]]:
+    """The options of a dataclass, in order: field and its annotation."""
     hints = typing.get_type_hints(kind)
     return [(field, hints[field.name]) for field in dataclasses.fields(kind) if "help" in field.metadata]
 
 
-def _plain_type(annotation: Any) -> type:
+def plain_type(annotation: Any) -> type:
     """The type inside ``X | None``; tuple for ``tuple[X, ...]``; X itself otherwise."""
     if typing.get_origin(annotation) is tuple:
         return tuple
@@ -239,7 +240,7 @@ def _plain_type(annotation: Any) -> type:
 
 def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: Any) -> None:
     text = field.metadata["help"].replace("%", "%%")
-    kind = _plain_type(annotation)
+    kind = plain_type(annotation)
     if kind is bool:
         names = (f"--{field.name}", f"--no_{field.name}")
         group.add_argument(names[0], dest=field.name, action="store_true", help=text)
@@ -254,32 +255,33 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, annotation: A
     group.add_argument(f"--{field.name}", type=kind, choices=choices, help=text + shown, metavar=metavar)
 
 
-def _read_config(path: str, classes: Sequence[type]) -> dict[str, Any]:
+def read_options(path: str, classes: Sequence[type], name: str = "--config") -> dict[str, Any]:
+    """The values of a TOML file with options of these classes by name; UserError where it is none. ``name``: who names it."""
     try:
         with open(path, "rb") as file:
             text = file.read(MOST_CONFIG_BYTES + 1)
         if len(text) > MOST_CONFIG_BYTES:
-            raise UserError(f"--config {path!r} is larger than {MOST_CONFIG_BYTES:,} bytes, expected a TOML file with options")
+            raise UserError(f"{name} {path!r} is larger than {MOST_CONFIG_BYTES:,} bytes, expected a TOML file with options")
         values = tomllib.loads(text.decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"cannot read --config {path!r} ({error.strerror})") from error
+        raise UserError(f"cannot read {name} {path!r} ({error.strerror})") from error
     except ValueError as error:  # it is no TOML or no UTF-8, or has a number of thousands of digits
-        raise UserError(f"--config {path!r} is not TOML ({error})") from error
+        raise UserError(f"{name} {path!r} is not TOML ({error})") from error
     except RecursionError as error:
-        raise UserError(f"--config {path!r} is nested too deeply, expected a TOML file with options") from error
-    expected = {field.name: (field, _plain_type(kind)) for cls in classes for field, kind in _fields(cls)}
-    for name, value in values.items():
-        if name not in expected:
-            raise UserError(f"--config {path!r}: unknown option {name!r}{_suggestion(name, expected)}")
-        field, kind = expected[name]
+        raise UserError(f"{name} {path!r} is nested too deeply, expected a TOML file with options") from error
+    expected = {field.name: (field, plain_type(kind)) for cls in classes for field, kind in fields_of(cls)}
+    for key, value in values.items():
+        if key not in expected:
+            raise UserError(f"{name} {path!r}: unknown option {key!r}{_suggestion(key, expected)}")
+        field, kind = expected[key]
         if kind is float and type(value) is int:
-            value = values[name] = float(value)
+            value = values[key] = float(value)
         if kind is tuple and type(value) is list and all(type(one) is str for one in value):
-            value = values[name] = tuple(value)
+            value = values[key] = tuple(value)
         if type(value) is not kind:
-            raise UserError(f"--config {path!r}: {name} is {value!r}, expected {'texts' if kind is tuple else kind.__name__}")
+            raise UserError(f"{name} {path!r}: {key} is {value!r}, expected {'texts' if kind is tuple else kind.__name__}")
         if field.metadata["choices"] and value not in field.metadata["choices"]:
-            raise UserError(f"--config {path!r}: {name} is {value!r}, expected one of {list(field.metadata['choices'])}")
+            raise UserError(f"{name} {path!r}: {key} is {value!r}, expected one of {list(field.metadata['choices'])}")
     return values
 
 

@@ -18,6 +18,7 @@ from pipelines.options import CommonOptions, LockOptions, MachineOptions, Parsed
 
 if TYPE_CHECKING:
     # Both import Beam, which a verb that only asks need not wait for.
+    from pipelines.costs import Cost, Size
     from pipelines.execution import Execution
     from transforms.store.lake import Lake, Manifest
 
@@ -72,7 +73,6 @@ class Planned:
         unit: what an item is, in the plural.
         count: how many items it works on, or None where that is not known before the stages in front have run. Asked for a
             plan or a progress line alone, since it may take a while.
-        estimate: expected device time of an item in seconds, or None where nothing is known.
     """
 
     stage: str
@@ -80,7 +80,6 @@ class Planned:
     upstream: dict[str, str]
     unit: str
     count: Callable[[], int | None] = lambda: None
-    estimate: Callable[[], float | None] = lambda: None
 
     @functools.cached_property
     def items(self) -> int | None:
@@ -115,6 +114,7 @@ class Stage:
         begin: what to do before it is planned, such as what changes the plan.
         found: what to do where the snapshot is complete, before it becomes the latest.
         finish: what to do at the end, whether there was work or not.
+        costs: (lake, options, size of an audit) → what it would have to do, with the time that it takes.
     """
 
     name: str
@@ -128,6 +128,7 @@ class Stage:
     begin: Callable[[Execution, Parsed], None] = _nothing
     found: Callable[[Execution, Parsed, Manifest], None] = _nothing
     finish: Callable[[Execution, Parsed, Manifest], None] = _nothing
+    costs: Callable[[Lake, Parsed, Size], list[Cost]] | None = None
 
     def run(self, execution: Execution, parsed: Parsed, upstream: Manifest | None = None) -> Manifest:
         """Runs the stage on ``upstream``, or on what was asked for last; does nothing again that is complete."""
@@ -169,10 +170,13 @@ class Stage:
 
     def parse(self, argv: Sequence[str]) -> tuple[Execution, Parsed]:
         """The verb's command line."""
-        parsed = parse(
-            argv, self.name, self.description, (CommonOptions, LockOptions, MachineOptions, *self.options, *self.alone)
-        )
+        parsed = parse(argv, self.name, self.description, self.options_alone)
         return execution_of(parsed), parsed
+
+    @property
+    def options_alone(self) -> tuple[type, ...]:
+        """The option dataclasses of the verb."""
+        return CommonOptions, LockOptions, MachineOptions, *self.options, *self.alone
 
 
 def alone_with(parsed: Parsed, verb: str) -> contextlib.AbstractContextManager[None]:
@@ -192,7 +196,7 @@ def execution_of(parsed: Parsed) -> Execution:
 
     common, device = parsed[CommonOptions], parsed[DeviceOptions].device
     processes = parsed[MachineOptions].processes or (processes_with_room() if device == "all" or "," in device else 1)
-    return Execution(Lake(common.lake), parsed.beam, common.verbose, processes)
+    return Execution(Lake(common.lake), parsed.beam, common.verbose, processes, parsed[DeviceOptions])
 
 
 def stages() -> list[Stage]:

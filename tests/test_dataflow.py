@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from pipelines import deduplicate, embed, generate, ingest, match, mitigate
+from pipelines import deduplicate, embed, flex_template, generate, ingest, match, mitigate
 from pipelines.cli import run_verb
 from pipelines.deduplicate import DeduplicateOptions
 from pipelines.device import DeviceOptions
@@ -332,3 +332,20 @@ def test_the_command_line_builds_the_template(lake, cloud, tmp_path, capsys):
     assert (tmp_path / "template.json").is_file()
     # Nothing ran: no part, no manifest.
     assert (sorted(Path(lake.root).rglob("*.parquet")), lake.manifests("embed")) == before
+
+
+def test_a_launch_of_the_flex_template_builds_the_job(lake, cloud, tmp_path, capsys):
+    other = write_tiny_clip(tmp_path / "other", seed=2)
+    form = ["--verb=embed", f"--lake={lake.root}", f"--clip_model={other}", "--device=cuda", "--verbose=false", "--wait="]
+    assert run_verb(flex_template.launch, [*form, *cloud]) == 0
+    assert "the template is at" in capsys.readouterr().out
+    assert json.loads((tmp_path / "template.json").read_text())["type"] == "JOB_TYPE_BATCH"
+
+
+def test_a_launch_with_nothing_left_to_do_is_one_line(lake, cloud, tmp_path, capsys):
+    form = ["--verb=embed", f"--lake={lake.root}", f"--clip_model={lake.latest('embed').facts['clip_model']}", "--device=cpu"]
+    assert run_verb(flex_template.launch, [*form, *cloud]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "eidetic: 'eidetic embed' with these options has no job left to run; go on with the verb after it"
+    )
+    assert not (tmp_path / "template.json").exists()

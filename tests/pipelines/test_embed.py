@@ -43,7 +43,7 @@ def lake(tmp_path):
 
 def run(lake, clip_folder, **options):
     return embed.STAGE.run(
-        Execution(lake, []), Parsed.of(EmbedOptions(clip_model=clip_folder, clip_batch_size=3, **options), CPU)
+        Execution(lake, [], device=CPU), Parsed.of(EmbedOptions(clip_model=clip_folder, clip_batch_size=3, **options), CPU)
     )
 
 
@@ -88,15 +88,16 @@ def test_the_snapshot_is_named_by_what_shapes_the_rows(lake, clip_folder, tmp_pa
     assert named("ViT-B-32") != named("ViT-B-32", clip_pretrained="openai")
 
 
-def test_the_plan_counts_images_and_learns_what_they_cost(lake, clip_folder):
-    options = EmbedOptions(clip_model=clip_folder)
-    ingest = lake.latest("ingest").snapshot_id
-    planned = embed.plan(lake, Parsed.of(options, CPU), ingest)
-    assert (planned.items, planned.unit, planned.estimate()) == (7, "images", None)
-    assert embed.plan(lake, Parsed.of(options, CPU), "not there yet").items is None
-    manifest = run(lake, clip_folder)
-    planned = embed.plan(lake, Parsed.of(options, CPU), ingest)
-    assert planned.estimate() == pytest.approx(manifest.facts["seconds"] / 7)
+def test_the_plan_counts_images_and_learns_what_they_cost(lake, clip_folder, tmp_path):
+    parsed = Parsed.of(EmbedOptions(clip_model=clip_folder), CPU)
+    planned = embed.plan(lake, parsed, lake.latest("ingest").snapshot_id)
+    assert (planned.items, planned.unit) == (7, "images")
+    assert embed.plan(lake, parsed, "not there yet").items is None
+    assert embed.cost(lake, parsed, "CLIP", 7).seconds is None
+    facts = run(lake, clip_folder).facts
+    assert embed.cost(lake, parsed, "CLIP", 14).seconds == pytest.approx(2 * facts["seconds"] * facts["cores"])
+    other = Parsed.of(EmbedOptions(clip_model=write_tiny_clip(tmp_path / "other", seed=1)), CPU)
+    assert embed.cost(lake, other, "CLIP", 14).seconds is None
 
 
 def test_match_gets_the_model_that_made_the_vectors(lake, tmp_path):

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from pipelines import audit, cli, stages
+from pipelines.costs import Size
 from pipelines.options import parse
 from tests import toy_stage
 from tests.lakes import workers
@@ -60,6 +61,8 @@ def test_the_plan_of_an_audit_names_it(toy, lake, tmp_path, capsys):
     parsed = parse([f"--lake={lake.root}", "--metadata=x", "--norm=3", "--model=m", "--plan"], "audit", "", audit.options())
     assert parsed[toy_stage.LengthOptions].norm == 3
     assert [stage.name for stage in stages.stages()][-1] == "measure_lengths"
+    ((name, cost),) = audit.costs(lake, parsed, Size(10, 0, 1, 1, 1), ["measure_lengths"])
+    assert (name, cost.seconds, cost.source) == (name, None, "not measured: measure_lengths does not say what it takes")
 
 
 def test_what_is_forgotten_leaves_its_table(toy, lake):
