@@ -40,7 +40,10 @@ setup(
     extras_require={
         # The embedded default draws its corpus with these.
         "demo": ["simple-icons-pack>=16.36", "resvg-py>=0.5"],
-        "dataflow": ["apache-beam[gcp]>=2.77"],
+        "dataflow": ["apache-beam[gcp]>=2.77", "gcsfs>=2026.10"],
+        # Lakes and models behind gs:// and s3://.
+        "gs": ["gcsfs>=2026.10"],
+        "s3": ["s3fs>=2026.9"],
         # Private training in sweeps.
         "privacy": ["opacus>=1.6"],
         "test": [
@@ -50,6 +53,9 @@ setup(
             "mypy",
             "hypothesis>=6.155",
             "gcp-storage-emulator",
+            "moto[s3]>=5.2",
+            "flask>=3.1",
+            "flask-cors>=6.0",
             "playwright>=1.65",
             "axe-playwright-python>=0.1.8",
         ],

@@ -1,0 +1,75 @@
+"""Engines that must not be used, or aren't there, are refused in one line and within seconds; their errors mean something."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipelines import engines
+from tests.servers import ROOT, free_port
+from transforms.errors import UserError
+
+
+def test_a_runner_that_loses_rows_is_refused_by_name():
+    for name in ("DaskRunner", "apache_beam.runners.dask.dask_runner.DaskRunner", "daskrunner"):
+        with pytest.raises(UserError, match="must not be used: it loses rows"):
+            engines.check(name, None)
+    for name in ("DirectRunner", "FlinkRunner", None):
+        engines.check(name, None)
+
+
+def test_no_job_server_is_one_line_within_seconds(tmp_path):
+    port = free_port()
+    words = ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}", "--environment_type=EXTERNAL"]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "ingest", f"--lake={tmp_path}/lake", "--metadata=x", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    # Most of it is Beam's import.
+    assert time.monotonic() - begun < 30
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"eidetic: there is no job server at --job_endpoint localhost:{port} (Connection refused); start it (see "
+        "docs/engines.md), or mend the address"
+    ]
+
+
+def test_a_server_that_does_not_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr(engines, "SECONDS", 0.5)
+    begun = time.monotonic()
+    # TEST-NET-1 (RFC 5737): nobody is there.
+    with pytest.raises(UserError, match="there is no job server at --job_endpoint"):
+        engines.check("PortableRunner", "192.0.2.1:8099")
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:", ":8099", "localhost:x", "localhost:99999"])
+def test_an_address_is_host_and_port(address):
+    with pytest.raises(UserError, match="expected HOST:PORT"):
+        engines.check("PortableRunner", address)
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        ("Traceback …\nModuleNotFoundError: No module named 'transforms'\n", "a worker hasn't eidetic installed"),
+        ("ModuleNotFoundError: No module named 'pipelines.embed'", "a worker hasn't eidetic installed"),
+        ("org.apache.flink…NoResourceAvailableException: Could not acquire", "the cluster has no free slot"),
+        ("failed to connect to all addresses; last error: ipv4:127.0.0.1:50000", "could not be reached"),
+    ],
+)
+@pytest.mark.parametrize("words", [["--environment_config=there:50000"], ["--environment_config", "there:50000"]])
+def test_what_an_engines_error_means(error, meaning, words):
+    said = engines.meaning(error, words)
+    assert meaning in said and "\n" not in said
+    assert "there:50000" in said or "slot" in said
+
+
+def test_other_errors_are_left_alone():
+    assert engines.meaning("ZeroDivisionError: division by zero", []) is None
+    assert engines.meaning("ModuleNotFoundError: No module named 'transformsx'", []) is None
