@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from transforms.data.download import OPTED_OUT, DownloadLimits, as_download_image
+from transforms.data.download import WITHHELD, DownloadLimits, as_download_image
 from transforms.data.resizing import ConfinedResizer, Storage
 from transforms.data.sources import Source
 from transforms.data.spool import Spool, fetching, spool_path
@@ -297,7 +297,7 @@ _OUTCOME = ("status", "reason", "sha256", "original_width", "original_height", "
 def _outcome(row: dict[str, Any], image: bytes | None) -> dict[str, Any]:
     """A row of img2dataset's in our words."""
     status, reason = row["status"], row["error_message"]
-    if status == "failed_to_download" and reason == OPTED_OUT:
+    if status == "failed_to_download" and reason in WITHHELD:
         status = "opted_out"
     sizes = {name: row[name] for name in ("sha256", "original_width", "original_height", "width", "height")}
     return {**sizes, "status": status, "reason": reason, "image": image}
