@@ -166,6 +166,41 @@ def test_what_robots_txt_withholds_is_a_row_and_what_it_keeps_from_is_tried_agai
     assert {row["status"] for row in careless} == {"success"}
 
 
+@pytest.mark.parametrize("column", ["md5", "sha256", "SHA256", "hash"])
+def test_whether_a_picture_is_the_one_that_was_trained_on(web, tmp_path, column):
+    """Each row beside its own digest, in whatever order downloads end, and of what comes at a later try as well."""
+    algorithm = "md5" if column == "hash" else column.lower()
+    expected, rows = {}, []
+    for number in range(40):
+        was = picture(number)
+        now, verdict = {0: (was, "unchanged"), 1: (picture(number + 100), "changed"), 2: (None, "unknown")}.get(
+            number % 4, (b"no picture at all", "changed")
+        )
+        claimed = hashlib.new(algorithm, was).hexdigest()
+        if number % 8 == 4:
+            claimed, verdict = "-4986932459263951461", "unknown"
+        url = f"{web.url}/{number}.png"
+        if now is not None:
+            web.answer(f"/{number}.png", now)
+        rows.append({"URL": url, "TEXT": "t", column: claimed})
+        expected[url] = verdict
+    samples, _ = ingest(tmp_path / "lake", path := write(tmp_path / "m.parquet", rows), rows_per_part=20)
+    assert {row["url"]: row["drift"] for row in samples} == expected
+    assert set(expected.values()) == {"unchanged", "changed", "unknown"}
+    for number in range(2, 40, 4):
+        url = web.answer(f"/{number}.png", picture(number if number % 8 == 2 else 200))
+        expected[url] = "unchanged" if number % 8 == 2 else "changed"
+    again, _ = ingest(tmp_path / "lake", path, rows_per_part=20, retry_failed=True)
+    assert {row["url"]: row["drift"] for row in again} == expected
+
+
+def test_of_two_columns_the_digest_is_heeded(web, tmp_path):
+    url = web.answer("/a.png", picture())
+    rows = [{"URL": url, "TEXT": "t", "hash": -4986932459263951461, "md5": hashlib.md5(picture()).hexdigest()}]
+    samples, _ = ingest(tmp_path / "lake", write(tmp_path / "m.parquet", rows))
+    assert [row["drift"] for row in samples] == ["unchanged"]
+
+
 def test_two_workers_in_one_process_leave_the_terminal_alone(web, tmp_path):
     """img2dataset points descriptors 1 and 2 elsewhere while it resizes; two at once would leave them there."""
     rows = [{"URL": web.answer(f"/{i}.png", picture(i)), "TEXT": str(i)} for i in range(40)]

@@ -137,14 +137,28 @@ class Drawn(NamedTuple):
     groups_without_caption: int = 0
 
 
-def drawn_prompts(lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int) -> Drawn:
-    """Captions of the groups, by strata of group size."""
+def drawn_prompts(
+    lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int, skip_changed: bool = False
+) -> Drawn:
+    """Captions of the groups, by strata of group size.
+
+    Args:
+        lake: where the groups are.
+        deduplicate: their snapshot.
+        max_prompts: how many at most.
+        images_per_prompt: how many generations to make of each.
+        base_seed: of the draw.
+        skip_changed: whether captions of pictures that changed are left out. A group keeps its size, and is asked for by
+            another of its images that has a caption, if there is one.
+    """
     with connect() as connection:
         bind(connection, lake, "duplicate_groups", deduplicate.snapshot_id)
         bind(connection, lake, "samples", lineage(lake, deduplicate)["ingest"].snapshot_id, "all_samples")
         forgotten = {"forgotten": sorted(Tombstones.read(lake).samples)}
         connection.execute("SET VARIABLE forgotten = $forgotten::VARCHAR[]", forgotten)
-        connection.execute(f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}")
+        connection.execute(
+            f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}{NOT_CHANGED if skip_changed else ''}"
+        )
         drawn = draw(connection, max_prompts, base_seed)
         without = connection.sql("SELECT count(*) FROM group_captions WHERE text IS NULL").fetchall()[0][0]
     rows = [
@@ -156,6 +170,7 @@ def drawn_prompts(lake: Lake, deduplicate: Manifest, *, max_prompts: int, images
 
 
 NOT_FORGOTTEN = "sample_id NOT IN (SELECT unnest(getvariable('forgotten')))"
+NOT_CHANGED = " AND drift <> 'changed'"
 
 
 def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]) -> list[dict[str, Any]]:

@@ -482,7 +482,10 @@ class Fetched(io.BytesIO):
 
 
 def as_download_image(
-    fetch: Callable[[str, DownloadLimits], bytes], limits: DownloadLimits, threads: int = 1
+    fetch: Callable[[str, DownloadLimits], bytes],
+    limits: DownloadLimits,
+    threads: int = 1,
+    arrived: Callable[[int, bytes], None] = lambda key, content: None,
 ) -> Callable[..., tuple]:
     """``fetch`` in the form of ``img2dataset.downloader.download_image``: (key, url) → (key, stream or None, error or None).
 
@@ -497,6 +500,7 @@ def as_download_image(
         fetch: url, and what it may cost → the file's bytes; TooLarge for more of them than it may have.
         limits: what a URL may cost.
         threads: that call this at once.
+        arrived: is told the key and the bytes of each file that was had.
     """
     deadlines: dict[int, float] = {}
     settled: dict[int, str] = {}
@@ -522,6 +526,7 @@ def as_download_image(
                 taken, begun = 0, time.monotonic()
                 taken = room.take(most)
                 deadlines[key] += time.monotonic() - begun
+            arrived(key, content)
             needed = len(content) if len(content) > share else 0
             room.give_back(max(0, taken - needed))
             held, taken = min(taken, needed), 0

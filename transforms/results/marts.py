@@ -38,6 +38,7 @@ STEPS = (
     "marts/takedown",
     "marts/cost",
     "marts/yield",
+    "marts/drift",
     "marts/duplication",
     "marts/threshold_sweep",
 )

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from transforms.attacks.prompts import read_prompt_list
+from tests.fakes import fake_lake, rewrite
+from transforms.attacks.prompts import drawn_prompts, read_prompt_list
 from transforms.errors import UserError
 
 
@@ -115,3 +116,37 @@ def test_what_is_no_file_is_not_opened(tmp_path):
             read_prompt_list(str(path))
     with pytest.raises(UserError, match="No such file"):
         read_prompt_list(str(tmp_path / "nowhere.txt"))
+
+
+def drawn(fake, **options):
+    """Group → the caption by which it is asked for, and how many groups can't be."""
+    found = drawn_prompts(fake.lake, fake.deduplicate, max_prompts=100, images_per_prompt=1, base_seed=0, **options)
+    return {row["group_id"]: row["text"] for row in found.rows}, found.groups_without_caption
+
+
+def test_captions_of_pictures_that_changed_are_left_out_where_that_is_asked_for(tmp_path):
+    fake = fake_lake(tmp_path, sizes=(3, 2, 1, 1), controls=0)
+    groups = {}
+    for row in fake.rows("duplicate_groups"):
+        groups.setdefault(row["group_id"], row["representative"])
+    by_size = {row["group_id"]: row["size"] for row in fake.rows("duplicate_groups")}
+    of = {row["sample_id"]: row["group_id"] for row in fake.rows("duplicate_groups")}
+    # Of the three the representative alone changed, of the two both did, and of one of the singles it is unknown.
+    single = next(group for group, size in by_size.items() if size == 1)
+
+    def drift(row):
+        group = of.get(row["sample_id"])
+        if by_size.get(group) == 3:
+            return "changed" if row["sample_id"] == groups[group] else "unchanged"
+        return "changed" if by_size.get(group) == 2 else "unknown" if group == single else "unchanged"
+
+    rewrite(fake, "samples", lambda rows: [
+        row | {"drift": drift(row), "caption": f"{row['caption']}, {drift(row)}"} for row in rows
+    ])  # fmt: skip
+    every, without = drawn(fake)
+    assert len(every) == 4 and without == 0
+    some, without = drawn(fake, skip_changed=True)
+    assert without == 1 and len(some) == 3
+    assert {by_size[group] for group in every.keys() - some.keys()} == {2}
+    assert some[next(group for group in some if by_size[group] == 3)].endswith(", unchanged")
+    assert some[single].endswith(", unknown")
