@@ -130,15 +130,24 @@ class Drawn(NamedTuple):
         rows: of ``prompts``, without the audit's columns.
         groups_left_out: groups in strata of which none was drawn: there were fewer prompts than strata.
         groups_without_caption: groups of which no image has a caption, and that nobody can ask for.
+        placeholders: groups that were not drawn from, since they are no picture of what their captions say.
     """
 
     rows: list[dict[str, Any]]
     groups_left_out: int = 0
     groups_without_caption: int = 0
+    placeholders: int = 0
 
 
 def drawn_prompts(
-    lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int, skip_changed: bool = False
+    lake: Lake,
+    deduplicate: Manifest,
+    *,
+    max_prompts: int,
+    images_per_prompt: int,
+    base_seed: int,
+    skip_changed: bool = False,
+    skip_placeholders: bool = True,
 ) -> Drawn:
     """Captions of the groups, by strata of group size.
 
@@ -150,6 +159,7 @@ def drawn_prompts(
         base_seed: of the draw.
         skip_changed: whether captions of pictures that changed are left out. A group keeps its size, and is asked for by
             another of its images that has a caption, if there is one.
+        skip_placeholders: whether groups that ``sql/marts/placeholders.sql`` finds are left out.
     """
     with connect() as connection:
         bind(connection, lake, "duplicate_groups", deduplicate.snapshot_id)
@@ -159,6 +169,13 @@ def drawn_prompts(
         connection.execute(
             f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}{NOT_CHANGED if skip_changed else ''}"
         )
+        placeholders = 0
+        if skip_placeholders:
+            connection.execute(f"CREATE TABLE placeholders AS {sql.read('marts', 'placeholders')}")
+            placeholders = connection.sql("SELECT count(*) FROM placeholders").fetchall()[0][0]
+            bind(connection, lake, "duplicate_groups", deduplicate.snapshot_id, "all_groups")
+            left = "SELECT * FROM all_groups ANTI JOIN placeholders USING (group_id)"
+            connection.execute(f"CREATE OR REPLACE VIEW duplicate_groups AS {left}")
         drawn = draw(connection, max_prompts, base_seed)
         without = connection.sql("SELECT count(*) FROM group_captions WHERE text IS NULL").fetchall()[0][0]
     rows = [
@@ -166,7 +183,7 @@ def drawn_prompts(
          "images_requested": images_per_prompt}
         for row in drawn.drop_columns("groups_left_out").to_pylist()
     ]  # fmt: skip
-    return Drawn(rows, drawn["groups_left_out"][0].as_py() if rows else 0, without)
+    return Drawn(rows, drawn["groups_left_out"][0].as_py() if rows else 0, without, placeholders)
 
 
 NOT_FORGOTTEN = "sample_id NOT IN (SELECT unnest(getvariable('forgotten')))"

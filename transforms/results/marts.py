@@ -39,6 +39,7 @@ STEPS = (
     "marts/cost",
     "marts/yield",
     "marts/drift",
+    "marts/placeholders",
     "marts/duplication",
     "marts/threshold_sweep",
 )
