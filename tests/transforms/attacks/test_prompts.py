@@ -167,7 +167,7 @@ LITTLE = ("the", "of", "in", "and", "for", "a", "with", "by", "to", "on")
 def unlike(chance):
     """A caption as of any picture: words by chance out of many, and the little ones that all have."""
     words = [f"{chance.choice(NOUNS)}{chance.randrange(400)}" for _ in range(chance.randint(5, 11))]
-    return " ".join([*words, *chance.sample(LITTLE, 2)])
+    return " ".join([*words, chance.choice(LITTLE)])
 
 
 def like(chance, name):
