@@ -29,6 +29,7 @@ setup(
         "numpy>=2.0",
         "open-clip-torch>=3.3",
         "pillow>=12.0",
+        "protego>=0.7",
         "pyarrow>=25.0",
         "scipy>=1.17",
         "threadpoolctl>=3.6",

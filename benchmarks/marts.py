@@ -81,7 +81,8 @@ MADE = {
             'success' AS status, NULL AS reason, NULL AS sha256, CAST(400 + number % 300 AS INTEGER) AS original_width,
             CAST(512 AS INTEGER) AS original_height, CAST(512 AS INTEGER) AS width, CAST(512 AS INTEGER) AS height,
             CAST(hash(number, copy) % 1000 / 1000 AS FLOAT) AS punsafe, CAST(0 AS FLOAT) AS pwatermark, NULL AS similarity,
-            NULL AS metadata_hash, NULL AS metadata_width, NULL AS metadata_height, TIMESTAMPTZ '2026-01-01' AS ingested_at
+            NULL AS metadata_hash, NULL AS metadata_width, NULL AS metadata_height, 'unknown' AS drift,
+            TIMESTAMPTZ '2026-01-01' AS ingested_at
         FROM members
     """,
     "duplicate_groups": """

@@ -66,6 +66,10 @@ class GenerateOptions(Options):
     generations: str | None = option(None, "instead of --model: a folder of finished generations with a metadata.jsonl")
     prompts: str | None = option(None, "try these instead of drawn ones: text (a prompt a line), CSV, TSV, JSONL or Parquet")
     max_prompts: int = option(1000, "prompts to draw from the groups", least=1)
+    skip_changed: bool = option(False, "draw no caption of a picture that changed since the metadata were made (samples.drift)")
+    skip_placeholders: bool = option(
+        True, "draw no caption of a placeholder: one picture on many hosts, under unlike captions (mart placeholders)"
+    )
     images_per_prompt: int = option(500, "images to make of each prompt (paper: 500)", least=1)
     images_per_control: int | None = option(None, "images to make of each control's caption (default: as of a prompt)", least=1)
     steps: int = option(50, "denoising steps", least=1)
@@ -311,6 +315,8 @@ def _prompts(lake: Lake, deduplicate: Manifest, options: GenerateOptions, images
         max_prompts=options.max_prompts,
         images_per_prompt=options.images_per_prompt,
         base_seed=options.seed,
+        skip_changed=options.skip_changed,
+        skip_placeholders=options.skip_placeholders,
     )
     return drawn._replace(rows=drawn.rows + rows)
 
@@ -347,9 +353,15 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, groups: Manifes
         for name in images.unused():
             say(f"generate     the pipeline of {images.model!r} takes no notice of --{name}; in generations it is null")
     audit = planned.snapshot_id
-    rows, left_out, without_caption = _prompts(lake, groups, options, images)
+    rows, left_out, without_caption, placeholders = _prompts(lake, groups, options, images)
+    if placeholders:
+        say(
+            f"generate     {placeholders:,} groups are placeholders, and are not asked for: the mart placeholders names them, "
+            "and --no_skip_placeholders asks for them"
+        )
     if without_caption:
-        say(f"generate     {without_caption:,} groups have no image with a caption, and are not asked for")
+        unchanged = " that didn't change" if options.skip_changed else ""
+        say(f"generate     {without_caption:,} groups have no image{unchanged} with a caption, and are not asked for")
     if not rows:
         raise UserError("there is no prompt to try: no group has a caption, and there are no controls and no --prompts")
     if left_out:

@@ -6,8 +6,8 @@ reads   metadata of pictures on the web, in Parquet, CSV, TSV or JSON Lines (URL
         sets have them, with labels), or in the tars of WebDataset (--source webdataset)
 writes  samples: one row per row of metadata, with its status and reason; images: the pictures that were had
 
-The download is img2dataset's, within limits on bytes, pixels and total time; addresses inside private networks are refused,
-and pictures whose server opts out (X-Robots-Tag) are left alone. Pictures are resized as --resize_mode says: what is thrown
+The download is img2dataset's, within limits on bytes, pixels and total time; addresses inside private networks are refused, and
+pictures that robots.txt or X-Robots-Tag withholds are left alone. Pictures are resized as --resize_mode says: what is thrown
 away can't be had again. Those of a folder, or inside Parquet, are turned as their EXIF orientation says, as their trainers see
 them; those of LAION and of tars stay as they are stored, as their models saw them. Controls are pictures that the model never
 saw (--controls, or a split of the data set, --controls_split); with them, verdicts can be calibrated. What failed to download
@@ -96,7 +96,7 @@ class IngestOptions(Options):
     encode_quality: int | None = option(None, "0 to 100, for png the compression from 0 to 9 (default 95, for png 6)")
     punsafe_max: float = option(0.1, "rows whose punsafe is over this are not downloaded", least=0, most=1)
     allow_private_hosts: bool = option(False, "let loopback and private addresses pass")
-    timeout: float = option(10.0, "seconds for one URL in all", over=0, most=MAX_TIMEOUT)
+    timeout: float = option(10.0, "seconds for one URL in all, robots.txt included", over=0, most=MAX_TIMEOUT)
     max_bytes: int = option(32 << 20, "bytes of one file", least=1)
     max_pixels: int = option(50_000_000, "pixels of one picture, before resizing", least=1, most=MOST_PIXELS)
     max_aspect_ratio: float = option(
@@ -104,8 +104,9 @@ class IngestOptions(Options):
     )
     retries: int = option(0, "further tries where a connection broke or a server was busy, within the same --timeout", least=0)
     threads: int = option(32, "downloads at once, in each worker (of several --processes, each)", least=1, most=MOST_THREADS)
-    user_agent_token: str = option("eidetic", "who asks: part of the User-Agent, and looked for in X-Robots-Tag")
+    user_agent_token: str = option("eidetic", "who asks: part of the User-Agent, looked for in robots.txt and X-Robots-Tag")
     honour_opt_outs: bool = option(True, "leave pictures alone whose server opts out by X-Robots-Tag")
+    honour_robots: bool = option(True, "leave pictures alone that their host's robots.txt disallows, or whose robots.txt fails")
     carry_over: bool = option(
         True, "keep what an earlier run had of the same metadata files; --no_carry_over: download all of them again"
     )
@@ -150,6 +151,7 @@ class IngestOptions(Options):
             allow_private_hosts=self.allow_private_hosts,
             user_agent_token=self.user_agent_token,
             opt_out_directives=DownloadLimits.opt_out_directives if self.honour_opt_outs else (),
+            honour_robots=self.honour_robots,
         )
 
     @functools.cached_property

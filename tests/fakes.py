@@ -23,6 +23,7 @@ from transforms.attacks.attempts import Filter
 from transforms.kernels.copies import GU_RATIO, CopyLimits, blurred, is_copy
 from transforms.matching.calibration import calibration_rows, copy_calibration_row, nearest_to_own
 from transforms.matching.tasks import REGENERATED
+from transforms.store.files import delete
 from transforms.store.identity import sample_id, seed
 from transforms.store.lake import Lake, Manifest, snapshot_id
 from transforms.store.pictures import encode_png, thumbnail
@@ -66,6 +67,15 @@ class FakeLake:
         stages = (self.ingest, self.embed, self.deduplicate, self.generate, self.match)
         manifest = next(manifest for manifest in stages if table in manifest.rows)
         return self.lake.read(table, manifest.snapshot_id).to_pylist()
+
+
+def rewrite(fake: FakeLake, table: str, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    """Replaces a table of the fake lake by what ``change`` makes of its rows."""
+    stages = (fake.ingest, fake.embed, fake.deduplicate, fake.generate, fake.match)
+    snapshot = next(manifest.snapshot_id for manifest in stages if table in manifest.rows)
+    rows = change(fake.rows(table))
+    delete(fake.lake.folder(table, snapshot))
+    fake.lake.write(table, snapshot, 0, rows)
 
 
 def fake_lake(
@@ -221,7 +231,7 @@ def _sample_row(row: dict[str, Any]) -> dict[str, Any]:
         "sha256": None if lost else "0" * 64,
         "original_width": size, "original_height": size, "width": size, "height": size,
         "label": None, "punsafe": None, "pwatermark": None, "similarity": None, "metadata_hash": None, "metadata_width": None,
-        "metadata_height": None, "ingested_at": MOMENT,
+        "metadata_height": None, "drift": "unknown", "ingested_at": MOMENT,
     }  # fmt: skip
 
 

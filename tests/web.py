@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
+from transforms.data.download import ROBOTS
+
 
 def picture(seed: int = 0, width: int = 24, height: int = 16) -> bytes:
     """A PNG of random pixels, which no encoder shrinks."""
@@ -28,7 +30,8 @@ class Web:
         url: of its root, without a slash at the end.
         pages: path → a function that gets the handler and answers; for any other path 404.
         posts: the same, of what is posted.
-        hits: path → how often it was asked for.
+        hits: path → how often it was asked for, robots.txt apart.
+        robots: how often robots.txt was asked for.
         agents: every User-Agent seen.
         stopping: set when the test is over, so that handlers which drip come to an end.
     """
@@ -39,6 +42,7 @@ class Web:
         self.pages: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
         self.posts: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
         self.hits: collections.Counter[str] = collections.Counter()
+        self.robots = 0
         self.agents: set[str] = set()
         self.stopping = threading.Event()
 
@@ -107,7 +111,10 @@ def serve() -> Iterator[Web]:
                     self.end_headers()
 
         def do_GET(self) -> None:
-            web.hits[self.path] += 1
+            if self.path == "/robots.txt":
+                web.robots += 1
+            else:
+                web.hits[self.path] += 1
             web.agents.add(self.headers.get("User-Agent", ""))
             # A client that leaves early is what most of these tests are about.
             with contextlib.suppress(OSError):
@@ -123,6 +130,8 @@ def serve() -> Iterator[Web]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    # Another server may have had the port before.
+    ROBOTS.clear()
     web = Web(server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

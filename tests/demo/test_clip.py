@@ -80,6 +80,7 @@ def test_training_reads_a_lake_leaves_controls_out_and_writes_a_model(tmp_path):
                 "source_file": "f",
                 "source_row": 0,
                 "status": "success",
+                "drift": "unknown",
                 "ingested_at": datetime.datetime.now(datetime.UTC),
             }
             for sample, role, _ in rows

@@ -275,7 +275,7 @@ def test_one_of_each_group_is_kept(tmp_path, rule):
             **dict.fromkeys(TABLES["samples"].schema.names),
             "sample_id": sample, "role": "training", "url": f"http://{sample}", "occurrence": 0, "source_file": "f",
             "source_row": row, "status": "success", "original_width": width, "original_height": height,
-            "pwatermark": pwatermark, "ingested_at": datetime.datetime.now(datetime.UTC),
+            "pwatermark": pwatermark, "drift": "unknown", "ingested_at": datetime.datetime.now(datetime.UTC),
         }
         for sample, (row, width, height, pwatermark) in known.items()
     ]  # fmt: skip

@@ -138,6 +138,69 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(web, t
     assert web.hits == {"/busy.png": 2, "/out.png": 1, "/gone.png": 1}
 
 
+def test_what_robots_txt_withholds_is_a_row_and_what_it_keeps_from_is_tried_again(web, tmp_path):
+    web.answer("/robots.txt", b"User-agent: *\nDisallow: /private/")
+    rows = [{"URL": web.answer(f"/{name}.png", picture()), "TEXT": "t"} for name in ("open", "private/a")]
+    with serve() as busy:
+        busy.answer("/robots.txt", status=503)
+        rows.append({"URL": busy.answer("/busy.png", picture(1)), "TEXT": "t"})
+        path = write(tmp_path / "m.parquet", rows)
+        samples, _ = ingest(tmp_path / "lake", path)
+        assert {(row["url"].rpartition("/")[2], row["status"], row["reason"]) for row in samples} == {
+            ("open.png", "success", None),
+            ("a.png", "opted_out", "disallowed by robots.txt"),
+            ("busy.png", "failed_to_download", "robots.txt: HTTP 503"),
+        }
+        assert web.robots == 1 and not busy.hits and web.hits == {"/open.png": 1}
+        del busy.pages["/robots.txt"]
+        download.ROBOTS.clear()
+        options = IngestOptions(metadata=path, image_size=16, allow_private_hosts=True, timeout=5.0, retry_failed=True)
+        execution = Execution(Lake(str(tmp_path / "lake")), [])
+        STAGE.run(execution, Parsed.of(options))
+        statuses = [
+            row["status"]
+            for row in execution.lake.read("samples", STAGE.run(execution, Parsed.of(options)).snapshot_id).to_pylist()
+        ]
+        assert sorted(statuses) == ["opted_out", "success", "success"]
+    careless, _ = ingest(tmp_path / "careless", write(tmp_path / "two.parquet", rows[:2]), honour_robots=False)
+    assert {row["status"] for row in careless} == {"success"}
+
+
+@pytest.mark.parametrize("column", ["md5", "sha256", "SHA256", "hash"])
+def test_whether_a_picture_is_the_one_that_was_trained_on(web, tmp_path, column):
+    """Each row beside its own digest, in whatever order downloads end, and of what comes at a later try as well."""
+    algorithm = "md5" if column == "hash" else column.lower()
+    expected, rows = {}, []
+    for number in range(40):
+        was = picture(number)
+        now, verdict = {0: (was, "unchanged"), 1: (picture(number + 100), "changed"), 2: (None, "unknown")}.get(
+            number % 4, (b"no picture at all", "changed")
+        )
+        claimed = hashlib.new(algorithm, was).hexdigest()
+        if number % 8 == 4:
+            claimed, verdict = "-4986932459263951461", "unknown"
+        url = f"{web.url}/{number}.png"
+        if now is not None:
+            web.answer(f"/{number}.png", now)
+        rows.append({"URL": url, "TEXT": "t", column: claimed})
+        expected[url] = verdict
+    samples, _ = ingest(tmp_path / "lake", path := write(tmp_path / "m.parquet", rows), rows_per_part=20)
+    assert {row["url"]: row["drift"] for row in samples} == expected
+    assert set(expected.values()) == {"unchanged", "changed", "unknown"}
+    for number in range(2, 40, 4):
+        url = web.answer(f"/{number}.png", picture(number if number % 8 == 2 else 200))
+        expected[url] = "unchanged" if number % 8 == 2 else "changed"
+    again, _ = ingest(tmp_path / "lake", path, rows_per_part=20, retry_failed=True)
+    assert {row["url"]: row["drift"] for row in again} == expected
+
+
+def test_of_two_columns_the_digest_is_heeded(web, tmp_path):
+    url = web.answer("/a.png", picture())
+    rows = [{"URL": url, "TEXT": "t", "hash": -4986932459263951461, "md5": hashlib.md5(picture()).hexdigest()}]
+    samples, _ = ingest(tmp_path / "lake", write(tmp_path / "m.parquet", rows))
+    assert [row["drift"] for row in samples] == ["unchanged"]
+
+
 def test_two_workers_in_one_process_leave_the_terminal_alone(web, tmp_path):
     """img2dataset points descriptors 1 and 2 elsewhere while it resizes; two at once would leave them there."""
     rows = [{"URL": web.answer(f"/{i}.png", picture(i)), "TEXT": str(i)} for i in range(40)]
@@ -260,7 +323,7 @@ def test_what_shapes_the_rows_names_the_snapshot(tmp_path):
     shaping = {
         "image_size": 64, "resize_mode": "border", "upscale": True, "encode_format": "png", "encode_quality": 80,
         "punsafe_max": 0.5, "allow_private_hosts": True, "timeout": 1.0, "max_bytes": 10, "max_pixels": 10, "retries": 2,
-        "user_agent_token": "other", "honour_opt_outs": False, "rows_per_part": 5, "controls": metadata,
+        "user_agent_token": "other", "honour_opt_outs": False, "honour_robots": False, "rows_per_part": 5, "controls": metadata,
     }  # fmt: skip
     ids = {
         name: plan(lake, Parsed.of(IngestOptions(metadata=metadata, **{name: value}))).snapshot_id

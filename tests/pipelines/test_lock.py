@@ -1,4 +1,4 @@
-"""A lake in a store belongs to one writer: others wait or are told who has it; of one that was killed it is free after a while."""
+"""A lake in a store belongs to one writer: others wait or hear who has it; of one that was killed it is free after a while."""
 
 import multiprocessing
 import subprocess

@@ -130,21 +130,52 @@ class Drawn(NamedTuple):
         rows: of ``prompts``, without the audit's columns.
         groups_left_out: groups in strata of which none was drawn: there were fewer prompts than strata.
         groups_without_caption: groups of which no image has a caption, and that nobody can ask for.
+        placeholders: groups that were not drawn from, since they are no picture of what their captions say.
     """
 
     rows: list[dict[str, Any]]
     groups_left_out: int = 0
     groups_without_caption: int = 0
+    placeholders: int = 0
 
 
-def drawn_prompts(lake: Lake, deduplicate: Manifest, *, max_prompts: int, images_per_prompt: int, base_seed: int) -> Drawn:
-    """Captions of the groups, by strata of group size."""
+def drawn_prompts(
+    lake: Lake,
+    deduplicate: Manifest,
+    *,
+    max_prompts: int,
+    images_per_prompt: int,
+    base_seed: int,
+    skip_changed: bool = False,
+    skip_placeholders: bool = True,
+) -> Drawn:
+    """Captions of the groups, by strata of group size.
+
+    Args:
+        lake: where the groups are.
+        deduplicate: their snapshot.
+        max_prompts: how many at most.
+        images_per_prompt: how many generations to make of each.
+        base_seed: of the draw.
+        skip_changed: whether captions of pictures that changed are left out. A group keeps its size, and is asked for by
+            another of its images that has a caption, if there is one.
+        skip_placeholders: whether groups that ``sql/marts/placeholders.sql`` finds are left out.
+    """
     with connect() as connection:
         bind(connection, lake, "duplicate_groups", deduplicate.snapshot_id)
         bind(connection, lake, "samples", lineage(lake, deduplicate)["ingest"].snapshot_id, "all_samples")
         forgotten = {"forgotten": sorted(Tombstones.read(lake).samples)}
         connection.execute("SET VARIABLE forgotten = $forgotten::VARCHAR[]", forgotten)
-        connection.execute(f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}")
+        connection.execute(
+            f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}{NOT_CHANGED if skip_changed else ''}"
+        )
+        placeholders = 0
+        if skip_placeholders:
+            connection.execute(f"CREATE TABLE placeholders AS {sql.read('marts', 'placeholders')}")
+            placeholders = connection.sql("SELECT count(*) FROM placeholders").fetchall()[0][0]
+            bind(connection, lake, "duplicate_groups", deduplicate.snapshot_id, "all_groups")
+            left = "SELECT * FROM all_groups ANTI JOIN placeholders USING (group_id)"
+            connection.execute(f"CREATE OR REPLACE VIEW duplicate_groups AS {left}")
         drawn = draw(connection, max_prompts, base_seed)
         without = connection.sql("SELECT count(*) FROM group_captions WHERE text IS NULL").fetchall()[0][0]
     rows = [
@@ -152,10 +183,11 @@ def drawn_prompts(lake: Lake, deduplicate: Manifest, *, max_prompts: int, images
          "images_requested": images_per_prompt}
         for row in drawn.drop_columns("groups_left_out").to_pylist()
     ]  # fmt: skip
-    return Drawn(rows, drawn["groups_left_out"][0].as_py() if rows else 0, without)
+    return Drawn(rows, drawn["groups_left_out"][0].as_py() if rows else 0, without, placeholders)
 
 
 NOT_FORGOTTEN = "sample_id NOT IN (SELECT unnest(getvariable('forgotten')))"
+NOT_CHANGED = " AND drift <> 'changed'"
 
 
 def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]) -> list[dict[str, Any]]:

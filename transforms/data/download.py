@@ -2,8 +2,8 @@
 
 img2dataset opens a URL and reads it all, whatever it is, wherever it leads and however long it takes. This takes the place
 of that one function (``img2dataset.downloader.download_image``): only http and https, no address inside a private network
-(looked up and checked at every redirect, and the checked address is the one that is connected to), and limits on bytes and
-total time. Nothing is decoded here: see ``resizing``.
+(looked up and checked at every redirect, and the checked address is the one that is connected to), nothing that a host's
+robots.txt or X-Robots-Tag withholds, and limits on bytes and total time. Nothing is decoded here: see ``resizing``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import ssl
 import string
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from transforms.data.robots import MOST_BYTES, Robots, Rules
 from transforms.store.pictures import LONGEST_MAGIC, begins_like_a_picture
 
 CHUNK = 1 << 16
@@ -36,16 +37,34 @@ WHOLE = (200, 203)
 """Statuses that come with all of a file: 203 says that a proxy may have changed it on the way."""
 
 OPTED_OUT = "opted out by X-Robots-Tag"
+DISALLOWED = "disallowed by robots.txt"
+WITHHELD = (OPTED_OUT, DISALLOWED)
+"""Reasons that are a server's wish, and no fault."""
+
 PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 NOT_PICTURES = ("text/", "application/json", "application/javascript", "video/", "audio/")
 """What no picture should be sent as. Servers that know no better send pictures as text all the same: their bytes decide."""
+
+PICTURES = "image/*,*/*;q=0.5"
+ROBOTS_TXT = "text/plain,*/*;q=0.5"
+"""What is asked for, in the header Accept."""
+
+ROBOTS_TRIES = 3
+"""To have a robots.txt where a connection breaks or a server is busy: all pictures of the host hang on it."""
 
 MAX_REASON = 300
 """Characters of a reason that are kept: servers have a say in it, and it stands in every such row."""
 
 
 class FetchError(Exception):
-    """A picture can't be had; the text says why. An expected fault of data: it becomes a row with a status."""
+    """A picture can't be had; the text says why. An expected fault of data: it becomes a row with a status.
+
+    ``of_host``: whether that is so whatever the host is asked for, since it wasn't reached.
+    """
+
+    def __init__(self, reason: str, of_host: bool = False):
+        super().__init__(reason)
+        self.of_host = of_host
 
 
 class TooLarge(FetchError):
@@ -71,8 +90,9 @@ class DownloadLimits:
         max_aspect_ratio: of the picture's sides, likewise.
         max_redirects: hops.
         allow_private_hosts: whether loopback and private addresses may be connected to.
-        user_agent_token: who asks, in the User-Agent and for X-Robots-Tag.
+        user_agent_token: who asks, in the User-Agent, for X-Robots-Tag and for robots.txt.
         opt_out_directives: X-Robots-Tag directives that are honoured; empty for none.
+        honour_robots: whether robots.txt is asked for and honoured, of every host on the way.
     """
 
     seconds: float = 10.0
@@ -83,6 +103,7 @@ class DownloadLimits:
     allow_private_hosts: bool = False
     user_agent_token: str = "eidetic"
     opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+    honour_robots: bool = True
 
 
 def is_public(address: str) -> bool:
@@ -117,7 +138,7 @@ def _connect(host: str, port: int, limits: DownloadLimits, deadline: float) -> s
     found = _looked_up(host, port, deadline)
     allowed = [entry for entry in found if limits.allow_private_hosts or is_public(entry[4][0])]
     if not allowed:
-        raise FetchError("the host is inside a private network (--allow_private_hosts lets it pass)")
+        raise FetchError("the host is inside a private network (--allow_private_hosts lets it pass)", of_host=True)
     problem: OSError | None = None
     for family, kind, protocol, _, address in allowed:
         left = _left(deadline)
@@ -133,7 +154,7 @@ def _connect(host: str, port: int, limits: DownloadLimits, deadline: float) -> s
         except OSError as error:
             connection.close()
             problem = error
-    raise PassingFault(f"can't connect: {getattr(problem, 'strerror', None) or problem}") from problem
+    raise PassingFault(f"can't connect: {getattr(problem, 'strerror', None) or problem}", of_host=True) from problem
 
 
 def _looked_up(host: str, port: int, deadline: float) -> list[tuple]:
@@ -150,10 +171,10 @@ def _looked_up(host: str, port: int, deadline: float) -> list[tuple]:
     try:
         answer = answers.get(timeout=_left(deadline))
     except queue.Empty:
-        raise FetchError("took longer than allowed") from None
+        raise FetchError("took longer than allowed", of_host=True) from None
     if isinstance(answer, (OSError, UnicodeError)):
         reason = getattr(answer, "strerror", None) or answer
-        raise PassingFault(f"the host can't be looked up: {reason}") from answer
+        raise PassingFault(f"the host can't be looked up: {reason}", of_host=True) from answer
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -205,27 +226,106 @@ def fetch_http(url: str, limits: DownloadLimits) -> bytes:
 
     deadline = time.monotonic() + limits.seconds
     for _ in range(limits.max_redirects + 1):
+        if limits.honour_robots:
+            _heed_robots(url, limits, deadline)
         with _open(url, limits, deadline) as response:
-            redirected = response.status in REDIRECTS and bool(response.headers.get("Location"))
-            if response.status not in WHOLE and not redirected:
+            further = _redirected(response, url)
+            if response.status not in WHOLE and further is None:
                 fault = PassingFault if response.status in PASSING_STATUSES else FetchError
                 raise fault(f"HTTP {response.status}")
             if limits.opt_out_directives and is_disallowed(
                 response.headers, limits.user_agent_token.lower(), set(limits.opt_out_directives)
             ):
                 raise FetchError(OPTED_OUT)
-            if redirected:
-                # Headers come as Latin-1: bytes that are not ASCII are sent on as they came.
-                location = quote(response.headers["Location"], encoding="latin-1", safe=string.punctuation)
-                url = urljoin(url, location)
-                continue
-            return _read(response, limits, deadline)
+            if further is None:
+                return _read(response, limits, deadline)
+        url = further
     raise FetchError(f"more than {limits.max_redirects} redirects")
 
 
-@contextlib.contextmanager
-def _open(url: str, limits: DownloadLimits, deadline: float) -> Any:
-    """The response to a GET; cut off at the deadline, wherever it is, by a timer that closes the socket."""
+def _redirected(response: Any, url: str) -> str | None:
+    """Where an answer leads to; None where it leads nowhere else."""
+    if response.status not in REDIRECTS or not response.headers.get("Location"):
+        return None
+    # Headers come as Latin-1: bytes that are not ASCII are sent on as they came.
+    return urljoin(url, quote(response.headers["Location"], encoding="latin-1", safe=string.punctuation))
+
+
+ROBOTS = Robots()
+"""What this process knows of robots.txt."""
+
+
+def _heed_robots(url: str, limits: DownloadLimits, deadline: float) -> None:
+    """FetchError where the host's robots.txt disallows a URL, or can't be had: RFC 9309 takes that for a refusal of all."""
+    target = _target(url)
+    token = limits.user_agent_token.lower()
+    key = (target.origin, token, limits.allow_private_hosts)
+    try:
+        rules = ROBOTS.rules(key, lambda: _robots(target.origin, token, limits), _left(deadline))
+    except TimeoutError:
+        raise FetchError("took longer than allowed") from None
+    if rules.fault is not None:
+        raise PassingFault(rules.fault)
+    if not rules.allow(target.path, token):
+        raise FetchError(DISALLOWED)
+
+
+def _robots(origin: str, token: str, limits: DownloadLimits) -> Rules:
+    """What the robots.txt of an origin says, by RFC 9309: one that isn't there (4xx, or redirects without end) allows all.
+
+    It has the time of a URL of its own, since other pictures wait for it as well.
+    """
+    deadline = time.monotonic() + limits.seconds
+    fault = ""
+    for _ in range(ROBOTS_TRIES):
+        try:
+            return Rules.of(_robots_text(f"{origin}/robots.txt", limits, deadline), token)
+        except FetchError as error:
+            fault = told(error if error.of_host else f"robots.txt: {error}")
+            if not isinstance(error, PassingFault):
+                break
+        except Exception as error:  # what nobody has thought of is no leave
+            fault = told(f"robots.txt: unexpected {type(error).__name__}: {error}")
+            break
+    return Rules.missing(fault)
+
+
+def _robots_text(url: str, limits: DownloadLimits, deadline: float) -> str:
+    """The text of a robots.txt; "" where there is none. FetchError where it can't be known."""
+    for _ in range(limits.max_redirects + 1):
+        with _open(url, limits, deadline, ROBOTS_TXT) as response:
+            further = _redirected(response, url)
+            if further is None:
+                if response.status >= 500:
+                    raise PassingFault(f"HTTP {response.status}")
+                if not 200 <= response.status < 300:
+                    return ""
+                content = b""
+                for chunk in _chunks(response, deadline):
+                    content += chunk
+                    if len(content) >= MOST_BYTES:
+                        break
+                return content[:MOST_BYTES].decode("utf-8-sig", "replace")
+        url = further
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a URL names: whom to connect to, and what to ask for there."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def origin(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def _target(url: str) -> Target:
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -237,9 +337,19 @@ def _open(url: str, limits: DownloadLimits, deadline: float) -> Any:
         raise FetchError("not a URL: it names no host")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
-        connection = _connection(parts.scheme, parts.hostname, port, limits, deadline)
         # What a URL may not hold (spaces, other alphabets) is sent as browsers send it.
         path = urllib3.util.parse_url(f"http://h{path}").request_uri
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        raise FetchError(f"not a URL: {error}") from error
+    return Target(parts.scheme, parts.hostname, port, path)
+
+
+@contextlib.contextmanager
+def _open(url: str, limits: DownloadLimits, deadline: float, accept: str = PICTURES) -> Any:
+    """The response to a GET; cut off at the deadline, wherever it is, by a timer that closes the socket."""
+    target = _target(url)
+    try:
+        connection = _connection(target.scheme, target.host, target.port, limits, deadline)
     except (http.client.InvalidURL, urllib3.exceptions.HTTPError, ValueError) as error:
         raise FetchError(f"not a URL: {error}") from error
     expired = threading.Event()
@@ -259,21 +369,21 @@ def _open(url: str, limits: DownloadLimits, deadline: float) -> Any:
     try:
         connection.connect()
         opened.append(connection.sock)
-        headers = {"User-Agent": agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
-        connection.request("GET", path, headers=headers, preload_content=False)
+        headers = {"User-Agent": agent, "Accept": accept, "Accept-Encoding": "identity"}
+        connection.request("GET", target.path, headers=headers, preload_content=False)
         yield connection.getresponse()
     except FetchError:
         if expired.is_set():
-            raise FetchError("took longer than allowed") from None
+            raise FetchError("took longer than allowed", of_host=not opened) from None
         raise
     except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
         if expired.is_set() or isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
-            raise FetchError("took longer than allowed") from error
-        raise PassingFault(f"broken connection: {error}") from error
+            raise FetchError("took longer than allowed", of_host=not opened) from error
+        raise PassingFault(f"broken connection: {error}", of_host=not opened) from error
     except Exception as error:  # http.client's own errors have no common base with the rest
         if expired.is_set():
-            raise FetchError("took longer than allowed") from error
-        raise PassingFault(f"broken answer: {type(error).__name__}: {error}") from error
+            raise FetchError("took longer than allowed", of_host=not opened) from error
+        raise PassingFault(f"broken answer: {type(error).__name__}: {error}", of_host=not opened) from error
     finally:
         timer.cancel()
         connection.close()
@@ -281,16 +391,12 @@ def _open(url: str, limits: DownloadLimits, deadline: float) -> Any:
 
 def _read(response: Any, limits: DownloadLimits, deadline: float) -> bytes:
     buffer = io.BytesIO()
-    expected = response.headers.get("Content-Length")
-    if expected and expected.isdigit() and int(expected) > limits.max_bytes:
-        raise TooLarge(limits.max_bytes, int(expected))
+    claimed = _claimed(response)
+    if claimed is not None and claimed > limits.max_bytes:
+        raise TooLarge(limits.max_bytes, claimed)
     kind = response.headers.get("Content-Type", "").lower()
     doubtful = kind.startswith(NOT_PICTURES)
-    while True:
-        _left(deadline)
-        chunk = response.read1(CHUNK) if hasattr(response, "read1") else response.read(CHUNK)
-        if not chunk:
-            break
+    for chunk in _chunks(response, deadline):
         buffer.write(chunk)
         if buffer.tell() > limits.max_bytes:
             raise TooLarge(limits.max_bytes)
@@ -299,11 +405,30 @@ def _read(response: Any, limits: DownloadLimits, deadline: float) -> bytes:
             doubtful = False
     if doubtful:
         _refuse_unless_picture(buffer.getvalue(), kind)
-    _left(deadline)
-    packed = response.headers.get("Content-Encoding", "identity") != "identity"  # then the length is not the file's
-    if expected and expected.isdigit() and buffer.tell() < int(expected) and not packed:
-        raise PassingFault(f"the file ended after {buffer.tell()} of {expected} bytes")
     return buffer.getvalue()
+
+
+def _claimed(response: Any) -> int | None:
+    """The bytes that a server says it sends."""
+    said = response.headers.get("Content-Length")
+    return int(said) if said and said.isdigit() else None
+
+
+def _chunks(response: Any, deadline: float) -> Iterator[bytes]:
+    """The bytes of an answer as they come. FetchError at the deadline, and where they end before the server said."""
+    had = 0
+    while True:
+        _left(deadline)
+        chunk = response.read1(CHUNK) if hasattr(response, "read1") else response.read(CHUNK)
+        if not chunk:
+            break
+        had += len(chunk)
+        yield chunk
+    _left(deadline)
+    claimed = _claimed(response)
+    packed = response.headers.get("Content-Encoding", "identity") != "identity"  # then the length is not the file's
+    if claimed is not None and had < claimed and not packed:
+        raise PassingFault(f"the file ended after {had} of {claimed} bytes")
 
 
 def _refuse_unless_picture(begins: bytes, kind: str) -> None:
@@ -357,7 +482,10 @@ class Fetched(io.BytesIO):
 
 
 def as_download_image(
-    fetch: Callable[[str, DownloadLimits], bytes], limits: DownloadLimits, threads: int = 1
+    fetch: Callable[[str, DownloadLimits], bytes],
+    limits: DownloadLimits,
+    threads: int = 1,
+    arrived: Callable[[int, bytes], None] = lambda key, content: None,
 ) -> Callable[..., tuple]:
     """``fetch`` in the form of ``img2dataset.downloader.download_image``: (key, url) → (key, stream or None, error or None).
 
@@ -372,6 +500,7 @@ def as_download_image(
         fetch: url, and what it may cost → the file's bytes; TooLarge for more of them than it may have.
         limits: what a URL may cost.
         threads: that call this at once.
+        arrived: is told the key and the bytes of each file that was had.
     """
     deadlines: dict[int, float] = {}
     settled: dict[int, str] = {}
@@ -397,6 +526,7 @@ def as_download_image(
                 taken, begun = 0, time.monotonic()
                 taken = room.take(most)
                 deadlines[key] += time.monotonic() - begun
+            arrived(key, content)
             needed = len(content) if len(content) > share else 0
             room.give_back(max(0, taken - needed))
             held, taken = min(taken, needed), 0

@@ -11,7 +11,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime
+import hashlib
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from transforms.data.download import OPTED_OUT, DownloadLimits, as_download_image
+from transforms.data.download import WITHHELD, DownloadLimits, as_download_image
 from transforms.data.resizing import ConfinedResizer, Storage
 from transforms.data.sources import Source
 from transforms.data.spool import Spool, fetching, spool_path
@@ -47,6 +49,14 @@ SPREAD_BYTES = 128 << 20
 
 MOST_ROWS = 300_000
 """Rows of one bucket that are held at once. They are spread by what they say: only repeats of one row fill one bucket."""
+
+UNCHANGED, CHANGED, UNKNOWN = "unchanged", "changed", "unknown"
+"""What ``samples.drift`` says."""
+
+_DIGESTS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
+"""Hexadecimal digits → the algorithm that gives so many, of those that metadata are made with."""
+
+_HEXADECIMAL = re.compile(r"[0-9a-f]+")
 
 _downloader_lock = threading.Lock()
 """img2dataset's download function is a module's, which is changed for a shard: one at a time in a process. Its threads are
@@ -247,7 +257,14 @@ class IngestBucket(beam.DoFn):
                 disallowed_header_directives=None,  # ours looks at them, at every redirect
             )
             original = downloader.download_image
-            downloader.download_image = as_download_image(fetching(samples, source.fetch), self.limits, self.threads)
+            drifts: dict[int, str] = {}
+
+            def arrived(place: int, content: bytes) -> None:
+                # img2dataset's keys are the rows of its table, from 0.
+                drifts[place] = drift(samples[place]["metadata_hash"], content)
+
+            fetch = fetching(samples, source.fetch)
+            downloader.download_image = as_download_image(fetch, self.limits, self.threads, arrived)
             try:
                 done, _ = download((0, shard))
             finally:
@@ -257,7 +274,8 @@ class IngestBucket(beam.DoFn):
             if not done:
                 raise RuntimeError("img2dataset could not process a shard; its traceback is above")
             rows = pq.read_table(os.path.join(folder, "00000.parquet")).to_pylist()
-        return {row["place"]: _outcome(row, row[self.storage.encode_format]) for row in rows}
+        found = {row["place"]: _outcome(row, row[self.storage.encode_format]) for row in rows}
+        return {place: {**outcome, "drift": drifts.get(place, UNKNOWN)} for place, outcome in found.items()}
 
     def write(self, bucket: int, role: str, samples: list[dict[str, Any]], outcomes: list[dict[str, Any]]) -> None:
         """A part of ``images`` and then of ``samples``."""
@@ -268,6 +286,7 @@ class IngestBucket(beam.DoFn):
                 {
                     **{name: sample[name] for name in (*ROW.names, "sample_id", "occurrence", "source_file")},
                     **{name: outcome.get(name) for name in _OUTCOME},
+                    "drift": outcome.get("drift", UNKNOWN),
                     "role": role,
                     # Of one that is tried again it stays: for so many nights it's tried.
                     "ingested_at": sample.get("ingested_at", now),
@@ -296,13 +315,29 @@ class IngestBucket(beam.DoFn):
 _NOTHING_SAID = dict.fromkeys(("url", "caption", "label", "metadata_hash"))
 """What the row of a forgotten sample doesn't repeat."""
 
-_OUTCOME = ("status", "reason", "sha256", "original_width", "original_height", "width", "height")
+_OUTCOME = ("status", "reason", "sha256", "original_width", "original_height", "width", "height", "drift")
+
+
+def drift(claimed: str | None, content: bytes) -> str:
+    """Whether a file is the one that the metadata were made of.
+
+    Args:
+        claimed: what they say is its digest, in hexadecimal of any case; or something else, of which nothing follows.
+        content: the file's bytes.
+
+    Returns:
+        ``UNCHANGED``, ``CHANGED`` or ``UNKNOWN``.
+    """
+    digits = (claimed or "").strip().lower()
+    if len(digits) not in _DIGESTS or not _HEXADECIMAL.fullmatch(digits):
+        return UNKNOWN
+    return UNCHANGED if hashlib.new(_DIGESTS[len(digits)], content, usedforsecurity=False).hexdigest() == digits else CHANGED
 
 
 def _outcome(row: dict[str, Any], image: bytes | None) -> dict[str, Any]:
     """A row of img2dataset's in our words."""
     status, reason = row["status"], row["error_message"]
-    if status == "failed_to_download" and reason == OPTED_OUT:
+    if status == "failed_to_download" and reason in WITHHELD:
         status = "opted_out"
     sizes = {name: row[name] for name in ("sha256", "original_width", "original_height", "width", "height")}
     return {**sizes, "status": status, "reason": reason, "image": image}

@@ -34,14 +34,15 @@ from transforms.store.identity import digest, url_by_bytes
 from transforms.store.listings import PARQUET, column_named, readable_text, refuse_twice
 from transforms.store.texts import written_name
 
-# Our column → what LAION's releases call it, in lower case; the first that is there is taken.
+# Our column → what LAION's releases call it, in lower case; the first that is there is taken. "hash" comes last: LAION's is a
+# number, of url and caption.
 _NAMES = {
     "url": ("url",),
     "caption": ("text", "caption"),
     "punsafe": ("punsafe",),
     "pwatermark": ("pwatermark",),
     "similarity": ("similarity",),
-    "metadata_hash": ("hash", "md5", "sha256"),
+    "metadata_hash": ("sha256", "sha512", "sha1", "md5", "hash"),
     "metadata_width": ("width", "original_width"),
     "metadata_height": ("height", "original_height"),
 }

@@ -38,6 +38,8 @@ STEPS = (
     "marts/takedown",
     "marts/cost",
     "marts/yield",
+    "marts/drift",
+    "marts/placeholders",
     "marts/duplication",
     "marts/threshold_sweep",
 )

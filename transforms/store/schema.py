@@ -10,7 +10,7 @@ import dataclasses
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of the lake as a whole. A reader of another version refuses the lake and says what to do."""
 
 
@@ -101,6 +101,12 @@ SAMPLES = Table(
             _column("pwatermark", FLOAT, "LAION's probability of a watermark, 0 to 1", nullable=True),
             _column("similarity", FLOAT, "LAION's cosine between picture and caption", nullable=True),
             _column("metadata_hash", TEXT, "the metadata's own hash column, as text", nullable=True),
+            _column(
+                "drift",
+                TEXT,
+                "unchanged or changed: whether metadata_hash is the MD5, SHA-1, SHA-256 or SHA-512 of the bytes as downloaded; "
+                "unknown where it is none of them, or nothing was downloaded",
+            ),
             _column("metadata_width", INT, "pixels, as the metadata claims", nullable=True),
             _column("metadata_height", INT, "pixels, as the metadata claims", nullable=True),
             _column("ingested_at", MOMENT, "when the row was decided"),

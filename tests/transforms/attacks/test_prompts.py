@@ -1,14 +1,21 @@
 """The user's own prompts: what files they may stand in."""
 
+import collections
 import json
+import math
 import os
+import random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from transforms.attacks.prompts import read_prompt_list
+import sql
+from tests.fakes import fake_lake, rewrite
+from transforms.attacks.prompts import drawn_prompts, read_prompt_list
 from transforms.errors import UserError
+from transforms.store.scan import connect
 
 
 def test_a_line_ends_with_a_line_feed(tmp_path):
@@ -115,3 +122,136 @@ def test_what_is_no_file_is_not_opened(tmp_path):
             read_prompt_list(str(path))
     with pytest.raises(UserError, match="No such file"):
         read_prompt_list(str(tmp_path / "nowhere.txt"))
+
+
+def drawn(fake, **options):
+    """Group → the caption by which it is asked for, and how many groups can't be."""
+    found = drawn_prompts(fake.lake, fake.deduplicate, max_prompts=100, images_per_prompt=1, base_seed=0, **options)
+    return {row["group_id"]: row["text"] for row in found.rows}, found.groups_without_caption
+
+
+def test_captions_of_pictures_that_changed_are_left_out_where_that_is_asked_for(tmp_path):
+    fake = fake_lake(tmp_path, sizes=(3, 2, 1, 1), controls=0)
+    groups = {}
+    for row in fake.rows("duplicate_groups"):
+        groups.setdefault(row["group_id"], row["representative"])
+    by_size = {row["group_id"]: row["size"] for row in fake.rows("duplicate_groups")}
+    of = {row["sample_id"]: row["group_id"] for row in fake.rows("duplicate_groups")}
+    # Of the three the representative alone changed, of the two both did, and of one of the singles it is unknown.
+    single = next(group for group, size in by_size.items() if size == 1)
+
+    def drift(row):
+        group = of.get(row["sample_id"])
+        if by_size.get(group) == 3:
+            return "changed" if row["sample_id"] == groups[group] else "unchanged"
+        return "changed" if by_size.get(group) == 2 else "unknown" if group == single else "unchanged"
+
+    rewrite(fake, "samples", lambda rows: [
+        row | {"drift": drift(row), "caption": f"{row['caption']}, {drift(row)}"} for row in rows
+    ])  # fmt: skip
+    every, without = drawn(fake)
+    assert len(every) == 4 and without == 0
+    some, without = drawn(fake, skip_changed=True)
+    assert without == 1 and len(some) == 3
+    assert {by_size[group] for group in every.keys() - some.keys()} == {2}
+    assert some[next(group for group in some if by_size[group] == 3)].endswith(", unchanged")
+    assert some[single].endswith(", unknown")
+
+
+# -- placeholders -----------------------------------------------------------------------------------------------------
+
+NOUNS = ("house", "river", "summer", "engine", "garden", "winter", "station", "bottle", "mountain", "window", "forest")
+LITTLE = ("the", "of", "in", "and", "for", "a", "with", "by", "to", "on")
+
+
+def unlike(chance):
+    """A caption as of any picture: words by chance out of many, and the little ones that all have."""
+    words = [f"{chance.choice(NOUNS)}{chance.randrange(400)}" for _ in range(chance.randint(5, 11))]
+    return " ".join([*words, chance.choice(LITTLE)])
+
+
+def like(chance, name):
+    """A caption of one picture, as shops and pages write it, each its own way."""
+    words = [name, f"{name}b", "poster", *chance.sample(["print", "official", "sale", "new", "framed", "buy", "large"], 3)]
+    chance.shuffle(words)
+    return " ".join([*words, chance.choice(NOUNS)])
+
+
+def placeholders_among(groups):
+    """Numbers of the groups that ``sql/marts/placeholders.sql`` finds, of groups of one picture each: (hosts, captions)."""
+    members = [
+        {"sample_id": f"{number}-{place}", "group_id": f"{number}", "size": len(captions), "representative": f"{number}-0",
+         "caption": caption, "url": f"https://host{place % hosts}.example/{place}.png", "sha256": f"{place % 2}"}
+        for number, (hosts, captions) in enumerate(groups) for place, caption in enumerate(captions)
+    ]  # fmt: skip
+    with connect() as connection:
+        table = pa.Table.from_pylist(members)
+        connection.register("duplicate_groups", table.drop_columns(["caption", "url", "sha256"]))
+        connection.register("samples", table.select(["sample_id", "caption", "url", "sha256"]))
+        found = connection.sql(sql.read("marts", "placeholders")).to_arrow_table().to_pylist()
+    return {int(row["group_id"]): row for row in found}
+
+
+def test_placeholders_are_found_and_pictures_that_are_repeated_are_none():
+    chance = random.Random(0)
+    sizes = [10, 12, 16, 40, 150]
+    kinds = {
+        "placeholder": [(size, [unlike(chance) for _ in range(size)]) for size in sizes for _ in range(10)],
+        "memorised": [(size, [like(chance, f"name{n}") for _ in range(size)]) for n, size in enumerate(sizes * 10)],
+        "same caption": [(size, ["the very same words"] * size) for size in sizes],
+        # Three tenths under captions like one another are enough to have learned it by them.
+        "partly": [
+            (size, [like(chance, f"part{size}") if place % 10 < 3 else unlike(chance) for place in range(size)])
+            for size in sizes
+        ],
+        # What else a lake has.
+        "once": [(1, [unlike(chance)]) for _ in range(500)],
+        "four hosts": [(4, [unlike(chance) for _ in range(size)]) for size in sizes],
+        "few": [(9, [unlike(chance) for _ in range(9)])],
+        "no captions": [(40, [unlike(chance) if place < 9 else [None, " ", "..."][place % 3] for place in range(40)])],
+        # Scripts without spaces between words.
+        "signs": [(20, [f"{chr(0x4E00 + place)}富士山の写真{chr(0x5E00 + place)}" for place in range(20)])],
+    }
+    kind_of = [kind for kind, groups in kinds.items() for _ in groups]
+    found = placeholders_among([group for groups in kinds.values() for group in groups])
+    assert collections.Counter(kind_of[number] for number in found) == {"placeholder": len(kinds["placeholder"])}
+    # The signs are words of their own, and no other caption has one of them.
+    representatives = [captions[0] for groups in kinds.values() for _, captions in groups]
+    for number, row in found.items():
+        hosts, captions = kinds["placeholder"][number]
+        number = len(captions)
+        assert (row["images"], row["captions"], row["domains"], row["identical"]) == (number, number, hosts, number // 2)
+        assert row["likeness"] == pytest.approx(likeness(captions, representatives))
+
+
+def likeness(captions, representatives):
+    """By the words of the header of placeholders.sql."""
+    texts = [set((text or "").replace(".", " ").split()) for text in representatives]
+    rarity = collections.defaultdict(lambda: math.log(len(texts) + 1))
+    for word, number in collections.Counter(word for text in texts for word in text).items():
+        rarity[word] = math.log((len(texts) + 1) / number)
+    words = [set(caption.split()) for caption in captions]
+    supports = [
+        sum(rarity[word] * (sum(word in other for other in words) - 1) for word in mine)
+        / sum(rarity[word] for word in mine)
+        / (len(words) - 1)
+        for mine in words
+    ]
+    return np.quantile(supports, 0.9)
+
+
+def test_placeholders_are_not_asked_for(tmp_path):
+    chance = random.Random(1)
+    fake = fake_lake(tmp_path, sizes=(12, 11, 1), controls=0, images_per_prompt=1)
+    of = {row["sample_id"]: row["size"] for row in fake.rows("duplicate_groups")}
+    captions = {12: lambda: unlike(chance), 11: lambda: like(chance, "name"), 1: lambda: "a caption"}
+    rewrite(fake, "samples", lambda rows: [
+        row | {"caption": captions[of.get(row["sample_id"], 1)](), "url": f"https://h{place}.example/"}
+        for place, row in enumerate(rows)
+    ])  # fmt: skip
+    for skip, sizes in ((True, [11, 1]), (False, [12, 11, 1])):
+        found = drawn_prompts(
+            fake.lake, fake.deduplicate, max_prompts=9, images_per_prompt=1, base_seed=0, skip_placeholders=skip
+        )
+        assert [row["n_duplicates"] for row in found.rows] == sizes
+        assert found.placeholders == skip and found.groups_without_caption == 0

@@ -1,5 +1,7 @@
 """Rows are numbered by what they say, and every one of them becomes an outcome with a reason."""
 
+import hashlib
+
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,19 @@ from tests.faults.pictures import flat_png
 from tests.web import picture, serve
 from transforms.data import ingestion
 from transforms.data.download import DownloadLimits
-from transforms.data.ingestion import LOST, Buckets, Ingest, IngestBucket, SpreadRows, Storage, number_occurrences
+from transforms.data.ingestion import (
+    CHANGED,
+    LOST,
+    UNCHANGED,
+    UNKNOWN,
+    Buckets,
+    Ingest,
+    IngestBucket,
+    SpreadRows,
+    Storage,
+    drift,
+    number_occurrences,
+)
 from transforms.data.resizing import ConfinedResizer
 from transforms.data.sources import FolderSource, LaionSource
 from transforms.data.survey import ROW, Partition
@@ -228,3 +242,17 @@ def test_a_bucket_of_repeats_that_no_memory_holds_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"rows that nearly all say the same .*expected 49 at most"):
         for bucket_number, part in spread:
             list(work.process((bucket_number, [part])))
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256", "sha512"])
+def test_a_digest_says_whether_a_file_is_the_one_that_was_meant(algorithm):
+    there = hashlib.new(algorithm, b"the file").hexdigest()
+    assert drift(there, b"the file") == drift(f" {there.upper()}\n", b"the file") == UNCHANGED
+    assert drift(there, b"the filf") == CHANGED
+    # What is cut, or has other letters, is no digest.
+    assert drift(there[:-1], b"the file") == drift(f"x{there[1:]}", b"the file") == UNKNOWN
+
+
+@pytest.mark.parametrize("claimed", [None, "", " ", "-4986932459263951461", "dHJ1ZQ==", "\u0665" * 32])
+def test_what_is_no_digest_says_nothing(claimed):
+    assert drift(claimed, b"the file") == UNKNOWN

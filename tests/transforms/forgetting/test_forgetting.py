@@ -38,7 +38,7 @@ def sample(name, url, content=None, caption="a caption that is long enough"):
     return {
         **dict.fromkeys(TABLES["samples"].schema.names), "sample_id": name, "role": "training", "url": url, "caption": caption,
         "occurrence": 0, "source_file": "m", "source_row": 0, "status": "success", "sha256": content or f"of {name} alone",
-        "ingested_at": NOW,
+        "drift": "unknown", "ingested_at": NOW,
     }  # fmt: skip
 
 

@@ -14,13 +14,13 @@ from scipy.stats import beta, binomtest
 
 import sql
 from pipelines.match import MatchOptions
-from tests.fakes import BEHAVIOURS, fake_lake
+from tests.fakes import BEHAVIOURS, fake_lake, rewrite
 from transforms.errors import UserError
 from transforms.kernels.copies import GU_RATIO
-from transforms.kernels.rates import blaker_interval, slice_interval, stratified_interval
+from transforms.kernels.rates import blaker_interval, slice_interval, stratified_interval, wilson_interval
 from transforms.results import database, marts
 from transforms.store import scan
-from transforms.store.files import delete, read_parquet, write_parquet
+from transforms.store.files import read_parquet, write_parquet
 from transforms.store.lake import Lake
 
 AUDIT = ("audit_id", "model_revision", "parameters_digest")
@@ -31,15 +31,6 @@ def measured(fake, snapshot="measured"):
     marts.run(fake.lake, fake.match, snapshot)
     tables = {mart: read_parquet(fake.lake.part(mart, snapshot, 0)) for mart in marts.MARTS}
     return {mart: table.drop_columns(list(AUDIT)).to_pylist() for mart, table in tables.items()}
-
-
-def rewrite(fake, table, change):
-    """Replaces a table of the fake lake by what ``change`` makes of its rows."""
-    stages = (fake.ingest, fake.embed, fake.deduplicate, fake.generate, fake.match)
-    snapshot = next(manifest.snapshot_id for manifest in stages if table in manifest.rows)
-    rows = change(fake.rows(table))
-    delete(fake.lake.folder(table, snapshot))
-    fake.lake.write(table, snapshot, 0, rows)
 
 
 # -- the same numbers by plain loops ----------------------------------------------------------------------------------
@@ -1341,3 +1332,32 @@ def test_a_lake_with_a_quote_in_its_path(tmp_path):
     finish(fake, "measured")
     database.build_database(fake.lake)
     assert ask(fake.lake, "SELECT count(*) FROM verdicts") == [(10,)]
+
+
+# -- is it the picture that was trained on? ---------------------------------------------------------------------------
+
+
+def test_drift_is_counted_by_host(tmp_path):
+    hosts = ["https://www.a.example/{}", "https://a.example/{}", "https://b.example/{}", "https://c.example/{}", "no url {}"]
+    urls = [hosts[number % 5].format(number) for number in range(20)]
+    fake = fake_lake(tmp_path, sizes=[1] * 20, urls=urls, controls=5)
+    said = ["changed", "unchanged", "unknown", "unchanged"]
+    rewrite(fake, "samples", lambda rows: [
+        row | {"drift": "unknown" if "c.ex" in (row["url"] or "") else said[place % 4]} for place, row in enumerate(rows)
+    ])  # fmt: skip
+    expected = {}
+    for row in fake.rows("samples"):
+        if row["role"] == "training":
+            host = "a.example" if "a.ex" in row["url"] else row["url"].split("/")[2] if "//" in row["url"] else None
+            expected.setdefault(host, collections.Counter())[row["drift"]] += 1
+    found = measured(fake)["drift"]
+    assert {row["domain"]: {name: row[name] for name in ("unchanged", "changed", "unknown")} for row in found} == {
+        host: {name: counts[name] for name in ("unchanged", "changed", "unknown")}
+        for host, counts in expected.items()
+        if counts["unchanged"] + counts["changed"]
+    }
+    assert "c.example" in expected and len(found) >= 3
+    for row in found:
+        known = row["changed"] + row["unchanged"]
+        assert row["share_changed"] == row["changed"] / known
+        assert (row["share_lower"], row["share_upper"]) == wilson_interval(row["changed"], known)

@@ -242,4 +242,4 @@ def a_sample(number):
     row = dict.fromkeys(TABLES["samples"].schema.names)
     moment = datetime.datetime.now(datetime.UTC)
     given = {"sample_id": f"s{number}", "role": "training", "occurrence": 0, "source_file": "f", "source_row": number}
-    return [row | given | {"status": "filtered", "ingested_at": moment}]
+    return [row | given | {"status": "filtered", "drift": "unknown", "ingested_at": moment}]
