@@ -479,6 +479,7 @@ def retry(execution: Execution, options: IngestOptions, base: Manifest, since: d
         _ = pipeline | "FailedParts" >> beam.Create(together, reshuffle=True) | "RetryParts" >> beam.ParDo(again)
 
     execution.run(build_retry)
+    delete(lake.work("ingest", snapshot))
     if not lake.own("samples", snapshot):
         return base
 

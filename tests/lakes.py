@@ -17,7 +17,7 @@ from transforms.store.schema import TABLES
 
 TIMES_AND_DEVICES = frozenset(
     {"ingested_at", "seconds", "seconds_before", "device", "finished_at", "machine", "device_seconds",
-     "device_seconds_per_extraction", "device_seconds_per_copied_image"}
+     "device_seconds_per_extraction", "device_seconds_per_copied_image", "forgotten_at"}
 )  # fmt: skip
 """Columns that tell of a run and not of its result."""
 

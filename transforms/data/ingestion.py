@@ -9,6 +9,7 @@ samples however the metadata was cut into files. The download itself is img2data
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -16,6 +17,7 @@ import os
 import re
 import tempfile
 import threading
+import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,9 +35,9 @@ from transforms.data.survey import ROW, Partition
 from transforms.errors import UserError
 from transforms.models.processes import Spread, in_this_process
 from transforms.store.counters import count
-from transforms.store.files import count_rows, exists, read_parquet, read_rows, write_parquet
+from transforms.store.files import count_rows, delete, exists, move, read_parquet, read_rows, write_parquet
 from transforms.store.identity import row_digest, sample_id
-from transforms.store.lake import Lake
+from transforms.store.lake import Lake, as_table
 from transforms.store.texts import is_redacted, written_name
 from transforms.store.tombstones import FORGOTTEN, Tombstones
 
@@ -149,9 +151,11 @@ def _with_buckets(table: pa.Table, population: Buckets) -> pa.Table:
 
 @dataclasses.dataclass(eq=False)
 class IngestBucket(beam.DoFn):
-    """(bucket, paths) → the bucket's parts of ``images`` and ``samples``, written; yields the bucket.
+    """(bucket, paths) → the bucket's parts of ``samples`` and ``images``, written; yields the bucket.
 
-    ``samples`` is written last: a bucket that has it is complete, and is left alone.
+    An engine may try a bucket twice, even at once, and two attempts download different pictures. So each attempt's pictures
+    are a work file of its own; the first to write ``samples`` has done it, and its pictures, which that part names, become the
+    part of ``images``. A bucket that has both is complete, and is left alone.
 
     Attributes:
         lake, snapshot: where to write.
@@ -178,7 +182,7 @@ class IngestBucket(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[str]]) -> Iterator[int]:
         bucket, paths = element
-        if not exists(self.lake.part("samples", self.snapshot, bucket)):
+        if not self.is_complete(bucket):
             population = next(one for one in self.populations if 0 <= bucket - one.first_bucket < one.buckets)
             paths = sorted(paths)
             known = {path for path in paths if os.path.basename(path).startswith(KNOWN)}
@@ -197,6 +201,24 @@ class IngestBucket(beam.DoFn):
             outcomes = self.outcomes(samples, population.source)
             self.write(bucket, population.role, samples, outcomes)
         yield bucket
+
+    def is_complete(self, bucket: int) -> bool:
+        """Whether samples and images of a bucket are there. An attempt that died between the two is brought to its end."""
+        samples, images = (self.lake.part(table, self.snapshot, bucket) for table in ("samples", "images"))
+        if not exists(samples):
+            return False
+        if exists(images):
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            move(self._pictures(bucket, self.lake.attempt("samples", self.snapshot, bucket)), images)
+        if not exists(images):  # a request to forget has removed what lay about
+            delete(samples)
+            return False
+        return True
+
+    def _pictures(self, bucket: int, attempt: str | None) -> str:
+        """Where the pictures of an attempt wait for its samples."""
+        return self.lake.work("ingest", self.snapshot, "attempts", f"{bucket:05d}-{attempt}.parquet")
 
     def outcomes(self, samples: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
         """What became of each sample: status, reason, and for a success sizes, hash and the encoded picture."""
@@ -278,7 +300,7 @@ class IngestBucket(beam.DoFn):
         return {place: {**outcome, "drift": drifts.get(place, UNKNOWN)} for place, outcome in found.items()}
 
     def write(self, bucket: int, role: str, samples: list[dict[str, Any]], outcomes: list[dict[str, Any]]) -> None:
-        """A part of ``images`` and then of ``samples``."""
+        """A part of ``samples`` and then of ``images``, unless another attempt was faster: then that one's."""
         now = datetime.datetime.now(datetime.UTC)
         images, rows = [], []
         for sample, outcome in zip(samples, outcomes, strict=True):
@@ -306,10 +328,15 @@ class IngestBucket(beam.DoFn):
                         "resize_mode": self.storage.resize_mode,
                     }
                 )
-        self.lake.write("images", self.snapshot, bucket, images)
-        self.lake.write("samples", self.snapshot, bucket, rows)
-        for status, number in collections.Counter(row["status"] for row in rows).items():
-            count(f"samples {status}", number)
+        attempt = uuid.uuid4().hex
+        pictures = self._pictures(bucket, attempt)
+        write_parquet(pictures, as_table("images", images))
+        if self.lake.write_first("samples", self.snapshot, bucket, rows, attempt):
+            for status, number in collections.Counter(row["status"] for row in rows).items():
+                count(f"samples {status}", number)
+        else:
+            delete(pictures)
+        self.is_complete(bucket)
 
 
 _NOTHING_SAID = dict.fromkeys(("url", "caption", "label", "metadata_hash"))
@@ -386,8 +413,8 @@ class RetryParts(beam.DoFn):
     def process(self, element: tuple[str, Sequence[int]]) -> Iterator[int]:
         role, numbers = element
         lake, bucket = self.bucket.lake, self.bucket
-        done = lake.own("samples", bucket.snapshot)
-        yield from (number for number in numbers if number in done)
+        done = {number for number in numbers if bucket.is_complete(number)}
+        yield from sorted(done)
         paths = lake.paths("samples", self.base)
         failed = [
             (number, place, row)

@@ -173,13 +173,48 @@ def write_bytes(path: str, content: bytes) -> None:
         file.write(content)
 
 
-def create(url: str, content: bytes) -> bool:
-    """Writes an object of a store where there is none of that name: whether it did. The store sees to it that only one does."""
+def create(path: str, content: bytes) -> bool:
+    """Writes a file, whole or not at all, where there is none of that name: whether it did. Of several at once one does."""
+    if is_url(path):
+        try:
+            _store(path).pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+    make_folder(os.path.dirname(path) or ".")
+    temporary = temporary_name(path)
     try:
-        _store(url).pipe_file(url, content, mode="create")
+        with open(temporary, "wb", opener=_private) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # A link, unlike a new name, is refused where there is a file.
+        os.link(temporary, path)
     except FileExistsError:
         return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+    sync_folder(os.path.dirname(path))
     return True
+
+
+def move(source: str, path: str) -> None:
+    """Gives a file another name: of the same disk here, or of the same store. FileNotFoundError where there is none."""
+    if is_url(path):
+        # The old name goes last: whoever finds no file there finds it under the new one.
+        _store(path).copy(source, path)
+        _store(path).rm_file(source)
+        return
+    make_folder(os.path.dirname(path) or ".")
+    os.replace(source, path)
+    sync_folder(os.path.dirname(path))
+    with contextlib.suppress(FileNotFoundError):
+        sync_folder(os.path.dirname(source))
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 def make_folder(folder: str) -> None:
@@ -230,7 +265,7 @@ def replacing(path: str) -> Iterator[IO[bytes]]:
     if not is_url(path):
         make_folder(folder or ".")
         try:
-            with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            with open(temporary, "wb", opener=_private) as file:
                 yield file
             put_in_place(temporary, path)
         except Exception:

@@ -37,12 +37,14 @@ from transforms.store.files import (
     Part,
     check_body,
     check_columns,
+    create,
     delete,
     delete_all,
     describe,
     exists,
     is_url,
     list_files,
+    open_parquet,
     parquet_bytes,
     read_bytes,
     read_parquet,
@@ -527,6 +529,20 @@ class Lake:
         write_bytes(path, content)
         return path
 
+    def write_first(self, table: str, snapshot: str, number: int, rows: Iterable[dict[str, Any]], attempt: str) -> bool:
+        """Writes one part, with the name of the attempt that made its rows, unless it is there: whether it did.
+
+        Engines try again, and have two workers try at once: of several attempts one alone writes.
+        """
+        table_of_attempt = as_table(table, rows).replace_schema_metadata({_ATTEMPT: attempt})
+        return create(self.part(table, snapshot, number), parquet_bytes(table_of_attempt))
+
+    def attempt(self, table: str, snapshot: str, number: int) -> str | None:
+        """Which attempt has written a part with ``write_first``; None where it doesn't say."""
+        with open_parquet(self.part(table, snapshot, number)) as file:
+            said = (file.schema_arrow.metadata or {}).get(_ATTEMPT)
+        return None if said is None else said.decode()
+
     def read(self, table: str, snapshot: str, columns: list[str] | None = None) -> pa.Table:
         """A whole table in memory: for tables that are small, or for a few columns of one that is not."""
         parts = [read_parquet(path, columns) for path in self.parts(table, snapshot)]
@@ -598,6 +614,9 @@ def _check_once(path: str, without: tuple[str, ...], size: int, modified: float)
 
 
 _ANNOUNCED = ".next.json"
+
+_ATTEMPT = b"eidetic.attempt"
+"""Key of a Parquet file's metadata: the attempt that made it."""
 
 
 def _announcement(path: str) -> str:
