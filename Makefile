@@ -32,6 +32,12 @@ faults: install
 	OMP_NUM_THREADS=1 EIDETIC_FAULTS=all $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal tests/faults
 	$(BIN)/python -m tests.faults.report
 
+# The engines that are named, by default all, installed here, and the tests on them: half an hour.
+ENGINES ?= prism flink spark
+engines: install
+	$(BIN)/python -m tests.engines.install $(ENGINES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/engines
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

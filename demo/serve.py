@@ -86,30 +86,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(site: Path, port: int) -> Iterator[None]:
+def serving(site: Path, port: int, host: str = "127.0.0.1") -> Iterator[None]:
     """The corpus served by a process of its own while the block runs. UserError where the port is taken."""
-    words = ["-m", "demo.serve", "--site", str(site), "--port", str(port), "--until_stdin_ends"]
+    words = ["-m", "demo.serve", "--site", str(site), "--port", str(port), "--host", host, "--until_stdin_ends"]
     # The pipe ends with this process, however that ends: a server that stayed behind would hold the port.
     server = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE)
     try:
         for _ in range(150):
             if server.poll() is not None:
-                raise UserError(f"cannot serve on 127.0.0.1:{port}: the port is taken; name another one with --port")
+                raise UserError(f"cannot serve on {host}:{port}: the port is taken; name another one with --port")
             # Whoever holds the port may answer as well, before our own process has found it taken.
-            if _alive(port) == str(server.pid).encode():
+            if _alive(host, port) == str(server.pid).encode():
                 break
             time.sleep(0.1)
         else:
-            raise UserError(f"the server on 127.0.0.1:{port} does not answer; name another --port")
+            raise UserError(f"the server on {host}:{port} does not answer; name another --port")
         yield
     finally:
         server.terminate()
         server.communicate()
 
 
-def _alive(port: int) -> bytes | None:
+def _alive(host: str, port: int) -> bytes | None:
     """The process that the server says it is; asked without any proxy that the environment names."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+    connection = http.client.HTTPConnection(host, port, timeout=1)
     try:
         connection.request("GET", "/alive")
         return connection.getresponse().read()
@@ -128,13 +128,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1", help="address of this machine that it is served on")
     parser.add_argument("--until_stdin_ends", action="store_true", help="stop when whoever started this has gone")
     arguments = parser.parse_args()
     Handler.site = arguments.site
     http.server.ThreadingHTTPServer.allow_reuse_address = True
     http.server.ThreadingHTTPServer.request_queue_size = 128
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+        server = http.server.ThreadingHTTPServer((arguments.host, arguments.port), Handler)
     except OSError:
         return 1
     if arguments.until_stdin_ends:

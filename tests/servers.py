@@ -48,20 +48,20 @@ def object_store(bucket: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def s3_store(bucket: str) -> Iterator[int]:
+def s3_store(bucket: str, host: str = "127.0.0.1") -> Iterator[int]:
     """S3, emulated, with one bucket: s3:// leads to it while the block runs, by the environment alone, for this process and
-    those that it starts. The port that it listens on.
+    those that it starts. The port that it listens on, of an address of this machine.
     """
     import boto3
     import s3fs
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(host, port=0, verbose=False)
     server.start()
     port = server.get_host_and_port()[1]
     try:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in s3_environment(f"http://127.0.0.1:{port}").items():
+            for name, value in s3_environment(f"http://{host}:{port}").items():
                 patch.setenv(name, value)
             boto3.client("s3").create_bucket(Bucket=bucket)
             s3fs.S3FileSystem.clear_instance_cache()  # of those that know another server

@@ -10,70 +10,34 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 
 import pyarrow.parquet as pq
 import pytest
 
-from demo import corpus, serve
+from demo import serve
 from tests.lakes import differences, tables
-from tests.models import save_random_pipeline
-from tests.servers import ROOT, end, free_port, running, s3_store, wait_for_port
-from transforms.store.files import read_bytes, write_bytes, write_parquet
+from tests.portable import PACKAGES, SECONDS, fill_bucket, finish, small_audit, start, unpacked_wheel
+from tests.servers import ROOT, free_port, running, s3_store, wait_for_port
+from transforms.store.files import read_bytes, write_bytes
 from transforms.store.lake import Lake
 
 BUCKET = "s3://eidetic/inputs"
-
-SECONDS = 240
-"""After so long a run is given up: the portable client waits for ever for a service that has gone."""
-
-ROWS = 120
-"""Metadata rows that the audit takes, beside the faulty ones. The corpus mixes its rows, so repeats are among them."""
-
-PACKAGES = ("pipelines", "transforms", "transforms.kernels", "transforms.results", "sql", "demo")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The folder that our wheel was unpacked into."""
-    # Built from a copy: setuptools reuses a build/ folder that it finds, and would leave one behind in the checkout.
-    source, built, unpacked = (tmp_path_factory.mktemp(name) for name in ("source", "built", "unpacked"))
-    for name in ("setup.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, source)
-    for name in PACKAGES:
-        if "." not in name:
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", built, "."]
-    done = subprocess.run(pip, cwd=source, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stderr
-    (archive,) = built.glob("eidetic-*.whl")
-    zipfile.ZipFile(archive).extractall(unpacked)
-    return unpacked
+    return unpacked_wheel(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """Where metadata and controls of a small corpus that is being served lie, and the models: a bucket."""
-    folder = tmp_path_factory.mktemp("inputs")
-    port = free_port()
-    corpus.build(folder, f"http://127.0.0.1:{port}", 0.01)
-    rows = pq.read_table(folder / "metadata.parquet")
-    urls = rows["URL"].to_pylist()
-    faulty = {row for row, url in enumerate(urls) if "/pictures/" not in url}
-    # Without the slow link, for which either runner would wait the whole --timeout.
-    slow = {row for row, url in enumerate(urls) if "/slow/" in url}
-    first = sorted({*range(ROWS), *faulty} - slow)
-    save_random_pipeline(str(folder / "model"))
-    shutil.copytree(ROOT / "demo" / "models" / "clip", folder / "clip")
-    with s3_store("eidetic"), serve.serving(folder, port):
-        for path in [*folder.glob("model/**/*"), *folder.glob("clip/**/*"), folder / "controls.parquet"]:
-            if path.is_file():
-                write_bytes(f"{BUCKET}/{path.relative_to(folder)}", path.read_bytes())
-        write_parquet(f"{BUCKET}/metadata/monday.parquet", rows.take(first))
-        # What comes on the second night.
-        later = [row for row in range(ROWS, ROWS + 20) if row not in {*first, *slow}]
-        write_parquet(f"{BUCKET}/later.parquet", rows.take(later))
-        yield BUCKET
+    folder, port = tmp_path_factory.mktemp("inputs"), free_port()
+    with s3_store("eidetic"):
+        fill_bucket(folder, f"http://127.0.0.1:{port}", BUCKET)
+        with serve.serving(folder, port):
+            yield BUCKET
 
 
 @pytest.fixture(scope="module")
@@ -112,57 +76,14 @@ def portable(ports):
     ]
 
 
-def start(verb, lake, *words):
-    return subprocess.Popen(
-        [sys.executable, "-m", f"pipelines.{verb}", f"--lake={lake.root}", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,
-    )
-
-
-def start_night(lake, inputs, date, *beam_words):
-    words = [
-        f"--date={date}",
-        f"--metadata={inputs}/metadata",
-        f"--controls={inputs}/controls.parquet",
-        "--image_size=64",
-        "--encode_format=png",
-        "--rows_per_part=80",
-        "--allow_private_hosts",
-        "--timeout=8",  # a busy machine must not turn a sound picture into a failure in one of the two
-        f"--clip_model={inputs}/clip",
-        f"--model={inputs}/model",
-        "--device=cpu",
-        "--budget=72",
-        "--images_per_prompt=4",
-        "--images_per_control=2",
-        "--steps=2",
-        "--clique_size=3",
-        "--keep=all",
-        *beam_words,
-    ]
-    return start("nightly", lake, *words)
-
-
-def finish(process):
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    finally:
-        end(process)
-    assert process.returncode == 0, output
-    return output
-
-
 @pytest.fixture(scope="module")
 def lakes(inputs, pool, tmp_path_factory):
     """(in a folder, made by the default runner; in a bucket, made by the worker pool)."""
     ours, theirs = Lake(str(tmp_path_factory.mktemp("lakes") / "default")), Lake("s3://eidetic/lake")
     # One after the other: the downloads have a limit of time, and the two together would crowd a small machine.
-    finish(start_night(ours, inputs, "2026-01-01"))
-    finish(start_night(theirs, inputs, "2026-01-01", *portable(pool)))
+    words = ["--date=2026-01-01", "--budget=72", *small_audit(inputs)]
+    finish(start("nightly", ours, *words))
+    finish(start("nightly", theirs, *words, *portable(pool)))
     return ours, theirs
 
 
