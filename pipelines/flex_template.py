@@ -34,6 +34,7 @@ NO_JOB = {
     "query": "it prints its answer",
     "history": "it prints its answer",
     "verify": "it reads the lake where the command runs",
+    "workers": "it serves other engines",
     "demo": "it serves its pictures on loopback",
 }
 """Verbs that a template can't start, and why."""

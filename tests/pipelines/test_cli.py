@@ -59,7 +59,7 @@ def no_files(tmp_path, monkeypatch):
             ["generate", "--prompts=https://x/y.txt"],
             "--prompts is 'https://x/y.txt', expected a local path, or a URL that",
         ),
-        (["generate", "--generations=hf://x/y"], "--generations is 'hf://x/y', expected a local path, or a URL of a kind"),
+        (["generate", "--generations=hf://x/y"], "--generations is 'hf://x/y', expected a local path, or a URL that begins"),
         (["measure", "--runner=os.path.join"], "--runner is 'os.path.join', expected one that Beam knows"),
         (["measure", "--runner=Flinkruner"], "--runner is 'Flinkruner', expected one that Beam knows"),
         (["measure", "--runner=no.such.Runner"], "which is not installed (No module named 'no')"),
