@@ -1111,6 +1111,8 @@ FAULTS = [
     ("every_match_has_its_group", "matches", in_all(group_id="elsewhere")),
     ("every_prompt_is_counted_once", "cliques", first_again),
     ("every_prompt_was_tried", "cliques", without_first),
+    ("every_success_has_its_picture", "images", without_first),
+    ("every_success_has_its_picture", "samples", in_first(status="failed_to_download")),
     ("group_sizes_are_right", "duplicate_groups", in_first(size=77)),
     ("identical_images_share_a_group", "duplicate_groups", in_first(identical_to="elsewhere")),
     ("matches_are_unique", "matches", first_again),
