@@ -1,8 +1,8 @@
 """Who may write to the lake: every verb that writes keeps the others off it.
 
 A folder of this machine is locked by the system, which gives the lock back where its holder is killed. A lake in a store is
-claimed: LAKE/writer.lock/<number> is made by whoever takes the lake, in a request that the store refuses where there is such an
-object already, and written again every ``BEAT`` seconds. Numbers only grow. A claim that is empty was given back, and one whose
+claimed: LAKE/writer.claims/<number> is made by whoever takes the lake, in a request that the store refuses where there is such
+an object already, and written again every ``BEAT`` seconds. Numbers only grow. A claim that is empty was given back, and one whose
 holder hasn't written it for ``STALE`` seconds, by the store's own clock, has no holder any more: then the next number may be
 taken. A holder that was away for so long finds a higher number than its own, and ends at once.
 """
@@ -24,7 +24,10 @@ from transforms.store.files import create, delete, delete_all, exists, list_file
 from transforms.store.lake import Lake
 
 LOCK = "writer.lock"
-"""The file of a lake that is locked, or the folder of its claims; it says who has locked it, or had."""
+"""The file of a lake that is locked; it says who has locked it, or had."""
+
+CLAIMS = "writer.claims"
+"""The folder of a lake's claims. Of another name: a lake may be copied from a store to a disk."""
 
 BEAT = 20.0
 """Seconds between two signs of life of who holds a lake in a store."""
@@ -125,7 +128,7 @@ def _unwritable(lake: Lake, error: OSError) -> UserError:
 
 @contextlib.contextmanager
 def _claimed(lake: Lake, verb: str, wait: float) -> Iterator[None]:
-    folder, limit, told = lake.path(LOCK), time.monotonic() + wait, False
+    folder, limit, told = lake.path(CLAIMS), time.monotonic() + wait, False
     text = _this_command(verb).encode()
     try:
         new = not exists(folder)

@@ -142,7 +142,7 @@ def test_a_command_that_dies_goes_on_and_makes_nothing_twice(engine, audited, th
     end(process)
     before = {file.path: file.modified for file in walk(theirs.path("images"))}
     # Its sign of life is some seconds old; nobody waits two minutes for it in a test.
-    for claim in walk(theirs.path("writer.lock")):
+    for claim in walk(theirs.path("writer.claims")):
         write_bytes(claim.path, b"")
     finish(audit(theirs, *engine.words), SECONDS)
     assert {file.path: file.modified for file in walk(theirs.path("images"))} == before

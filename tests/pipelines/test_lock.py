@@ -37,7 +37,7 @@ def quick(monkeypatch):
 
 
 def claims(lake):
-    return [path.rpartition("/")[2] for path in list_files(lake.path(lock.LOCK), "")]
+    return [path.rpartition("/")[2] for path in list_files(lake.path(lock.CLAIMS), "")]
 
 
 def test_a_second_writer_hears_who_is_at_work(lake):
@@ -72,19 +72,19 @@ def test_a_holder_that_lives_keeps_the_lake_for_as_long_as_it_takes(lake, quick)
 
 
 def test_a_lake_whose_holder_was_killed_may_be_had_after_a_while(lake, quick):
-    write_bytes(lake.path(lock.LOCK, f"{7:012d}"), b"'eidetic audit' (process 1 on a machine that is gone)")
+    write_bytes(lake.path(lock.CLAIMS, f"{7:012d}"), b"'eidetic audit' (process 1 on a machine that is gone)")
     with pytest.raises(lock.Busy, match="a machine that is gone"), lock.alone(lake, "forget", 0):
         pass
     time.sleep(lock.STALE + 1)
     with lock.alone(lake, "forget", 0):
         assert claims(lake) == [f"{8:012d}"]
     # Given back, and there: no number comes twice.
-    assert claims(lake) == [f"{8:012d}"] and walk(lake.path(lock.LOCK))[0].size == 0
+    assert claims(lake) == [f"{8:012d}"] and walk(lake.path(lock.CLAIMS))[0].size == 0
 
 
 def test_a_number_that_was_had_meanwhile_is_not_taken(lake, monkeypatch):
     """Between looking for the newest claim and making the next, one command may have come and gone, and a third be at work."""
-    folder = lake.path(lock.LOCK)
+    folder = lake.path(lock.CLAIMS)
     write_bytes(f"{folder}/{4:012d}", b"")
     found = lock.list_files
     seen = []
@@ -104,7 +104,7 @@ def test_a_number_that_was_had_meanwhile_is_not_taken(lake, monkeypatch):
 
 def test_of_many_at_once_one_has_the_lake(lake):
     with multiprocessing.get_context("spawn").Pool(4) as pool:
-        held = pool.map(_claim, [lake.path(lock.LOCK)] * 12, chunksize=1)
+        held = pool.map(_claim, [lake.path(lock.CLAIMS)] * 12, chunksize=1)
     assert sum(held) == 1
 
 
@@ -127,7 +127,7 @@ with lock.alone(Lake({lake.root!r}), "embed", 0):
     )
     assert process.stdout.readline() == "at work\n"
     (mine,) = claims(lake)
-    write_bytes(lake.path(lock.LOCK, f"{int(mine) + 1:012d}"), b"'eidetic forget' (process 9)")
+    write_bytes(lake.path(lock.CLAIMS, f"{int(mine) + 1:012d}"), b"'eidetic forget' (process 9)")
     _, said = process.communicate(timeout=30)
     assert process.returncode == 2
     assert "'eidetic forget' (process 9) has taken the lake" in said

@@ -161,7 +161,8 @@ def read_bytes(path: str) -> bytes:
 
 def open_file(path: str) -> IO[bytes]:
     """A file to read from; seeks."""
-    return _store(path).open(path, "rb") if is_url(path) else open(path, "rb")
+    # gcsfs of itself reads ahead in tasks, and complains of those that nobody waited for.
+    return _store(path).open(path, "rb", cache_type="readahead") if is_url(path) else open(path, "rb")
 
 
 def write_bytes(path: str, content: bytes) -> None:
