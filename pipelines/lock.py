@@ -2,10 +2,11 @@
 
 A folder of this machine is locked by the system, which gives the lock back where its holder is killed.
 
-A lake in a store is claimed. LAKE/writer.claims/<number> is made by whoever takes the lake, in a request that the store refuses
-where there is such an object, and written again every ``BEAT`` seconds. Numbers only grow. A claim that is empty was given back;
-one whose holder hasn't written it for ``STALE`` seconds, by the store's own clock, has no holder any more. Then the next number
-may be taken. A holder that was away for so long finds a higher number than its own, and ends at once.
+A lake in a store is claimed. LAKE/writer.claims/<number> is made by who takes the lake, in a request that the store
+refuses where there is such an object, and written again every ``BEAT`` seconds. Numbers only grow. A claim that is
+empty was given back; one whose holder hasn't written it for ``STALE`` seconds, by the store's own clock, has no holder
+any more. Then the next number may be taken. A holder that was away for so long finds a higher number than its own, and
+ends at once.
 """
 
 from __future__ import annotations
