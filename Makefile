@@ -9,7 +9,7 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Further words for pytest.
 PYTEST ?=
 
-.PHONY: audit sweep test faults lint install bench airflow dataflow-template clean
+.PHONY: audit sweep test faults engines lint install bench airflow dataflow-template clean
 
 # The main job on the embedded default: rates, a report and a database to query.
 audit: install

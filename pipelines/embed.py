@@ -15,6 +15,7 @@ same snapshot may be finished with another one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,11 @@ class EmbedOptions(Options):
             raise UserError("--clip_model is empty; name a model of open_clip or a folder")
         check_url("--clip_model", self.clip_model)
 
+    @functools.cached_property
+    def identity(self) -> tuple[str, str]:
+        """(model, pretrained) as the lake's rows have them: its files are read once a command."""
+        return self.model("cpu").identity()
+
     def model(self, device: str) -> ClipModel:
         """The model on a device (cpu, cuda, cuda:1); ``load`` gives the encoder."""
         return ClipModel(name=self.clip_model, pretrained=self.clip_pretrained, device=device, batch_size=self.clip_batch_size)
@@ -62,7 +68,7 @@ class EmbedOptions(Options):
 def plan(lake: Lake, parsed: Parsed, ingest: str | None) -> Planned:
     """What ``embed`` would make of the images of ``ingest``."""
     assert ingest is not None, "it has an upstream"
-    model, pretrained = parsed[EmbedOptions].model("cpu").identity()
+    model, pretrained = parsed[EmbedOptions].identity
     parameters = {"clip_model": model, "clip_pretrained": pretrained}
 
     def images() -> int | None:
@@ -98,7 +104,7 @@ def costs(lake: Lake, parsed: Parsed, size: Size) -> list[Cost]:
 def cost(lake: Lake, parsed: Parsed, work: str, images: int) -> Cost:
     """What CLIP takes of ``images`` pictures."""
     options, on_gpu = parsed[EmbedOptions], parsed[DeviceOptions].resolved().startswith("cuda")
-    model, pretrained = options.model("cpu").identity()
+    model, pretrained = options.identity
     same = [one for one in lake.manifests("embed") if one.parameters == {"clip_model": model, "clip_pretrained": pretrained}]
     rate = run_of(same, "embed", "images_embedded", on_gpu)
     if rate is None and not on_gpu and options.clip_model == MEASURED_CLIP:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
-from collections.abc import Sequence
 
 from transforms.errors import UserError
 
@@ -71,16 +69,13 @@ def check(runner: str | None, job_endpoint: str | None) -> None:
         ) from error
 
 
-def meaning(text: str, words: Sequence[str]) -> str | None:
+def meaning(text: str, workers: str | None) -> str | None:
     """What an engine's error means for the user, in one line; None where nothing is known of it.
 
     Args:
         text: of the error, tracebacks of other processes and all.
-        words: Beam's options of the run.
+        workers: where the pool of workers is, as ``--environment_config`` has it; None where it isn't named.
     """
-    workers = next((word.partition("=")[2] for word in words if word.startswith("--environment_config=")), "")
-    with contextlib.suppress(ValueError, IndexError):
-        workers = workers or words[list(words).index("--environment_config") + 1]
     for pattern, said in _MEANINGS:
         if (found := re.search(pattern, text)) is not None:
             return said.format(found=" ".join(found[0].split())[:200], workers=workers or "not named")

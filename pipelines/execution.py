@@ -117,7 +117,7 @@ class Execution:
                 state = result.wait_until_finish()
             except Exception as error:
                 raise_user_error(error)
-                if (meaning := engines.meaning(str(error), self.beam_args)) is not None and self._names_runner():
+                if (meaning := engines.meaning(str(error), service.environment_config)) is not None and self._names_runner():
                     raise UserError(meaning) from error
                 raise
         if state not in (None, "DONE"):

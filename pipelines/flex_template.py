@@ -1,6 +1,6 @@
 """The Dataflow Flex Template: what it asks its user for, and how the answers become a command line.
 
-    python -m pipelines.flex_template                              # prints deploy/dataflow/metadata.json
+    python -m pipelines.flex_template                              # prints its metadata
     python deploy/dataflow/launch.py --verb=embed --lake=gs://…    # what Dataflow's launcher runs in the image
 
 A Flex Template starts one job, and its launcher has to end as soon as the job is handed over. So a launch is the first Beam
@@ -152,7 +152,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def text() -> str:
-    """The content of ``deploy/dataflow/metadata.json``."""
+    """The template's metadata: all options of all verbs that run a job, as JSON."""
     return json.dumps(metadata(), indent=2, ensure_ascii=False) + "\n"
 
 

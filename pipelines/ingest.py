@@ -36,7 +36,7 @@ from transforms.data.download import DownloadLimits
 from transforms.data.folders import told_left_out
 from transforms.data.ingestion import MOST_ROWS, Buckets, Ingest, IngestBucket, RetryParts, Storage, failed_since
 from transforms.data.sources import Source, source
-from transforms.data.survey import Partition, Survey
+from transforms.data.survey import Partition, Survey, same_split
 from transforms.errors import UserError
 from transforms.kernels.distances import MAX_ASPECT_RATIO
 from transforms.models.processes import Spread, in_this_process
@@ -96,7 +96,7 @@ class IngestOptions(Options):
     encode_quality: int | None = option(None, "0 to 100, for png the compression from 0 to 9 (default 95, for png 6)")
     punsafe_max: float = option(0.1, "rows whose punsafe is over this are not downloaded", least=0, most=1)
     allow_private_hosts: bool = option(False, "let loopback and private addresses pass")
-    timeout: float = option(10.0, "seconds for one URL in all, robots.txt included", over=0, most=MAX_TIMEOUT)
+    timeout: float = option(10.0, "seconds for one URL in all; a host's robots.txt has as many", over=0, most=MAX_TIMEOUT)
     max_bytes: int = option(32 << 20, "bytes of one file", least=1)
     max_pixels: int = option(50_000_000, "pixels of one picture, before resizing", least=1, most=MOST_PIXELS)
     max_aspect_ratio: float = option(
@@ -235,7 +235,9 @@ def shaping(options: IngestOptions) -> dict[str, Any]:
         "punsafe_max": options.punsafe_max,
         # Said only where it is so: a lake of before is the same without.
         **({"turns": True} if any(one.turns for one, _ in options.surveyed.values()) else {}),
-        **{name: value for name in (*COLUMNS, "controls_split") if (value := getattr(options, name)) is not None},
+        **{name: value for name in COLUMNS if (value := getattr(options, name)) is not None},
+        # The same splits by other names of theirs, in another order, are the same controls.
+        **({"controls_split": sorted({same_split(one) for one in options.held_out})} if options.held_out else {}),
         **({"allow_cut_tars": True} if options.allow_cut_tars else {}),
         # The number of parts follows from it, and a restarted run must find its parts.
         "rows_per_part": options.rows_per_part,
@@ -280,7 +282,7 @@ def build(
     base: Manifest | None = None,
     spread: Spread = in_this_process,
 ) -> None:
-    """The pipeline that writes ``samples`` and ``images``: of what ``base`` has not."""
+    """The pipeline that writes ``samples`` and ``images``: of what ``base`` has not. What is unfinished must be removed."""
     left = options.surveys if base is None else new_partitions(options, base)
     assert left is not None, "a base has no metadata files that are gone"
     # Training samples first, then controls, with the buckets that their numbers of rows ask for.
@@ -343,6 +345,7 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, _: Manifest | N
     base = lake.manifest("ingest", planned.upstream["ingest"]) if planned.upstream else None
     if base is not None:
         lie_over(lake, planned.snapshot_id, base)
+    bucket_of(lake, planned.snapshot_id, options, []).remove_unfinished()
     progress = Progress("ingest", durable, planned.items or 0, "rows")
     execution.run(lambda pipeline: build(pipeline, lake, planned.snapshot_id, options, base, execution.spread), progress)
     if durable() != planned.items:
@@ -473,7 +476,9 @@ def retry(execution: Execution, options: IngestOptions, base: Manifest, since: d
     planned = Planned("ingest", retried, {"ingest": base.snapshot_id}, "parts with failed downloads")
     snapshot = planned.snapshot_id
     populations = [Buckets(role, one, 0, 0) for role, (one, _) in options.surveyed.items()]
-    again = RetryParts(bucket_of(lake, snapshot, options, populations), base.snapshot_id, since)
+    bucket = bucket_of(lake, snapshot, options, populations)
+    bucket.remove_unfinished()
+    again = RetryParts(bucket, base.snapshot_id, since)
 
     def build_retry(pipeline: beam.Pipeline) -> None:
         _ = pipeline | "FailedParts" >> beam.Create(together, reshuffle=True) | "RetryParts" >> beam.ParDo(again)

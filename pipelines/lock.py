@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator
 
 from pipelines.execution import say
-from transforms.errors import UserError
+from transforms.errors import UserError, first_line
 from transforms.store.files import create, delete, delete_all, exists, list_files, make_folder, read_bytes, stat, write_bytes
 from transforms.store.lake import Lake
 
@@ -101,7 +101,7 @@ def _missing(folder: str) -> list[str]:
 def _holder(path: str) -> str:
     """Who has the lock, as far as it says."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return read_bytes(path)[:200].decode() or SOMEBODY
+        return read_bytes(path)[:200].decode().partition("\n")[0] or SOMEBODY
     return SOMEBODY
 
 
@@ -131,11 +131,13 @@ def _unwritable(lake: Lake, error: OSError) -> UserError:
 @contextlib.contextmanager
 def _claimed(lake: Lake, verb: str, wait: float) -> Iterator[None]:
     folder, limit, told = lake.path(CLAIMS), time.monotonic() + wait, False
-    text = _this_command(verb).encode()
+    # No two claims say the same: a store's "there is such an object" may be of our own request, whose first answer was lost.
+    text = f"{_this_command(verb)}\n{uuid.uuid4().hex}".encode()
     try:
         new = not exists(folder)
         while (claim := _claim(folder, text)) is None:
-            holder = _holder(_claims(folder)[-1])
+            newest = _newest(folder)
+            holder = SOMEBODY if newest is None else _holder(newest)
             if time.monotonic() >= limit:
                 raise _busy(holder, lake)
             if not told:
@@ -152,10 +154,24 @@ def _claimed(lake: Lake, verb: str, wait: float) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
+        _give_back(lake, claim, new)
+
+
+def _give_back(lake: Lake, claim: str, new: bool) -> None:
+    folder = lake.path(CLAIMS)
+    try:
+        if (newest := _newest(folder)) not in (None, claim):
+            raise UserError(
+                f"{_taken_by(newest)}; 'eidetic verify' says whether what both wrote is whole; the same command then goes on"
+            )
         if new and not exists(lake.path("lake.json")):
             delete(folder)
         else:
             write_bytes(claim, b"")
+    except UserError:
+        raise
+    except Exception as error:  # the store is away, in whatever words: no more than this was left to do
+        say(f"eidetic: the lake {lake.root!r} can't be given back ({first_line(error)}); it is free in {STALE:.0f} s")
 
 
 def _claims(folder: str) -> list[str]:
@@ -163,27 +179,40 @@ def _claims(folder: str) -> list[str]:
     return [path for path in list_files(folder, "") if path.rpartition("/")[2].isdigit()]
 
 
+def _newest(folder: str) -> str | None:
+    return next(reversed(_claims(folder)), None)
+
+
 def _claim(folder: str, text: bytes) -> str | None:
-    """Takes the lake: the claim; None where somebody has it."""
-    claims = _claims(folder)
-    if claims and _is_held(claims[-1], folder):
+    """Takes the lake: the claim; None where somebody has it, or had a moment ago. No two texts may be the same."""
+    newest = _newest(folder)
+    if newest is not None and _is_held(newest, folder):
         return None
-    number = int(claims[-1].rpartition("/")[2]) + 1 if claims else 1
+    number = int(newest.rpartition("/")[2]) + 1 if newest else 1
     claim = f"{folder}/{number:012d}"
     if not create(claim, text):
         return None
-    claims = _claims(folder)
-    if claims[-1] != claim:  # the number was taken, and given back, and removed, since it was looked for
-        delete(claim)
-        return None
-    # The newest one stays for ever, so that no number comes twice.
-    delete_all(claims[:-1])
+    try:
+        claims = _claims(folder)
+        if claims[-1:] != [claim]:  # the number was taken, and given back, and removed, since it was looked for
+            delete(claim)
+            return None
+        # The newest one stays for ever, so that no number comes twice.
+        with contextlib.suppress(FileNotFoundError):
+            delete_all(claims[:-1])
+    except BaseException:
+        with contextlib.suppress(Exception):
+            write_bytes(claim, b"")
+        raise
     return claim
 
 
 def _is_held(claim: str, folder: str) -> bool:
     """Whether who made a claim still shows signs of life. By the store's clock alone: ours may be wrong."""
-    found = stat(claim)
+    try:
+        found = stat(claim)
+    except FileNotFoundError:
+        return True  # whoever has removed it has the lake, or had: it's to be looked for again
     if not found.size:
         return False
     now = f"{folder}/now-{uuid.uuid4().hex}"
@@ -194,13 +223,17 @@ def _is_held(claim: str, folder: str) -> bool:
         delete(now)
 
 
+def _taken_by(claim: str) -> str:
+    return f"{_holder(claim)} has taken the lake: this command showed no sign of life for {STALE:.0f} s"
+
+
 def _beat(folder: str, claim: str, text: bytes, ended: threading.Event) -> None:
     """Shows signs of life. Ends the process where another one has taken the lake: what both do there would be mixed."""
     while not ended.wait(BEAT):
         try:
-            newest = _claims(folder)[-1]
-            if newest != claim:
-                say(f"eidetic: {_holder(newest)} has taken the lake: this command showed no sign of life for {STALE:.0f} s")
+            newest = _newest(folder)
+            if newest not in (None, claim):
+                say(f"eidetic: {_taken_by(newest)}")
                 os._exit(2)
             write_bytes(claim, text)
         except Exception as error:  # the store is away, in whatever words; it may be there again at the next one

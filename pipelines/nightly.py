@@ -191,7 +191,7 @@ def series(parsed: Parsed) -> str:
     return digest(
         "panel",
         dataclasses.asdict(images.storage),
-        parsed[embed.EmbedOptions].model("cpu").identity(),
+        parsed[embed.EmbedOptions].identity,
         {name: getattr(duplicates, name) for name in deduplicate.WHO_IS_A_DUPLICATE},
         parameters(parsed[generate.GenerateOptions], leave_out=(*generate.NO_PARAMETERS, "max_prompts")),
         match.shaping(parsed[match.MatchOptions]),

@@ -46,7 +46,10 @@ PATIENCE = 10.0
 class WorkersOptions(Options):
     """Workers: where the engine asks for them."""
 
-    port: int = option(50_000, "port that the engine's worker asks on: --environment_config HOST:PORT", least=1, most=65_535)
+    port: int = option(
+        50_000, "port of this machine, and no other, that the engine's worker asks on: --environment_config localhost:PORT",
+        least=1, most=65_535,
+    )  # fmt: skip
 
 
 class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
@@ -134,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
     try:
-        server.add_insecure_port(f"[::]:{options.port}")
+        server.add_insecure_port(f"localhost:{options.port}")
     except RuntimeError as error:
         raise UserError(f"--port {options.port} can't be served ({error}); name another, or end what serves it") from error
     pool.warm_up()

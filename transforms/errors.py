@@ -59,18 +59,38 @@ FAULTS_OF_THE_MACHINE = {
 }
 """Number of an error → what it means for the user, and what to do."""
 
+FAULTS_OF_A_STORE = (
+    (
+        r"Unable to locate credentials|default credentials were not found|Could not automatically determine credentials",
+        "there are no credentials for the store; set them as for its own programs (AWS_…, GOOGLE_APPLICATION_CREDENTIALS)",
+    ),
+    (r"token (?:included in the request )?(?:has|is) expired|ExpiredToken", "the store's credentials have expired; renew them"),
+    (
+        r"Could not connect to the endpoint URL|Cannot connect to host|Connect timeout on endpoint URL",
+        "the store can't be reached; see that the network is there, and that its address is right (AWS_ENDPOINT_URL)",
+    ),
+    (
+        r"Access ?Denied|^Forbidden$|InvalidAccessKeyId|SignatureDoesNotMatch|does not have storage\.[\w.]+ access",
+        "the store refuses that to these credentials; give them the permission, or take others",
+    ),
+    (r"bucket does not exist|NoSuchBucket", "the store has no such bucket; make it, or mend the URL"),
+)
+"""What stands in an error of s3fs' or gcsfs' → what it means for the user, and what to do."""
+
 _BY_TEXT = {os.strerror(number): number for number in FAULTS_OF_THE_MACHINE}
 
 
 def fault_of_the_machine(error: BaseException) -> str | None:
-    """One line for an error that the machine's state explains, with what to do; None for any other.
+    """One line for an error that the state of the machine or of a store explains, with what to do; None for any other.
 
     Runners, Arrow and DuckDB make errors of their own of the system's, and keep its words.
     """
     for one in _causes(error):
-        number = one.errno if isinstance(one, OSError) else None
+        number, text = one.errno if isinstance(one, OSError) else None, str(one)
+        for pattern, meaning in FAULTS_OF_A_STORE:
+            if (found := re.search(pattern, text)) is not None:
+                return f"{found[0]}: {meaning}; then the same command again"
         if number not in FAULTS_OF_THE_MACHINE:
-            text = str(one)
             number = next((number for words, number in _BY_TEXT.items() if words in text), None)
         if number is not None:
             return f"{os.strerror(number)}{_place(one)}: {FAULTS_OF_THE_MACHINE[number]}; then the same command again"

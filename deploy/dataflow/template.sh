@@ -24,10 +24,6 @@ mkdir -p "$out"
 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$out" .
 cp requirements.lock "$here/Dockerfile" "$here/launch.py" "$out"
 "$python" -m pipelines.flex_template > "$out/metadata.json"
-if ! cmp -s "$out/metadata.json" "$here/metadata.json"; then
-  cp "$out/metadata.json" "$here/metadata.json"
-  echo "$here/metadata.json did not have the options of today, and is written anew; commit it"
-fi
 echo "made in $out: $(cd "$out" && echo *)"
 
 image=${IMAGE:-REGION-docker.pkg.dev/PROJECT/REPOSITORY/eidetic:VERSION}

@@ -18,21 +18,16 @@ from tests.servers import ROOT
 from transforms.errors import UserError
 
 DATAFLOW = ROOT / "deploy/dataflow"
-METADATA = DATAFLOW / "metadata.json"
 IMAGE = "europe-west4-docker.pkg.dev/project/repository/eidetic:0.1.0"
 TEMPLATE = "gs://bucket/eidetic.json"
 
 
 @pytest.fixture(scope="module")
 def parameters():
-    return {one["name"]: one for one in json.loads(METADATA.read_text())["parameters"]}
+    return {one["name"]: one for one in json.loads(flex_template.text())["parameters"]}
 
 
 # -- the metadata -----------------------------------------------------------------------------------------------------
-
-
-def test_the_committed_file_is_what_the_options_make():
-    assert METADATA.read_text() == flex_template.text(), "run 'make dataflow-template' and commit deploy/dataflow/metadata.json"
 
 
 def test_every_verb_is_in_it_or_it_is_said_why_not(parameters):
@@ -54,7 +49,7 @@ def test_every_option_of_every_verb_is_asked_for_where_the_verb_is_chosen(parame
 
 def test_googles_message_takes_it_and_its_rules_hold(parameters):
     # Strict: a field or a type that Dataflow doesn't know is an error.
-    message = json_format.Parse(METADATA.read_text(), dataflow_v1beta3.TemplateMetadata.pb(dataflow_v1beta3.TemplateMetadata()))
+    message = json_format.Parse(flex_template.text(), dataflow_v1beta3.TemplateMetadata.pb(dataflow_v1beta3.TemplateMetadata()))
     assert message.name and len(message.parameters) == len(parameters)
     verbs = {one["value"] for one in parameters["verb"]["enumOptions"]}
     for name, one in parameters.items():
@@ -79,13 +74,14 @@ def test_googles_message_takes_it_and_its_rules_hold(parameters):
 def test_gcloud_takes_it(tmp_path):
     if shutil.which("gcloud") is None:
         pytest.skip("gcloud is not on this machine")
+    (tmp_path / "metadata.json").write_text(flex_template.text())
     words = ["dataflow", "flex-template", "build", TEMPLATE, f"--image={IMAGE}", "--sdk-language=PYTHON"]
     done = subprocess.run(
-        ["gcloud", *words, f"--metadata-file={METADATA}", "--print-only"],
+        ["gcloud", *words, f"--metadata-file={tmp_path}/metadata.json", "--print-only"],
         capture_output=True, text=True, timeout=60, check=True,
         env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"},
     )  # fmt: skip
-    assert '"image": "' + IMAGE in done.stdout and done.stdout.count('"paramType"') == METADATA.read_text().count('"paramType"')
+    assert '"image": "' + IMAGE in done.stdout and done.stdout.count('"paramType"') == flex_template.text().count('"paramType"')
 
 
 # -- the launcher's words ---------------------------------------------------------------------------------------------
@@ -204,9 +200,9 @@ def template(checkout, tmp_path):
         return done.returncode, done.stdout + done.stderr, recorded.read_text().splitlines() if recorded.exists() else []
 
     # Wheel and metadata take seconds, and are really made in one test.
-    (tmp_path / "python").write_text(
-        f"#!/bin/sh\n[ $2 != pip ] || exec touch build/dataflow/eidetic-0.1.0-py3-none-any.whl\nexec cat {METADATA}\n"
-    )
+    (tmp_path / "options.json").write_text(flex_template.text())
+    wheel = "build/dataflow/eidetic-0.1.0-py3-none-any.whl"
+    (tmp_path / "python").write_text(f"#!/bin/sh\n[ $2 != pip ] || exec touch {wheel}\nexec cat {tmp_path}/options.json\n")
     (tmp_path / "python").chmod(0o755)
     return run
 
@@ -229,16 +225,9 @@ def test_the_wheel_has_every_module_and_the_folder_all_that_the_image_copies(tem
     assert {path.name for path in made.iterdir()} == {
         "Dockerfile", "launch.py", "metadata.json", "requirements.lock", wheel.name,
     }  # fmt: skip
-    assert (made / "metadata.json").read_text() == METADATA.read_text()
+    assert (made / "metadata.json").read_text() == flex_template.text()
     # Neither program is here, and nobody said where to.
     assert "gcloud is not on this machine" in said and "name IMAGE and TEMPLATE, or:\n  docker build" in said
-
-
-def test_metadata_that_fell_behind_are_written_anew(template, checkout):
-    committed = checkout / "deploy/dataflow/metadata.json"
-    committed.write_text("{}")
-    code, said, _ = template()
-    assert code == 0 and "is written anew; commit it" in said and committed.read_text() == METADATA.read_text()
 
 
 def test_image_and_template_are_built_where_the_programs_are(template):

@@ -1,6 +1,6 @@
 """The same audit and night on Prism, and on clusters of Flink and Spark without a shared disk, as on this machine alone.
 
-What isn't installed (``make engines``) is skipped, which CI doesn't accept of Flink and Prism (.ci/may_skip.toml).
+What isn't installed (``make engines``) is skipped; .ci/may_skip.toml says of which CI accepts that.
 """
 
 import contextlib

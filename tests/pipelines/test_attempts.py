@@ -145,6 +145,33 @@ def test_an_attempt_that_died_after_a_step_is_brought_to_an_end(attempts, words,
     assert files.walk(bucket.lake.path("work")) == []
 
 
+def test_a_worker_never_removes_what_another_may_be_at_work_on(attempts, monkeypatch):
+    """Samples whose pictures nobody finds: a worker can't tell whether another is moving them."""
+    bucket, samples, (first, _) = attempts
+    with monkeypatch.context() as patch:
+        patch.setattr(ingestion, "move", lambda *_: None)
+        bucket.write(0, "training", samples, first)
+    files.delete(bucket.lake.path("work"))
+    with pytest.raises(RuntimeError, match="the pictures of part 0 are gone"):
+        list(bucket.process((0, [])))
+    assert list(bucket.lake.own("samples", bucket.snapshot)) == [0]
+    # Who has the lake alone does.
+    bucket.remove_unfinished()
+    assert bucket.lake.own("samples", bucket.snapshot) == {}
+
+
+def test_what_waits_for_its_pictures_is_left(attempts, monkeypatch):
+    bucket, samples, (first, _) = attempts
+    with monkeypatch.context() as patch:
+        patch.setattr(ingestion, "move", lambda *_: None)
+        bucket.write(0, "training", samples, first)
+    bucket.remove_unfinished()
+    assert list(bucket.process((0, []))) == [0]
+    assert agree(bucket.lake, bucket.snapshot)
+    bucket.remove_unfinished()
+    assert agree(bucket.lake, bucket.snapshot)
+
+
 def test_samples_whose_pictures_are_gone_are_made_again(attempts, words, monkeypatch):
     """A request to forget removes what lies about in work/, whatever it shows."""
     bucket, samples, (first, _) = attempts

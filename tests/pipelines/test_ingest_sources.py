@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import tarfile
 
 import pyarrow as pa
@@ -278,6 +279,9 @@ def test_a_folder_of_each_split(web, tmp_path, source, split):
             name.with_suffix(".txt").write_text(caption)
         else:
             as_text(name.with_suffix(".csv"), [{"url": web.answer(f"/{number}.png", picture(number)), "text": caption}])
+    if source == "folder":  # what a picture is called says nothing
+        (root / "train" / f"{split}-tube.png").write_bytes(picture(0))
+        (root / "train" / f"{split}-tube.txt").write_text("t0")
     samples, _ = ingest(tmp_path / "lake", root, source=source, controls_split=split)
     assert roles(samples) == {"t0": "training", "t1": "control", "t2": "training", "t3": "control"}
     assert {row["status"] for row in samples} == {"success"}
@@ -316,8 +320,7 @@ def test_a_split_that_is_not_there_is_told(tmp_path, capsys, split, told):
     assert run_verb(ingest_verb.main, words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    with pytest.raises(UserError, match=told):
-        raise UserError(error)
+    assert re.search(told, error)
     assert not (tmp_path / "lake" / "samples").exists()
 
 

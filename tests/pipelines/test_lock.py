@@ -4,12 +4,15 @@ import multiprocessing
 import subprocess
 import sys
 import time
+import uuid
 
 import pytest
+import s3fs
 
 from pipelines import lock
 from tests.servers import ROOT, s3_store
 from transforms.errors import UserError
+from transforms.store import files
 from transforms.store.files import list_files, walk, write_bytes
 from transforms.store.lake import Lake
 
@@ -109,7 +112,7 @@ def test_of_many_at_once_one_has_the_lake(lake):
 
 
 def _claim(folder):
-    return lock._claim(folder, b"one") is not None
+    return lock._claim(folder, uuid.uuid4().bytes) is not None
 
 
 def test_one_that_was_away_for_too_long_ends_at_once(lake):
@@ -131,6 +134,56 @@ with lock.alone(Lake({lake.root!r}), "embed", 0):
     _, said = process.communicate(timeout=30)
     assert process.returncode == 2
     assert "'eidetic forget' (process 9) has taken the lake" in said
+
+
+def test_one_that_finds_at_its_end_that_another_has_taken_the_lake_says_so(lake):
+    said = pytest.raises(UserError, match=r"'eidetic forget' .* has taken the lake: .*'eidetic verify' says whether")
+    with said, lock.alone(lake, "embed", 0):
+        write_bytes(lake.path(lock.CLAIMS, f"{9:012d}"), b"'eidetic forget' (process 9)\nand its id")
+    assert claims(lake)[-1] == f"{9:012d}" and files.stat(lake.path(lock.CLAIMS, f"{9:012d}")).size > 0
+
+
+def test_a_claim_that_is_taken_away_while_it_is_looked_at(lake, monkeypatch):
+    """Who takes a lake removes older claims: another one that waits may have just listed them."""
+    write_bytes(lake.path(lock.CLAIMS, f"{4:012d}"), b"somebody")
+    whole = lock.stat
+
+    def gone(path):
+        if path.endswith(f"{4:012d}"):
+            files.delete(path)
+        return whole(path)
+
+    monkeypatch.setattr(lock, "stat", gone)
+    with lock.alone(lake, "embed", 5):
+        pass
+
+
+def test_a_claim_whose_maker_failed_over_it_is_given_back(lake, monkeypatch):
+    write_bytes(lake.path(lock.CLAIMS, f"{4:012d}"), b"")
+
+    def away(paths):
+        raise ConnectionError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "delete_all", away)
+        with pytest.raises(UserError, match="the store is away"), lock.alone(lake, "embed", 0):
+            pass
+    with lock.alone(lake, "embed", 0):
+        pass
+
+
+def test_a_request_whose_answer_was_lost_is_known_for_our_own(lake, monkeypatch):
+    """The client asks again by itself, and hears that there is such an object."""
+    whole = s3fs.S3FileSystem._pipe_file
+
+    async def twice(self, path, content, mode="overwrite", **words):
+        await whole(self, path, content, mode=mode, **words)
+        if mode == "create":
+            await whole(self, path, content, mode=mode, **words)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_pipe_file", twice)
+    with lock.alone(lake, "embed", 0), pytest.raises(lock.Busy), lock.alone(lake, "forget", 0):
+        pass
 
 
 def test_where_no_lake_came_nothing_is_left(store):

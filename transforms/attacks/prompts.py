@@ -166,9 +166,7 @@ def drawn_prompts(
         bind(connection, lake, "samples", lineage(lake, deduplicate)["ingest"].snapshot_id, "all_samples")
         forgotten = {"forgotten": sorted(Tombstones.read(lake).samples)}
         connection.execute("SET VARIABLE forgotten = $forgotten::VARCHAR[]", forgotten)
-        connection.execute(
-            f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}{NOT_CHANGED if skip_changed else ''}"
-        )
+        connection.execute(f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}")
         placeholders = 0
         if skip_placeholders:
             connection.execute(f"CREATE TABLE placeholders AS {sql.read('marts', 'placeholders')}")
@@ -176,6 +174,11 @@ def drawn_prompts(
             bind(connection, lake, "duplicate_groups", deduplicate.snapshot_id, "all_groups")
             left = "SELECT * FROM all_groups ANTI JOIN placeholders USING (group_id)"
             connection.execute(f"CREATE OR REPLACE VIEW duplicate_groups AS {left}")
+        if skip_changed:
+            # Not before: a picture that isn't found any more is one that changed, and by all its captions a placeholder.
+            connection.execute(
+                f"CREATE OR REPLACE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}{NOT_CHANGED}"
+            )
         drawn = draw(connection, max_prompts, base_seed)
         without = connection.sql("SELECT count(*) FROM group_captions WHERE text IS NULL").fetchall()[0][0]
     rows = [

@@ -93,6 +93,7 @@ class DownloadLimits:
         user_agent_token: who asks, in the User-Agent, for X-Robots-Tag and for robots.txt.
         opt_out_directives: X-Robots-Tag directives that are honoured; empty for none.
         honour_robots: whether robots.txt is asked for and honoured, of every host on the way.
+        robots_seconds: for a robots.txt, which other pictures of the host wait for as well; None: as many as ``seconds``.
     """
 
     seconds: float = 10.0
@@ -104,6 +105,7 @@ class DownloadLimits:
     user_agent_token: str = "eidetic"
     opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
     honour_robots: bool = True
+    robots_seconds: float | None = None
 
 
 def is_public(address: str) -> bool:
@@ -265,7 +267,7 @@ def _heed_robots(url: str, limits: DownloadLimits, deadline: float) -> None:
     except TimeoutError:
         raise FetchError("took longer than allowed") from None
     if rules.fault is not None:
-        raise PassingFault(rules.fault)
+        raise (PassingFault if rules.passing else FetchError)(rules.fault)
     if not rules.allow(target.path, token):
         raise FetchError(DISALLOWED)
 
@@ -275,19 +277,19 @@ def _robots(origin: str, token: str, limits: DownloadLimits) -> Rules:
 
     It has the time of a URL of its own, since other pictures wait for it as well.
     """
-    deadline = time.monotonic() + limits.seconds
-    fault = ""
+    deadline = time.monotonic() + (limits.seconds if limits.robots_seconds is None else limits.robots_seconds)
+    fault, passing = "", False
     for _ in range(ROBOTS_TRIES):
         try:
             return Rules.of(_robots_text(f"{origin}/robots.txt", limits, deadline), token)
         except FetchError as error:
-            fault = told(error if error.of_host else f"robots.txt: {error}")
-            if not isinstance(error, PassingFault):
+            fault, passing = told(error if error.of_host else f"robots.txt: {error}"), isinstance(error, PassingFault)
+            if not passing:
                 break
         except Exception as error:  # what nobody has thought of is no leave
-            fault = told(f"robots.txt: unexpected {type(error).__name__}: {error}")
+            fault, passing = told(f"robots.txt: unexpected {type(error).__name__}: {error}"), False
             break
-    return Rules.missing(fault)
+    return Rules.missing(fault, passing)
 
 
 def _robots_text(url: str, limits: DownloadLimits, deadline: float) -> str:
@@ -515,7 +517,8 @@ def as_download_image(
         try:
             while True:
                 try:
-                    content = fetch(url, dataclasses.replace(limits, max_bytes=most, seconds=left(key)))
+                    mine = dataclasses.replace(limits, max_bytes=most, seconds=left(key), robots_seconds=limits.seconds)
+                    content = fetch(url, mine)
                     break
                 except TooLarge as error:
                     if most == limits.max_bytes or (error.claimed or 0) > limits.max_bytes:

@@ -212,7 +212,7 @@ class FolderSource:
             )
         found: dict[str, list[str]] = {}
         for one in samples:
-            found.setdefault((one.split or split_named(one.url, splits)) if splits else "", []).append(one.fingerprint)
+            found.setdefault(_split(one, splits) if splits else "", []).append(one.fingerprint)
         # A partition of each split: which pictures are read follows from the fingerprints.
         partitions = [
             Partition(self.path, len(prints), tuple(prints), splits={split: len(prints)} if splits else {})
@@ -341,6 +341,11 @@ class FolderSource:
                 )
             split = first_of(row, (SPLIT,))
             yield name, caption, split if isinstance(split, str) else ""
+
+
+def _split(sample: Sample, splits: Sequence[str]) -> str:
+    """The split that a picture is of: as its listing says, or else its folders. What a picture is called says nothing of it."""
+    return sample.split or split_named(f"{os.path.dirname(sample.url)}/", splits)
 
 
 def told_left_out(left_out: dict[str, int], most: int = 8) -> str:

@@ -9,7 +9,6 @@ samples however the metadata was cut into files. The download itself is img2data
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -204,20 +203,29 @@ class IngestBucket(beam.DoFn):
 
     def is_complete(self, bucket: int) -> bool:
         """Whether samples and images of a bucket are there. An attempt that died between the two is brought to its end."""
-        samples, images = (self.lake.part(table, self.snapshot, bucket) for table in ("samples", "images"))
-        if not exists(samples):
+        if not exists(self.lake.part("samples", self.snapshot, bucket)):
             return False
-        if exists(images):
-            return True
-        with contextlib.suppress(FileNotFoundError):
-            move(self._pictures(bucket, self.lake.attempt("samples", self.snapshot, bucket)), images)
-        if not exists(images):  # a request to forget has removed what lay about
-            delete(samples)
-            return False
+        images = self.lake.part("images", self.snapshot, bucket)
+        if not exists(images):
+            try:
+                move(self._pictures(bucket), images)
+            except FileNotFoundError:
+                # Another attempt has moved them meanwhile.
+                if not exists(images):
+                    raise RuntimeError(f"the pictures of part {bucket} are gone; give the command again") from None
         return True
 
-    def _pictures(self, bucket: int, attempt: str | None) -> str:
-        """Where the pictures of an attempt wait for its samples."""
+    def remove_unfinished(self) -> None:
+        """Removes parts of ``samples`` whose attempt died before its pictures had their place, and that are gone since, with a
+        request to forget. For who has the lake alone, before anything is at work on the snapshot."""
+        images = self.lake.own("images", self.snapshot)
+        for bucket, samples in self.lake.own("samples", self.snapshot).items():
+            if bucket not in images and not exists(self._pictures(bucket)):
+                delete(samples)
+
+    def _pictures(self, bucket: int, attempt: str | None = None) -> str:
+        """Where the pictures of an attempt wait for its samples: of this one, or of the one that has written the bucket's."""
+        attempt = attempt or self.lake.attempt("samples", self.snapshot, bucket)
         return self.lake.work("ingest", self.snapshot, "attempts", f"{bucket:05d}-{attempt}.parquet")
 
     def outcomes(self, samples: list[dict[str, Any]], source: Source) -> list[dict[str, Any]]:
@@ -413,7 +421,8 @@ class RetryParts(beam.DoFn):
     def process(self, element: tuple[str, Sequence[int]]) -> Iterator[int]:
         role, numbers = element
         lake, bucket = self.bucket.lake, self.bucket
-        done = {number for number in numbers if bucket.is_complete(number)}
+        written = lake.own("samples", bucket.snapshot)
+        done = {number for number in numbers if number in written and bucket.is_complete(number)}
         yield from sorted(done)
         paths = lake.paths("samples", self.base)
         failed = [

@@ -38,12 +38,14 @@ class Rules:
     Attributes:
         parsed: its rules; None where all is allowed.
         fault: why it can't be had, or None. Then nothing is allowed.
+        passing: whether the fault may be gone at another try.
         until: of ``time.monotonic``, when it is to be asked for again.
         size: characters that it is remembered with.
     """
 
     parsed: Protego | None
     fault: str | None
+    passing: bool
     until: float
     size: int
 
@@ -51,20 +53,22 @@ class Rules:
     def of(cls, text: str, token: str) -> Rules:
         """The rules of a robots.txt for the crawler that calls itself ``token``, in small letters."""
         parsed = Protego.parse(_of_one(text, token)) if text.strip() else None
-        return cls(parsed, None, time.monotonic() + KEPT_SECONDS, len(text))
+        return cls(parsed, None, False, time.monotonic() + KEPT_SECONDS, len(text))
 
     @classmethod
-    def missing(cls, fault: str) -> Rules:
+    def missing(cls, fault: str, passing: bool) -> Rules:
         """There are rules, maybe, and they can't be had."""
-        return cls(None, fault, time.monotonic() + FAULT_SECONDS, 0)
+        return cls(None, fault, passing, time.monotonic() + FAULT_SECONDS, 0)
 
     def allow(self, path: str, token: str) -> bool:
         """Whether a path with its query may be asked for, where there is no fault."""
-        return self.parsed is None or self.parsed.can_fetch(path, token)
+        # As a whole URL, of whichever host: of a path alone Protego would take what follows "//" for one.
+        return self.parsed is None or self.parsed.can_fetch(f"http://host{path}", token)
 
 
 def _of_one(text: str, token: str) -> str:
-    """The same with one name for all other crawlers: of many crawlers with many rules their product would be kept."""
+    """The same with one name for all other crawlers: of many crawlers with many rules their product would be kept. Lines end as
+    Protego takes them to."""
 
     def named(found: re.Match[str]) -> str:
         name = found[2].strip().lower()
@@ -72,7 +76,7 @@ def _of_one(text: str, token: str) -> str:
         meant = not name or "*" in name or name in token
         return found[0] if meant else f"{found[1]}/"
 
-    return _AGENT.sub(named, text)
+    return _AGENT.sub(named, "\n".join(text.splitlines()))
 
 
 class Robots:

@@ -83,7 +83,7 @@ class LaionSource:
     as text: CSV, TSV and JSON Lines.
 
     Attributes:
-        path: a file, a folder (the files of one kind in it and below), or a glob; of any filesystem that Beam knows.
+        path: a file, a folder (the files of one kind in it and below), or a glob; or a gs:// or s3:// URL of one.
         url_column, caption_column: what the columns are called; None for LAION's names.
     """
 
@@ -331,7 +331,7 @@ class ParquetSource:
     bytes is known by file and row. A path beside the bytes is never followed.
 
     Attributes:
-        path: a file, a folder (the Parquet files in it and below), or a glob; of any filesystem that Beam knows.
+        path: a file, a folder (the Parquet files in it and below), or a glob; or a gs:// or s3:// URL of one.
         image_column, caption_column, label_column: what the columns are called; None for the usual names.
     """
 

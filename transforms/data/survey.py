@@ -104,11 +104,10 @@ class Partition:
 
     def samples_of(self, table: pa.Table) -> pa.Table:
         """Those rows of what a source read that are samples."""
-        if SPLIT not in table.column_names:
+        if self.only is None:
             return table
-        if self.only is not None:
-            table = table.filter(pc.is_in(pc.fill_null(table[SPLIT], ""), pa.array(self.only, pa.string())))
-        return table.drop_columns(SPLIT)
+        chosen = pc.is_in(pc.fill_null(table[SPLIT], ""), pa.array(self.only, pa.string()))
+        return table.filter(chosen).drop_columns(SPLIT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,18 +205,20 @@ def same_split(name: str) -> str:
 def split_named(path: str, asked: Sequence[str] = ()) -> str:
     """The split of a data set that a path inside it names, as ``datasets`` understands names; "" where it names none.
 
-    ``data/train-00000-of-00002.parquet`` names any split. Else a file or folder does, the nearest to the end of the path,
-    that is called as one that is asked for, or has a word in its name that means a split (train, test, val, …).
+    A name is that of a split that is asked for, or has a word in it that means one (train, test, val, …). Folders are looked
+    at before the file, the innermost first: ``train/test-tube.png`` is of train. A shard's name is looked at before them
+    where all of it is such a name (``data/test-00000-of-00002.parquet``), and at the end it may name any split.
     """
     *folders, file = path.replace(os.sep, "/").split("/")
-    if found := re.match(r"(.+)-\d{5,}-of-\d{5,}", file):
-        return found[1]
     names = {one.strip().lower(): one for one in asked}
-    for part in (file.split(".")[0], *reversed(folders)):
+    shard = re.match(r"(.+)-\d{5,}-of-\d{5,}", file)
+    if shard and (whole := shard[1].lower()) in {*names, *_SPLITS}:
+        return names.get(whole) or _SPLITS[whole]
+    for part in (*reversed(folders), re.sub(r"(\.\w+)+$", "", file), file):
         part = part.lower().removeprefix(f"{SPLIT}=")
         if part in names:
             return names[part]
         for word in re.split(r"[-._ 0-9=]+", part):
             if word in _SPLITS:
                 return _SPLITS[word]
-    return ""
+    return shard[1] if shard else ""

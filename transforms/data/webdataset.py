@@ -95,7 +95,7 @@ class WebDatasetSource:
     picture's bytes, as inside Parquet; where there is no picture, the tar and the key.
 
     Attributes:
-        path: a tar, a folder (the tars in it and below), or a glob; of any filesystem that Beam knows.
+        path: a tar, a folder (the tars in it and below), or a glob; or a gs:// or s3:// URL of one.
         image_column: the picture's ending, without the dot; None for any of a picture.
         caption_column, label_column: an ending, or else a name in the object of ``.json``; None for the usual ones.
         allow_cut: whether of a tar that is cut, or damaged between two files, what lies before is taken; else it is an error.
@@ -221,7 +221,7 @@ class WebDatasetSource:
             "caption": (self._ending("caption", CAPTION), (self.caption_column,) if self.caption_column else CAPTION_COLUMNS),
             "label": (self._ending("label", LABEL), (self.label_column,) if self.label_column else LABEL_COLUMNS),
         }
-        if not all(map(tar.holds, sample.members.values())):
+        if not all(tar.holds(info) for ending, info in sample.members.items() if ending != PICTURE):
             # Who allows a cut has no text that is half of one.
             sample = sample._replace(members={ending: info for ending, info in sample.members.items() if tar.holds(info)})
             count("captions and labels that a tar is cut in", 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -59,9 +60,9 @@ class ClipModel:
     device: str = "cpu"
     batch_size: int = 64
 
-    @property
+    @functools.cached_property
     def folder(self) -> str | None:
-        """The local folder that it is, or the copy here of what a URL names; or None."""
+        """The local folder that it is, or the copy here of what a URL names, looked up once a process; or None."""
         if is_url(self.name):
             return local_folder(self.name)
         if self.name.startswith(LOCAL_FOLDER):
@@ -117,6 +118,10 @@ class ClipModel:
 
     def load(self) -> OpenClipEncoder:
         return OpenClipEncoder(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the folder: another machine has a copy of its own.
+        return ClipModel, dataclasses.astuple(self)
 
 
 def _refuse_damaged(path: str, option: str) -> None:

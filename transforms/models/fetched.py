@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import uuid
 
-from transforms.errors import UserError
-from transforms.store.files import is_url, open_file, walk
+from transforms.errors import FAULTS_OF_THE_MACHINE, UserError
+from transforms.store.files import is_url, open_file, replacing, sync_folder, walk
 from transforms.store.identity import digest
 
 
@@ -36,13 +35,21 @@ def local_folder(model: str) -> str:
     try:
         for one in files:
             place = os.path.join(begun, one.path.removeprefix(root).lstrip("/"))
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            with open_file(one.path) as source, open(place, "wb") as target:
+            with open_file(one.path) as source, replacing(place) as target:
                 shutil.copyfileobj(source, target, 1 << 24)
-        with contextlib.suppress(FileExistsError, OSError):  # another process was faster
+        try:
             os.rename(begun, copy)
-        if not os.path.isdir(copy):
-            raise UserError(f"the model {model!r} can't be copied to {cache!r}; name another place with XDG_CACHE_HOME")
+        except OSError:
+            if not os.path.isdir(copy):  # else another process was faster
+                raise
+        sync_folder(cache)
+    except OSError as error:
+        if error.errno not in FAULTS_OF_THE_MACHINE:
+            raise
+        raise UserError(
+            f"the model {model!r} can't be copied to {cache!r} ({error.strerror}); make room there, or name another place with "
+            "XDG_CACHE_HOME"
+        ) from error
     finally:
         shutil.rmtree(begun, ignore_errors=True)
     return copy

@@ -74,7 +74,11 @@ def name_here(folder: str, name: str) -> str:
 def list_files(folder: str, suffix: str) -> list[str]:
     """The files right inside ``folder`` that end in ``suffix``, sorted; [] where there is no such folder."""
     if is_url(folder):
-        return [one.path for one in _listed(folder, maxdepth=1) if one.path.endswith(suffix)]
+        store, found = _store(folder), []
+        with contextlib.suppress(FileNotFoundError):
+            # Not by ``find`` with a depth, to which a folder that may not be looked into is an empty one.
+            found = [store.unstrip_protocol(one["name"]) for one in store.ls(folder, detail=True) if one["type"] == "file"]
+        return sorted(path for path in found if path.endswith(suffix) and path.rpartition("/")[0] == folder.rstrip("/"))
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         return sorted(os.path.join(folder, one.name) for one in entries if one.name.endswith(suffix) and one.is_file())
     return []
@@ -127,10 +131,10 @@ def stat(path: str) -> File:
     return _object(path, found)
 
 
-def _listed(folder: str, maxdepth: int | None = None) -> list[File]:
+def _listed(folder: str) -> list[File]:
     """The objects whose names begin with this folder's, sorted."""
     store = _store(folder)
-    found = store.find(folder, maxdepth=maxdepth, detail=True)
+    found = store.find(folder, detail=True)
     return sorted(_object(store.unstrip_protocol(name), one) for name, one in found.items() if one["type"] == "file")
 
 
@@ -175,12 +179,14 @@ def write_bytes(path: str, content: bytes) -> None:
 
 
 def create(path: str, content: bytes) -> bool:
-    """Writes a file, whole or not at all, where there is none of that name: whether it did. Of several at once one does."""
+    """Writes a file, whole or not at all, where there is none of that name: whether it did. Of several at once one does, where
+    no two write the same bytes."""
     if is_url(path):
         try:
             _store(path).pipe_file(path, content, mode="create")
         except FileExistsError:
-            return False
+            # A store's answer that is lost is asked for again, and then it's our own file that is there.
+            return read_bytes(path) == content
         return True
     make_folder(os.path.dirname(path) or ".")
     temporary = temporary_name(path)

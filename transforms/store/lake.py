@@ -9,7 +9,7 @@
 
 A snapshot is what one stage makes of given parameters and given upstream snapshots; its id is the digest of those, so
 the same question finds the same answer, and another question lies beside it. Parts are written under a temporary name
-and renamed, so a part that exists is whole. A lake is a local folder, or any URL that Beam knows (see files.py).
+and renamed, so a part that exists is whole. A lake is a local folder, or a gs:// or s3:// URL (see files.py).
 
 A manifest names each part that was written for its snapshot, with its rows, its size and the digest of its footer, which names
 that of all the rest (files.py, ``Part``); of parts that are another snapshot's it says whose, and that one's manifest names
@@ -130,7 +130,7 @@ def snapshot_id(stage: str, parameters: dict[str, Any], upstream: dict[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Lake:
-    """A lake by its root: a local path or a URL of a Beam filesystem. Cheap to pickle; holds no connection."""
+    """A lake by its root: a local path, or a gs:// or s3:// URL. Cheap to pickle; holds no connection."""
 
     root: str
 

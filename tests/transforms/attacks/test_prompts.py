@@ -158,6 +158,25 @@ def test_captions_of_pictures_that_changed_are_left_out_where_that_is_asked_for(
     assert some[single].endswith(", unknown")
 
 
+def test_a_placeholder_is_known_by_captions_of_pictures_that_changed(tmp_path):
+    """Where a picture isn't found any more, all of its captions are those of pictures that changed."""
+    chance = random.Random(0)
+    fake = fake_lake(tmp_path, sizes=(12, 2, *[1] * 40), controls=0)
+    of = {row["sample_id"]: row for row in fake.rows("duplicate_groups")}
+    numbers = {sample: number for number, sample in enumerate(sorted(of))}
+    rewrite(fake, "samples", lambda rows: [
+        row | {"caption": unlike(chance), "drift": "changed" if of[row["sample_id"]]["size"] == 12 else "unknown",
+               "url": f"https://host{numbers[row['sample_id']]}.example/x.png"}
+        for row in rows if row["sample_id"] in of
+    ])  # fmt: skip
+    placeholder = next(row["group_id"] for row in of.values() if row["size"] == 12)
+    every, _ = drawn(fake, skip_placeholders=False)
+    assert placeholder in every
+    without, groups_without_caption = drawn(fake, skip_changed=True)
+    assert groups_without_caption == 0
+    assert without.keys() == every.keys() - {placeholder}
+
+
 # -- placeholders -----------------------------------------------------------------------------------------------------
 
 NOUNS = ("house", "river", "summer", "engine", "garden", "winter", "station", "bottle", "mountain", "window", "forest")

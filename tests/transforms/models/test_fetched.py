@@ -1,5 +1,6 @@
 """A model behind a URL is copied to this machine once, and again when it has changed."""
 
+import errno
 import os
 
 import pytest
@@ -62,6 +63,17 @@ def test_a_copy_that_breaks_off_is_no_model(model, monkeypatch):
     with pytest.raises(ConnectionError):
         fetched.local_folder(model)
     monkeypatch.setattr(fetched, "open_file", whole)
+    assert len(content(fetched.local_folder(model))) == 2
+
+
+def test_a_disk_that_is_full_is_one_line_that_says_which(model, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetched.shutil, "copyfileobj", full)
+        with pytest.raises(UserError, match=r"can't be copied to '.*cache/eidetic/models' \(No space left.*XDG_CACHE_HOME"):
+            fetched.local_folder(model)
     assert len(content(fetched.local_folder(model))) == 2
 
 

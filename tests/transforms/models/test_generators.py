@@ -461,7 +461,7 @@ def test_pickled_weights_are_loaded_where_the_user_trusts_them(folder, tmp_path)
         ("x.safetensors", "there is no file 'x.safetensors'"),
         ("my model", "neither a folder that exists nor a hub id"),
         ("", "neither a folder that exists nor a hub id"),
-        ("https://huggingface.co/x/y", "there is no folder"),
+        ("https://huggingface.co/x/y", "there is nothing at 'https://huggingface.co/x/y'"),
         ("nobody/nothing", "neither a local folder nor to be had from the hub"),
     ],
 )

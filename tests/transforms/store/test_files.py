@@ -2,15 +2,18 @@
 
 import collections
 import concurrent.futures
+import http.server
 import subprocess
 import sys
+import threading
 import time
 
 import pyarrow as pa
 import pytest
+import s3fs
 
-from tests.servers import ROOT, object_store, s3_store
-from transforms.errors import Damaged, UserError
+from tests.servers import ROOT, free_port, object_store, s3_environment, s3_store
+from transforms.errors import Damaged, UserError, fault_of_the_machine
 from transforms.store import files
 
 
@@ -69,6 +72,76 @@ def test_an_empty_file_and_a_large_one_come_back(root):
             file.write(content)
         with files.open_file(f"{root}/spooled") as file:
             assert file.read() == content
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "meaning"),
+    [
+        ("AccessDenied", "Access Denied", "Access Denied: the store refuses that to these credentials"),
+        (
+            "ExpiredToken",
+            "The provided token has expired.",
+            "token has expired: the store's credentials have expired",
+        ),
+    ],
+)
+@pytest.mark.parametrize("work", ["list_files", "walk", "write_bytes", "create"])
+def test_a_store_that_refuses_is_not_an_empty_one(refusing, work, code, said, meaning):
+    refusing.append(f"<Error><Code>{code}</Code><Message>{said}</Message></Error>".encode())
+    words = {"list_files": ("",), "walk": ()}.get(work, (b"content",))
+    with pytest.raises(OSError) as raised:
+        getattr(files, work)("s3://bucket/folder", *words)
+    assert meaning in fault_of_the_machine(raised.value)
+
+
+def test_without_credentials_is_one_line(refusing, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(Exception) as raised:
+        files.list_files("s3://bucket/folder", "")
+    assert "there are no credentials for the store; set them" in fault_of_the_machine(raised.value)
+
+
+def test_a_store_that_is_away_is_one_line(monkeypatch):
+    for name, value in s3_environment(f"http://127.0.0.1:{free_port()}").items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(Exception) as raised:
+        files.list_files("s3://bucket/folder", "")
+    assert "the store can't be reached" in fault_of_the_machine(raised.value)
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """S3 that answers every request with the one error that is put into this list."""
+    errors = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def refuse(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(403)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(errors[0])))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(errors[0])
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = refuse
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in s3_environment(f"http://127.0.0.1:{server.server_port}").items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield errors
+    server.shutdown()
+    server.server_close()
 
 
 def test_what_another_has_written_is_seen(root):
