@@ -21,10 +21,10 @@ sweep: install
 
 # A file of tests for each process, of which there are half more than cores, since they wait for others of their own now and then;
 # and in it one thread: those of several processes would wait for one another. In their order, and not the files of few tests last,
-# which are the long ones.
+# which are the long ones. The engines have a target of their own.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )) \
-	  --dist loadfile --no-loadscope-reorder $(PYTEST)
+	  --dist loadfile --no-loadscope-reorder --ignore tests/engines $(PYTEST)
 
 # All that is done to lakes, of which make test does a sample, and the page made of what came of it.
 faults: install

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tests.engines.install import HERE
+from tests.engines.install import HERE, JARS
 from tests.engines.network import HOST, Machine, network
 from tests.servers import ROOT, end, free_port, wait_for_port
 
@@ -37,6 +37,10 @@ JAVA = [
     *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED),
     "--add-exports=java.base/sun.net.util=ALL-UNNAMED",
 ]
+
+
+FLINKS = ("flink-", "slf4j-")
+"""How the jars begin that Flink itself brings: as deploy/flink/Dockerfile leaves them out."""
 
 
 @dataclasses.dataclass
@@ -165,7 +169,7 @@ def flink(folder: Path, wheel: Path, hidden: Path) -> Iterator[Engine]:
         "rest.address": HOST,
         "rest.bind-address": HOST,
         "blob.server.port": blobs,
-        "jobmanager.bind-host": HOST,
+        "jobmanager.bind-host": "0.0.0.0",
     }
     defined = [f"-D{name}={value}" for name, value in options.items()]
     logging = f"-Dlog4j.configurationFile=file:{configuration}/log4j.properties"
@@ -177,7 +181,7 @@ def flink(folder: Path, wheel: Path, hidden: Path) -> Iterator[Engine]:
             *flags,
             logging,
             "-cp",
-            f"{home}/lib/*",
+            ":".join([f"{home}/lib/*", *(str(jar) for jar in (home / JARS).glob("*.jar") if not jar.name.startswith(FLINKS))]),
             main,
             "--configDir",
             str(configuration),
@@ -202,7 +206,7 @@ def flink(folder: Path, wheel: Path, hidden: Path) -> Iterator[Engine]:
         _wait_for(lambda: _json(f"http://{HOST}:{rest}/overview")["taskmanagers"] == len(machines), processes, "job_manager")
         server = processes.start(
             "job_server",
-            [*JAVA, "-cp", f"{home}/jars/*", "org.apache.beam.runners.flink.FlinkJobServerDriver", "--job-host=127.0.0.1",
+            [*JAVA, "-cp", f"{home / JARS}/*", "org.apache.beam.runners.flink.FlinkJobServerDriver", "--job-host=127.0.0.1",
              f"--job-port={jobs}", f"--artifact-port={artifacts}", f"--expansion-port={expansion}",
              f"--flink-master={HOST}:{rest}", f"--artifacts-dir={folder}/artifacts"],
         )  # fmt: skip
@@ -260,7 +264,8 @@ def spark(folder: Path, wheel: Path, hidden: Path) -> Iterator[Engine]:
         _wait_for(lambda: processes.log("master").read_text().count("Registering worker") >= len(machines), processes, "master")
         server = processes.start(
             "job_server",
-            [*JAVA, f"-Dspark.driver.host={HOST}", "-Dspark.executor.memory=1g", "-cp", f"{home}/jars/*",
+            [*JAVA, f"-Dspark.driver.host={HOST}", "-Dspark.executor.memory=1g",
+             f"-Dspark.executor.extraClassPath={home / JARS}/*", "-cp", f"{home / JARS}/*",
              "org.apache.beam.runners.spark.SparkJobServerDriver", "--job-host=127.0.0.1", f"--job-port={jobs}",
              f"--artifact-port={artifacts}", f"--expansion-port={expansion}", f"--spark-master-url={master_url}",
              f"--artifacts-dir={folder}/artifacts"],

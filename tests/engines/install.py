@@ -21,6 +21,10 @@ from tests.servers import ROOT
 HERE = ROOT / "build" / "engines"
 """Where they are installed."""
 
+JARS = Path("gradle") / "wrapper"
+"""Where Beam's job server for an engine lies in the engine's folder. The server sends all jars of its class path with every
+job, 150 MB, but for those in a folder of this name (Beam's PipelineResources.isStageable): the workers have them already."""
+
 BEAM = "v2.77.0"
 FLINK = "1.19.3"
 SPARK = "3.5.3"
@@ -63,8 +67,8 @@ def prism(folder: Path) -> None:
 
 
 def flink(folder: Path) -> None:
-    """Beam's job server, folder/jars, and Flink itself as Python's package index has it, folder/lib."""
-    _jars("flink", folder / "jars")
+    """Beam's job server, and Flink itself as Python's package index has it, folder/lib."""
+    _jars("flink", folder / JARS)
     with tempfile.TemporaryDirectory() as made:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", made]
         subprocess.run([*pip, f"apache-flink-libraries=={FLINK}"], check=True)
@@ -78,8 +82,8 @@ def flink(folder: Path) -> None:
 
 
 def spark(folder: Path) -> None:
-    """Beam's job server, folder/jars, and Spark itself as Python's package index has it, folder/home/pyspark."""
-    _jars("spark", folder / "jars")
+    """Beam's job server, and Spark itself as Python's package index has it, folder/home/pyspark."""
+    _jars("spark", folder / JARS)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder / "home"]
     subprocess.run([*pip, f"pyspark=={SPARK}"], check=True)
 
