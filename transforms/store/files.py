@@ -74,11 +74,7 @@ def name_here(folder: str, name: str) -> str:
 def list_files(folder: str, suffix: str) -> list[str]:
     """The files right inside ``folder`` that end in ``suffix``, sorted; [] where there is no such folder."""
     if is_url(folder):
-        store, found = _store(folder), []
-        with contextlib.suppress(FileNotFoundError):
-            # Not by ``find`` with a depth, to which a folder that may not be looked into is an empty one.
-            found = [store.unstrip_protocol(one["name"]) for one in store.ls(folder, detail=True) if one["type"] == "file"]
-        return sorted(path for path in found if path.endswith(suffix) and path.rpartition("/")[0] == folder.rstrip("/"))
+        return [path for path in files_in(folder) if path.endswith(suffix)]
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         return sorted(os.path.join(folder, one.name) for one in entries if one.name.endswith(suffix) and one.is_file())
     return []
@@ -96,6 +92,26 @@ class File(NamedTuple):
     path: str
     size: int
     modified: float
+
+
+def files_in(folder: str) -> dict[str, File]:
+    """Path → file, of those right inside ``folder``, sorted; {} where there is no such folder. Behind a URL one request."""
+    found = []
+    if is_url(folder):
+        store = _store(folder)
+        with contextlib.suppress(FileNotFoundError):
+            # Not by ``find`` with a depth, to which a folder that may not be looked into is an empty one.
+            there = [one for one in store.ls(folder, detail=True) if one["type"] == "file"]
+            found = [_object(store.unstrip_protocol(one["name"]), one) for one in there]
+        # The folder itself may be an object as well.
+        found = [one for one in found if one.path.rpartition("/")[0] == folder.rstrip("/")]
+    else:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for one in entries:
+                with contextlib.suppress(FileNotFoundError):  # a writer gave it another name meanwhile
+                    if one.is_file():
+                        found.append(stat(os.path.join(folder, one.name)))
+    return {one.path: one for one in sorted(found)}
 
 
 def walk(folder: str) -> list[File]:
@@ -158,15 +174,24 @@ def matching(pattern: str) -> list[str]:
 
 def read_bytes(path: str) -> bytes:
     if is_url(path):
-        return _store(path).cat_file(path)
+        # s3fs would first ask how large it is, to have a large one in pieces.
+        return _store(path).cat_file(path, **({"max_concurrency": 1} if path.startswith("s3://") else {}))
     with open_file(path) as file:
         return file.read()
 
 
-def open_file(path: str) -> IO[bytes]:
-    """A file to read from; seeks."""
+def read_if_there(path: str) -> bytes | None:
+    """What a file holds, or None where there is none. Behind a URL one request."""
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def open_file(path: str, size: int | None = None) -> IO[bytes]:
+    """A file to read from; seeks. With its ``size``, where that is known, nobody need ask a store for it."""
     # gcsfs of itself reads ahead in tasks, and complains of those that nobody waited for.
-    return _store(path).open(path, "rb", cache_type="readahead") if is_url(path) else open(path, "rb")
+    return _store(path).open(path, "rb", cache_type="readahead", size=size) if is_url(path) else open(path, "rb")
 
 
 def write_bytes(path: str, content: bytes) -> None:
@@ -377,8 +402,9 @@ def parquet_bytes(table: pa.Table, rows: int | None = None) -> bytes:
     return sink.getvalue()
 
 
-def describe(source: str | bytes) -> Part:
-    """What a Parquet file is known by, from its footer alone: of a path, or of the bytes that are about to be written.
+def describe(source: str | bytes, size: int | None = None) -> Part:
+    """What a Parquet file is known by, from its footer alone: of a path (and its size, where that is known), or of the bytes
+    that are about to be written.
 
     Raises:
         FileNotFoundError: where there is none.
@@ -386,7 +412,7 @@ def describe(source: str | bytes) -> Part:
     """
     if isinstance(source, bytes):
         return _described("", io.BytesIO(source), len(source))
-    with open_file(source) as file:
+    with open_file(source, size) as file:
         return _described(source, file, file.seek(0, os.SEEK_END))
 
 

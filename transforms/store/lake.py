@@ -27,13 +27,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from transforms.errors import Damaged, UserError, fault_of_the_machine
 from transforms.store.files import (
+    File,
     Part,
     check_body,
     check_columns,
@@ -42,11 +43,13 @@ from transforms.store.files import (
     delete_all,
     describe,
     exists,
+    files_in,
     is_url,
     list_files,
     open_parquet,
     parquet_bytes,
     read_bytes,
+    read_if_there,
     read_parquet,
     stat,
     walk,
@@ -199,10 +202,11 @@ class Lake:
 
     def _version(self) -> int | None:
         path = self.path("lake.json")
-        if not exists(path):
+        content = read_if_there(path)
+        if content is None:
             return None
         try:
-            return json.loads(read_bytes(path))["schema_version"]
+            return json.loads(content)["schema_version"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path!r} is damaged ({error}); restore it, or audit into a new --lake") from error
 
@@ -214,10 +218,10 @@ class Lake:
     def manifest(self, stage: str, snapshot: str) -> Manifest | None:
         """The manifest of a complete snapshot, or None while it isn't complete. A damaged one counts as none, and is told."""
         path = self.manifest_path(stage, snapshot)
-        if not exists(path):
-            return None
         try:
             return read_manifest(path)
+        except FileNotFoundError:
+            return None
         except Damaged as error:
             _tell(f"{path!r} is damaged ({error.what}), and so counts as absent: {stage} {snapshot} is made anew")
             return None
@@ -345,9 +349,10 @@ class Lake:
         """
         for table in manifest.tables:
             try:
-                paths = self.paths(table, manifest.snapshot_id)
+                listed = files_in(self.folder(table, manifest.snapshot_id))
+                paths = self._paths(table, manifest.snapshot_id, listed)
                 if manifest.parts is not None:
-                    yield from self._unlike(manifest, table, paths)
+                    yield from self._unlike(manifest, table, paths, listed)
             except Damaged as damage:
                 yield damage
                 continue
@@ -359,36 +364,40 @@ class Lake:
                 except Damaged as damage:
                     yield damage
 
-    def _unlike(self, manifest: Manifest, table: str, paths: dict[int, str]) -> Iterator[Damaged]:
+    def _unlike(self, manifest: Manifest, table: str, paths: dict[int, str], listed: dict[str, File]) -> Iterator[Damaged]:
         """The parts of a table whose rows, size or footer aren't those that the manifest says, that are missing or too many."""
         borrowed = {int(number): one for number, one in manifest.borrowed.get(table, {}).items()}
-        if not borrowed.items() <= self._lain_over(table, manifest.snapshot_id).items():
+        if borrowed and not borrowed.items() <= self._lain_over(table, manifest.snapshot_id).items():
             raise Damaged(self._base(table, manifest.snapshot_id), "it doesn't name the parts that the manifest says")
         said = self.said(manifest, table)
 
+        numbers = sorted(said.keys() | paths.keys())
+        places = {number: paths.get(number) or self.part(table, manifest.snapshot_id, number) for number in numbers}
+        others = {os.path.dirname(path) for path in places.values()} - {self.folder(table, manifest.snapshot_id)}
+        there = {**listed, **{path: one for folder in sorted(others) for path, one in files_in(folder).items()}}
+
         def look(number: int) -> Damaged | None:
             try:
-                path = paths.get(number) or self.part(table, manifest.snapshot_id, number)
-                self._check_part(path, said.get(number), number in said)
+                self._check_part(places[number], there, said.get(number), number in said)
             except Damaged as damage:
                 return damage
             return None
 
-        numbers = sorted(said.keys() | paths.keys())
         # Behind a URL each look is some requests, that take their time.
         with concurrent.futures.ThreadPoolExecutor(1 if self.is_local else REQUESTS) as pool:
-            found = list(pool.map(look, numbers))
+            found = list(pool.map(look, places))
         yield from (damage for damage in found if damage is not None)
 
-    def _check_part(self, path: str, known: Part | None, named: bool) -> None:
-        announced = self.announced(path)
-        if not exists(path):
+    def _check_part(self, path: str, there: dict[str, File], known: Part | None, named: bool) -> None:
+        announced = self.announced(path) if _announcement(path) in there else []
+        if path not in there:
             if None not in announced:
                 raise Damaged(path, "it is missing")
             return
         if known is None and named:
             return  # written by an older version
-        found = _described_once(path, *stat(path)[1:]) if self.is_local else describe(path)
+        file = there[path]
+        found = _described_once(path, file.size, file.modified) if self.is_local else describe(path, file.size)
         right = [one for one in (known, *announced) if one is not None]
         if not right:
             raise Damaged(path, "the manifest of its snapshot doesn't name it")
@@ -413,10 +422,11 @@ class Lake:
 
     def announced(self, path: str) -> list[Part | None]:
         """What was announced of a part: each is right."""
-        if not exists(_announcement(path)):
+        content = read_if_there(_announcement(path))
+        if content is None:
             return []
         try:
-            return [None if one is None else Part(*one) for one in json.loads(read_bytes(_announcement(path)))]
+            return [None if one is None else Part(*one) for one in json.loads(content)]
         except (ValueError, TypeError) as error:
             raise Damaged(_announcement(path), f"it can't be read ({error})") from error
 
@@ -485,10 +495,11 @@ class Lake:
     def _lain_over(self, table: str, snapshot: str) -> dict[int, str]:
         """Number → snapshot of the parts that a snapshot lies over."""
         path = self._base(table, snapshot)
-        if not exists(path):
+        content = read_if_there(path)
+        if content is None:
             return {}
         try:
-            return {int(number): str(one) for number, one in json.loads(read_bytes(path)).items()}
+            return {int(number): str(one) for number, one in json.loads(content).items()}
         except (ValueError, AttributeError) as error:
             raise Damaged(path, f"it can't be read ({error})") from error
 
@@ -498,8 +509,14 @@ class Lake:
 
     def paths(self, table: str, snapshot: str) -> dict[int, str]:
         """Number → path of each part of a table, in order: its own, and those of what it lies over."""
-        found = {number: self.part(table, one, number) for number, one in self._lain_over(table, snapshot).items()}
-        return dict(sorted((found | self.own(table, snapshot)).items()))
+        return self._paths(table, snapshot, list_files(self.folder(table, snapshot), ""))
+
+    def _paths(self, table: str, snapshot: str, listed: Collection[str]) -> dict[int, str]:
+        """``paths``, of what the snapshot's folder holds."""
+        base = self._lain_over(table, snapshot) if self._base(table, snapshot) in listed else {}
+        found = {number: self.part(table, one, number) for number, one in base.items()}
+        own = {part_number(path): path for path in listed if path.endswith(".parquet")}
+        return dict(sorted((found | own).items()))
 
     def parts(self, table: str, snapshot: str) -> list[str]:
         """The parts of a table in order of their numbers."""

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import fsspec
 
-from transforms.store.files import is_url, open_file, stat
+from transforms.store.files import File, files_in, is_url, open_file, stat
 
 PROTOCOL = "eidetic"
 
@@ -26,19 +26,23 @@ class StoredFiles(fsspec.AbstractFileSystem):
 
     def __init__(self) -> None:
         super().__init__()
-        # DuckDB asks for the size and for the time of every file, and each is a request to the store.
-        self._stat = functools.cache(stat)
+        # DuckDB asks for the size and for the time of every file: one request for all of a folder.
+        self._folder = functools.cache(files_in)
+
+    def _stat(self, path: str) -> File:
+        path = self._strip_protocol(path)
+        return self._folder(path.rpartition("/")[0]).get(path) or stat(path)
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return path.removeprefix(f"{PROTOCOL}://")
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        found = self._stat(self._strip_protocol(path))
+        found = self._stat(path)
         return {"name": path, "size": found.size, "type": "file"}
 
     def modified(self, path: str) -> datetime.datetime:
-        return datetime.datetime.fromtimestamp(self._stat(self._strip_protocol(path)).modified, datetime.UTC)
+        return datetime.datetime.fromtimestamp(self._stat(path).modified, datetime.UTC)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> IO[bytes]:
-        return open_file(self._strip_protocol(path))
+        return open_file(self._strip_protocol(path), self._stat(path).size)
