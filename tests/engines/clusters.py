@@ -264,7 +264,7 @@ def spark(folder: Path, wheel: Path, hidden: Path) -> Iterator[Engine]:
         _wait_for(lambda: processes.log("master").read_text().count("Registering worker") >= len(machines), processes, "master")
         server = processes.start(
             "job_server",
-            [*JAVA, f"-Dspark.driver.host={HOST}", "-Dspark.executor.memory=1g",
+            [*JAVA, "-Dbeam.spark.test.reuseSparkContext=true", f"-Dspark.driver.host={HOST}", "-Dspark.executor.memory=1g",
              f"-Dspark.executor.extraClassPath={home / JARS}/*", "-cp", f"{home / JARS}/*",
              "org.apache.beam.runners.spark.SparkJobServerDriver", "--job-host=127.0.0.1", f"--job-port={jobs}",
              f"--artifact-port={artifacts}", f"--expansion-port={expansion}", f"--spark-master-url={master_url}",
