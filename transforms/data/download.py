@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import heapq
 import http.client
 import io
 import ipaddress
+import itertools
 import os
 import queue
 import socket
@@ -28,6 +30,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from transforms.data.img2dataset_modules import img2dataset_module
 from transforms.data.robots import MOST_BYTES, Robots, Rules
 from transforms.store.pictures import LONGEST_MAGIC, begins_like_a_picture
 
@@ -169,7 +172,10 @@ def _looked_up(host: str, port: int, deadline: float) -> list[tuple]:
         except Exception as error:  # travels to the thread that waits
             answers.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    if _is_address(host):  # which needs no name server
+        ask()
+    else:
+        threading.Thread(target=ask, daemon=True).start()
     try:
         answer = answers.get(timeout=_left(deadline))
     except queue.Empty:
@@ -182,6 +188,14 @@ def _looked_up(host: str, port: int, deadline: float) -> list[tuple]:
     return answer
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
@@ -189,17 +203,31 @@ def _left(deadline: float) -> float:
     return left
 
 
+class _Checked:
+    """Makes a connection to addresses that may be connected to alone."""
+
+    connected: Callable[[], socket.socket]
+
+    def _new_conn(self) -> socket.socket:
+        return self.connected()
+
+
+class _Http(_Checked, HTTPConnection):
+    pass
+
+
+class _Https(_Checked, HTTPSConnection):
+    pass
+
+
 def _connection(scheme: str, host: str, port: int, limits: DownloadLimits, deadline: float) -> HTTPConnection:
-    base: type[HTTPConnection] = HTTPSConnection if scheme == "https" else HTTPConnection
-
-    class Checked(base):  # type: ignore[misc, valid-type]
-        def _new_conn(self) -> socket.socket:
-            return _connect(host, port, limits, deadline)
-
-    options: dict[str, Any] = {"timeout": _left(deadline)}
+    connection: _Http | _Https
     if scheme == "https":
-        options["ssl_context"] = tls_context()
-    return Checked(host, port, **options)
+        connection = _Https(host, port, timeout=_left(deadline), ssl_context=tls_context())
+    else:
+        connection = _Http(host, port, timeout=_left(deadline))
+    connection.connected = functools.partial(_connect, host, port, limits, deadline)
+    return connection
 
 
 @functools.cache
@@ -223,9 +251,7 @@ def fetch_http(url: str, limits: DownloadLimits) -> bytes:
     Raises:
         FetchError: with the reason, for whatever keeps it from being had within the limits.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version on the network
-    from img2dataset.downloader import is_disallowed
-
+    is_disallowed = img2dataset_module("downloader").is_disallowed
     deadline = time.monotonic() + limits.seconds
     for _ in range(limits.max_redirects + 1):
         if limits.honour_robots:
@@ -346,6 +372,47 @@ def _target(url: str) -> Target:
     return Target(parts.scheme, parts.hostname, port, path)
 
 
+class Alarms:
+    """Calls functions at their times, unless they're cancelled before: one thread for all, where a ``threading.Timer`` each
+    would be a thread for every picture."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, int]] = []
+        self._calls: dict[int, Callable[[], None]] = {}
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._owner = 0
+
+    def at(self, moment: float, call: Callable[[], None]) -> int:
+        """Has a function called at a moment of ``time.monotonic``; what ``cancel`` takes."""
+        with self._changed:
+            if self._owner != os.getpid():  # a fork has no threads of its parent's
+                self._owner = os.getpid()
+                threading.Thread(target=self._run, daemon=True).start()
+            number = next(self._numbers)
+            self._calls[number] = call
+            heapq.heappush(self._waiting, (moment, number))
+            if self._waiting[0][1] == number:
+                self._changed.notify()
+        return number
+
+    def cancel(self, number: int) -> None:
+        with self._changed:
+            self._calls.pop(number, None)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting or (left := self._waiting[0][0] - time.monotonic()) > 0:
+                    self._changed.wait(left if self._waiting else None)
+                call = self._calls.pop(heapq.heappop(self._waiting)[1], None)
+            if call is not None:
+                call()
+
+
+ALARMS = Alarms()
+
+
 @contextlib.contextmanager
 def _open(url: str, limits: DownloadLimits, deadline: float, accept: str = PICTURES) -> Any:
     """The response to a GET; cut off at the deadline, wherever it is, by a timer that closes the socket."""
@@ -364,9 +431,7 @@ def _open(url: str, limits: DownloadLimits, deadline: float, accept: str = PICTU
             with contextlib.suppress(OSError, AttributeError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    timer = threading.Timer(_left(deadline), cut)
-    timer.daemon = True
-    timer.start()
+    timer = ALARMS.at(deadline, cut)
     agent = f"Mozilla/5.0 (compatible; {limits.user_agent_token}; +https://github.com/rom1504/img2dataset)"
     try:
         connection.connect()
@@ -387,7 +452,7 @@ def _open(url: str, limits: DownloadLimits, deadline: float, accept: str = PICTU
             raise FetchError("took longer than allowed", of_host=not opened) from error
         raise PassingFault(f"broken answer: {type(error).__name__}: {error}", of_host=not opened) from error
     finally:
-        timer.cancel()
+        ALARMS.cancel(timer)
         connection.close()
 
 

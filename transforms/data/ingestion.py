@@ -24,9 +24,9 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from transforms.data.download import WITHHELD, DownloadLimits, as_download_image
+from transforms.data.img2dataset_modules import img2dataset_module
 from transforms.data.resizing import ConfinedResizer, Storage
 from transforms.data.sources import Source
 from transforms.data.spool import Spool, fetching, spool_path
@@ -257,11 +257,9 @@ class IngestBucket(beam.DoFn):
 
     def _download(self, samples: list[dict[str, Any]], source: Source) -> dict[int, dict[str, Any]]:
         """Place in ``samples`` → outcome, by img2dataset's own machinery, in a folder of this machine's."""
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else an import looks for a newer version on the network
         with _downloader_lock, tempfile.TemporaryDirectory() as folder:
-            from img2dataset import downloader
-            from img2dataset.writer import ParquetSampleWriter
-
+            downloader = img2dataset_module("downloader")
+            rows: list[dict[str, Any]] = []
             shard = os.path.join(folder, "shard.feather")
             urls = pa.array([sample["url"] for sample in samples], pa.string())
             table = pa.table({"url": urls, "place": pa.array(range(len(samples)), pa.int64())})
@@ -269,7 +267,7 @@ class IngestBucket(beam.DoFn):
                 writer.write_table(table)
             resizer = ConfinedResizer(self.storage, self.limits.max_pixels, self.limits.max_aspect_ratio, source.turns)
             download = downloader.Downloader(
-                sample_writer_class=ParquetSampleWriter,
+                sample_writer_class=lambda *_: _Rows(rows),
                 resizer=resizer,
                 thread_count=self.threads,
                 save_caption=False,
@@ -303,8 +301,7 @@ class IngestBucket(beam.DoFn):
                 raise resizer.fault
             if not done:
                 raise RuntimeError("img2dataset could not process a shard; its traceback is above")
-            rows = pq.read_table(os.path.join(folder, "00000.parquet")).to_pylist()
-        found = {row["place"]: _outcome(row, row[self.storage.encode_format]) for row in rows}
+        found = {row["place"]: _outcome(row, row["image"]) for row in rows}
         return {place: {**outcome, "drift": drifts.get(place, UNKNOWN)} for place, outcome in found.items()}
 
     def write(self, bucket: int, role: str, samples: list[dict[str, Any]], outcomes: list[dict[str, Any]]) -> None:
@@ -345,6 +342,23 @@ class IngestBucket(beam.DoFn):
         else:
             delete(pictures)
         self.is_complete(bucket)
+
+
+class _Rows:
+    """In the place of img2dataset's writers: what it makes of a shard becomes rows of ours, and no file in between.
+
+    Args:
+        rows: what it adds to: img2dataset's columns, and ``image``, encoded, or None.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        self._rows = rows
+
+    def write(self, image: bytes | None, key: str, caption: str | None, columns: dict[str, Any]) -> None:
+        self._rows.append({**columns, "image": image})
+
+    def close(self) -> None:
+        """Nothing is left to do."""
 
 
 _NOTHING_SAID = dict.fromkeys(("url", "caption", "label", "metadata_hash"))

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import io
-import os
 import re
-import sys
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from transforms.data.download import Fetched, told
+from transforms.data.img2dataset_modules import img2dataset_module
 from transforms.data.orientation import orientation, upright
 from transforms.store.confined import Confined, Exceeded
 from transforms.store.pictures import NoPicture, decode, memory_to_decode, opened
@@ -193,15 +191,8 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _resizer_module() -> ModuleType:
-    """img2dataset's module of the Resizer without its package, whose import takes torch, wandb and 600 MB."""
-    package = importlib.util.find_spec("img2dataset")
-    assert package is not None and package.submodule_search_locations
-    path = os.path.join(package.submodule_search_locations[0], "resizer.py")
-    spec = importlib.util.spec_from_file_location("_img2dataset_resizer", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    """img2dataset's module of the Resizer, with an OpenCV of its own."""
+    module = img2dataset_module("resizer")
     # Its own, so that what it decodes with can be changed for it alone.
     module.cv2 = SimpleNamespace(**vars(module.cv2))  # type: ignore[attr-defined]
     return module

@@ -14,6 +14,7 @@ from tests.faults.pictures import flat_png
 from tests.web import picture, serve
 from transforms.data import ingestion
 from transforms.data.download import DownloadLimits
+from transforms.data.img2dataset_modules import img2dataset_module
 from transforms.data.ingestion import (
     CHANGED,
     LOST,
@@ -149,7 +150,7 @@ class _Hurried(ConfinedResizer):
 
 
 def test_a_row_that_the_downloader_loses_is_a_row_with_a_reason(tmp_path, monkeypatch, capfd):
-    from img2dataset import downloader
+    downloader = img2dataset_module("downloader")
 
     keep = downloader.compute_key
 
