@@ -258,7 +258,7 @@ class IngestBucket(beam.DoFn):
     def _download(self, samples: list[dict[str, Any]], source: Source) -> dict[int, dict[str, Any]]:
         """Place in ``samples`` → outcome, by img2dataset's own machinery, in a folder of this machine's."""
         with _downloader_lock, tempfile.TemporaryDirectory() as folder:
-            downloader = img2dataset_module("downloader")
+            downloader: Any = img2dataset_module("downloader")
             rows: list[dict[str, Any]] = []
             shard = os.path.join(folder, "shard.feather")
             urls = pa.array([sample["url"] for sample in samples], pa.string())
