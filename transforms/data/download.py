@@ -377,17 +377,22 @@ class Alarms:
     would be a thread for every picture."""
 
     def __init__(self) -> None:
+        self._begin()
+        # A fork has no threads of its parent's, but their locks as they were.
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
         self._waiting: list[tuple[float, int]] = []
         self._calls: dict[int, Callable[[], None]] = {}
         self._numbers = itertools.count()
         self._changed = threading.Condition()
-        self._owner = 0
+        self._is_running = False
 
     def at(self, moment: float, call: Callable[[], None]) -> int:
         """Has a function called at a moment of ``time.monotonic``; what ``cancel`` takes."""
         with self._changed:
-            if self._owner != os.getpid():  # a fork has no threads of its parent's
-                self._owner = os.getpid()
+            if not self._is_running:
+                self._is_running = True
                 threading.Thread(target=self._run, daemon=True).start()
             number = next(self._numbers)
             self._calls[number] = call

@@ -5,6 +5,9 @@ import datetime
 import gzip
 import http.server
 import io
+import os
+import select
+import signal
 import socket
 import ssl
 import threading
@@ -697,3 +700,42 @@ def test_a_server_is_asked_for_a_large_file_as_often_as_it_must(web, monkeypatch
     assert download_image((1, web.answer("/large.png", content)))[1].read() == content
     assert download_image((2, web.answer("/small.png", picture(3))))[1].read() == picture(3)
     assert (web.hits["/large.png"], web.hits["/small.png"]) == (2, 1)
+
+
+# -- alarms ------------------------------------------------------------------------------------------------------------
+
+
+def test_alarms_ring_at_their_times_and_not_where_they_are_cancelled():
+    alarms, rung, done = download.Alarms(), [], threading.Event()
+    begun = time.monotonic()
+    alarms.at(begun + 0.6, done.set)
+    alarms.at(begun + 0.4, lambda: rung.append("later"))
+    cancelled = alarms.at(begun + 0.1, lambda: rung.append("never"))
+    alarms.at(begun + 0.2, lambda: rung.append("sooner"))  # than the one that is waited for
+    alarms.cancel(cancelled)
+    assert done.wait(10) and time.monotonic() - begun >= 0.6
+    assert rung == ["sooner", "later"]
+    alarms.cancel(cancelled)  # long over: nothing happens
+    past = threading.Event()
+    alarms.at(begun, past.set)
+    assert past.wait(10)
+    threads = threading.active_count()
+    for _ in range(1000):
+        alarms.cancel(alarms.at(time.monotonic() + 60, done.clear))
+    assert threading.active_count() == threads and done.is_set()
+
+
+def test_alarms_ring_in_a_fork_too():
+    alarms = download.Alarms()
+    alarms.at(time.monotonic() + 60, lambda: None)  # its thread is the parent's
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        alarms.at(time.monotonic() + 0.1, lambda: os.write(writer, b"rung"))
+        time.sleep(20)
+        os._exit(1)
+    try:
+        assert select.select([reader], [], [], 10)[0] and os.read(reader, 4) == b"rung"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
