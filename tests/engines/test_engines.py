@@ -1,6 +1,6 @@
 """The same audit and night on Prism, and on clusters of Flink and Spark without a shared disk, as on this machine alone.
 
-What isn't installed (``make engines``) is skipped; .ci/may_skip.toml says of which CI accepts that.
+What isn't installed (``make engines``) is skipped. ``make test`` leaves this folder out, and so does CI.
 """
 
 import collections

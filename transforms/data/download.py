@@ -16,6 +16,7 @@ import http.client
 import io
 import ipaddress
 import itertools
+import logging
 import os
 import queue
 import socket
@@ -392,8 +393,8 @@ class Alarms:
         """Has a function called at a moment of ``time.monotonic``; what ``cancel`` takes."""
         with self._changed:
             if not self._is_running:
-                self._is_running = True
                 threading.Thread(target=self._run, daemon=True).start()
+                self._is_running = True
             number = next(self._numbers)
             self._calls[number] = call
             heapq.heappush(self._waiting, (moment, number))
@@ -404,6 +405,9 @@ class Alarms:
     def cancel(self, number: int) -> None:
         with self._changed:
             self._calls.pop(number, None)
+            if len(self._waiting) > 2 * len(self._calls) + 1000:  # nearly all are cancelled, long before their times
+                self._waiting = [one for one in self._waiting if one[1] in self._calls]
+                heapq.heapify(self._waiting)
 
     def _run(self) -> None:
         while True:
@@ -411,8 +415,11 @@ class Alarms:
                 while not self._waiting or (left := self._waiting[0][0] - time.monotonic()) > 0:
                     self._changed.wait(left if self._waiting else None)
                 call = self._calls.pop(heapq.heappop(self._waiting)[1], None)
-            if call is not None:
-                call()
+            try:
+                if call is not None:
+                    call()
+            except Exception:  # the others are waited for all the same
+                logging.getLogger(__name__).exception("an alarm failed")
 
 
 ALARMS = Alarms()

@@ -505,7 +505,7 @@ class Lake:
 
     def own(self, table: str, snapshot: str) -> dict[int, str]:
         """Number → path of the parts that were written for this snapshot."""
-        return {part_number(path): path for path in list_files(self.folder(table, snapshot), ".parquet")}
+        return _numbered(list_files(self.folder(table, snapshot), ""))
 
     def paths(self, table: str, snapshot: str) -> dict[int, str]:
         """Number → path of each part of a table, in order: its own, and those of what it lies over."""
@@ -515,8 +515,7 @@ class Lake:
         """``paths``, of what the snapshot's folder holds."""
         base = self._lain_over(table, snapshot) if self._base(table, snapshot) in listed else {}
         found = {number: self.part(table, one, number) for number, one in base.items()}
-        own = {part_number(path): path for path in listed if path.endswith(".parquet")}
-        return dict(sorted((found | own).items()))
+        return dict(sorted((found | _numbered(listed)).items()))
 
     def parts(self, table: str, snapshot: str) -> list[str]:
         """The parts of a table in order of their numbers."""
@@ -673,6 +672,11 @@ def snapshot_of(path: str) -> str:
 def table_of(path: str) -> str:
     """samples for …/samples/snapshot_id=a1b2/part-00012.parquet."""
     return path.rsplit("/snapshot_id=", 1)[0].rsplit("/", 1)[-1]
+
+
+def _numbered(listed: Iterable[str]) -> dict[int, str]:
+    """Number → path of the parts among the files of a folder."""
+    return {part_number(path): path for path in listed if path.endswith(".parquet")}
 
 
 def part_number(path: str) -> int:

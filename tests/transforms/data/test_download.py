@@ -720,9 +720,23 @@ def test_alarms_ring_at_their_times_and_not_where_they_are_cancelled():
     alarms.at(begun, past.set)
     assert past.wait(10)
     threads = threading.active_count()
-    for _ in range(1000):
-        alarms.cancel(alarms.at(time.monotonic() + 60, done.clear))
+    for _ in range(5000):
+        alarms.cancel(alarms.at(time.monotonic() + 3600, done.clear))
     assert threading.active_count() == threads and done.is_set()
+    # What was cancelled isn't kept until its time.
+    assert len(alarms._waiting) <= 1001
+
+
+def test_an_alarm_that_fails_keeps_no_other_from_ringing(caplog):
+    alarms, rung = download.Alarms(), threading.Event()
+
+    def fails():
+        raise ValueError("a socket that nobody has thought of")
+
+    alarms.at(time.monotonic(), fails)
+    alarms.at(time.monotonic() + 0.1, rung.set)
+    assert rung.wait(10)
+    assert "a socket that nobody has thought of" in caplog.text
 
 
 def test_alarms_ring_in_a_fork_too():

@@ -206,13 +206,15 @@ def test_one_that_drips_is_waited_for_once(web):
     assert time.monotonic() - begun < 5 and web.robots == 1
 
 
-def test_many_threads_ask_once(web):
-    def slowly(handler):
-        time.sleep(0.3)
-        handler.send_response(404)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
+def slowly(handler):
+    """There is no robots.txt, which it takes a while to say."""
+    time.sleep(0.3)
+    handler.send_response(404)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
 
+
+def test_many_threads_ask_once(web):
     web.pages["/robots.txt"] = slowly
     with ThreadPool(32) as pool:
         assert set(pool.map(said, [web.url + "/a/b.png"] * 64)) == {b"picture"}
@@ -345,12 +347,6 @@ def test_a_path_that_begins_with_two_slashes_is_a_path():
 
 def test_a_retry_with_no_time_left_is_not_what_a_host_is_judged_by(web):
     """The picture's own time is nearly over; its host's robots.txt has the time of --timeout all the same."""
-
-    def slowly(handler):
-        time.sleep(0.3)
-        handler.send_response(404)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
 
     web.pages["/robots.txt"] = slowly
     url = web.answer("/a.png", b"picture")
