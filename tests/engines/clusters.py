@@ -51,7 +51,7 @@ class Engine:
         name: prism, flink or spark.
         words: Beam's options that lead to it.
         workers: what does the work, one a machine, to be killed; ``start_worker`` starts another one in its place.
-        server: what takes the jobs, to be killed; None where that is the engine itself.
+        server: what takes the jobs, to be killed; ``start_server`` starts another one in its place.
     """
 
     name: str
@@ -59,12 +59,18 @@ class Engine:
     workers: list[subprocess.Popen] = dataclasses.field(default_factory=list)
     start_worker: Callable[[int], subprocess.Popen] | None = None
     server: subprocess.Popen | None = None
+    start_server: Callable[[], subprocess.Popen] | None = None
 
     def lose_worker(self, number: int = 0) -> None:
         """Kills one of those that do the work, and starts another."""
         assert self.start_worker is not None
         end(self.workers[number])
         self.workers[number] = self.start_worker(number)
+
+    def lose_server(self) -> None:
+        """Kills what takes the jobs, which is away until ``start_server``."""
+        assert self.server is not None
+        end(self.server)
 
 
 class Processes:
@@ -97,6 +103,13 @@ class Processes:
         self._running.close()
 
 
+def _listening(processes: Processes, name: str, words: Sequence[str | Path], port: int, **environment: str) -> subprocess.Popen:
+    """A program that has begun to listen."""
+    process = processes.start(name, words, **environment)
+    wait_for_port(process, port, processes.log(name))
+    return process
+
+
 def workers_environment(folder: Path, wheel: Path, name: str) -> dict[str, str]:
     """What a pool of workers is told: our code from the wheel, a place of its own for copies of models, one thread."""
     cache = folder / name
@@ -118,15 +131,17 @@ def prism(folder: Path, wheel: Path, hidden: Path) -> Iterator[Engine]:
     jobs, pool = free_port(), free_port()
     with Processes(folder) as processes:
         words = ["-job_port", str(jobs), "-web_port", str(free_port()), "-idle_shutdown_timeout", "-1s"]
-        server = processes.start("prism", [HERE / "prism" / "prism", *words])
+
+        def start() -> subprocess.Popen:
+            return _listening(processes, "prism", [HERE / "prism" / "prism", *words], jobs)
+
         workers = processes.start(
             "workers",
             [sys.executable, "-m", "pipelines.workers", f"--port={pool}"],
             **workers_environment(folder, wheel, "workers"),
         )
-        wait_for_port(server, jobs, processes.log("prism"))
         wait_for_port(workers, pool, processes.log("workers"))
-        yield Engine("prism", external(jobs, pool), server=server)
+        yield Engine("prism", external(jobs, pool), server=start(), start_server=start)
 
 
 @contextlib.contextmanager
@@ -204,15 +219,18 @@ def flink(folder: Path, wheel: Path, hidden: Path) -> Iterator[Engine]:
 
         workers = [task_manager(number) for number in range(len(machines))]
         _wait_for(lambda: _json(f"http://{HOST}:{rest}/overview")["taskmanagers"] == len(machines), processes, "job_manager")
-        server = processes.start(
-            "job_server",
-            [*JAVA, "-cp", f"{home / JARS}/*", "org.apache.beam.runners.flink.FlinkJobServerDriver", "--job-host=127.0.0.1",
-             f"--job-port={jobs}", f"--artifact-port={artifacts}", f"--expansion-port={expansion}",
-             f"--flink-master={HOST}:{rest}", f"--artifacts-dir={folder}/artifacts"],
-        )  # fmt: skip
-        wait_for_port(server, jobs, processes.log("job_server"))
+        command = [
+            *JAVA, "-cp", f"{home / JARS}/*", "org.apache.beam.runners.flink.FlinkJobServerDriver", "--job-host=127.0.0.1",
+            f"--job-port={jobs}", f"--artifact-port={artifacts}", f"--expansion-port={expansion}",
+            f"--flink-master={HOST}:{rest}", f"--artifacts-dir={folder}/artifacts",
+        ]  # fmt: skip
+
+        def job_server() -> subprocess.Popen:
+            return _listening(processes, "job_server", command, jobs)
+
+        server = job_server()
         assert manager.poll() is None
-        yield Engine("flink", [*external(jobs, POOL), "--parallelism=2"], workers, task_manager, server)
+        yield Engine("flink", [*external(jobs, POOL), "--parallelism=2"], workers, task_manager, server, job_server)
 
 
 LOG4J = """rootLogger.level = INFO
@@ -262,18 +280,20 @@ def spark(folder: Path, wheel: Path, hidden: Path) -> Iterator[Engine]:
 
         workers = [worker(number) for number in range(len(machines))]
         _wait_for(lambda: processes.log("master").read_text().count("Registering worker") >= len(machines), processes, "master")
-        server = processes.start(
-            "job_server",
-            [*JAVA, "-Dbeam.spark.test.reuseSparkContext=true", f"-Dspark.driver.host={HOST}", "-Dspark.executor.memory=1g",
-             f"-Dspark.executor.extraClassPath={home / JARS}/*", "-cp", f"{home / JARS}/*",
-             "org.apache.beam.runners.spark.SparkJobServerDriver", "--job-host=127.0.0.1", f"--job-port={jobs}",
-             f"--artifact-port={artifacts}", f"--expansion-port={expansion}", f"--spark-master-url={master_url}",
-             f"--artifacts-dir={folder}/artifacts"],
-            SPARK_LOCAL_IP=HOST,
-        )  # fmt: skip
-        wait_for_port(server, jobs, processes.log("job_server"))
+        driver = [
+            *JAVA, "-Dbeam.spark.test.reuseSparkContext=true", f"-Dspark.driver.host={HOST}", "-Dspark.executor.memory=1g",
+            f"-Dspark.executor.extraClassPath={home / JARS}/*", "-cp", f"{home / JARS}/*",
+            "org.apache.beam.runners.spark.SparkJobServerDriver", "--job-host=127.0.0.1", f"--job-port={jobs}",
+            f"--artifact-port={artifacts}", f"--expansion-port={expansion}", f"--spark-master-url={master_url}",
+            f"--artifacts-dir={folder}/artifacts",
+        ]  # fmt: skip
+
+        def job_server() -> subprocess.Popen:
+            return _listening(processes, "job_server", driver, jobs, SPARK_LOCAL_IP=HOST)
+
+        server = job_server()
         assert master.poll() is None
-        yield Engine("spark", external(jobs, POOL), workers, worker, server)
+        yield Engine("spark", external(jobs, POOL), workers, worker, server, job_server)
 
 
 def _wait_for(ready: Callable[[], bool], processes: Processes, log: str) -> None:

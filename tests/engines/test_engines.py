@@ -165,6 +165,25 @@ def test_a_command_that_dies_goes_on_and_makes_nothing_twice(engine, audited, th
     assert differences(audited, theirs) == []
 
 
+def test_a_job_server_that_dies_is_one_line_and_its_command_goes_on_with_another(engine, audited, theirs):
+    process = audit(theirs, *engine.words)
+    try:
+        wait_until(theirs, "generate", process)
+        engine.lose_server()
+        try:
+            said, _ = process.communicate(timeout=SECONDS)
+        finally:
+            engine.server = engine.start_server()
+    finally:
+        end(process)
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith("eidetic: "), said
+    before = {file.path: file.modified for file in walk(theirs.path("images"))}
+    finish(audit(theirs, *engine.words), SECONDS)
+    assert {file.path: file.modified for file in walk(theirs.path("images"))} == before
+    assert differences(audited, theirs) == []
+
+
 @pytest.mark.skipif(not KILLS, reason="make faults")
 def test_workers_that_die_at_random(engine, audited, theirs):
     if engine.start_worker is None:
