@@ -69,6 +69,20 @@ def check(runner: str | None, job_endpoint: str | None) -> None:
         ) from error
 
 
+def lost(job_endpoint: str | None, error: Exception) -> str:
+    """What to say where the job server went away while its job ran, in one line.
+
+    Args:
+        job_endpoint: HOST:PORT of it, as it was given.
+        error: of the connection (``grpc.RpcError``).
+    """
+    reason = getattr(error, "details", lambda: None)() or type(error).__name__
+    return (
+        f"the job server at --job_endpoint {job_endpoint} went away while its job ran ({' '.join(str(reason).split())[:200]}); end "
+        "what is left of the job at the engine, start the server, and run the same command again: it goes on from there"
+    )
+
+
 def meaning(text: str, workers: str | None) -> str | None:
     """What an engine's error means for the user, in one line; None where nothing is known of it.
 

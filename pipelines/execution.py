@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import apache_beam as beam
+import grpc
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
@@ -115,6 +116,8 @@ class Execution:
                 if template:
                     raise TemplateWritten(template)
                 state = result.wait_until_finish()
+            except grpc.RpcError as error:
+                raise UserError(engines.lost(service.job_endpoint, error)) from error
             except Exception as error:
                 raise_user_error(error)
                 if (meaning := engines.meaning(str(error), service.environment_config)) is not None and self._names_runner():
@@ -223,11 +226,18 @@ def quiet_beam(verbose: bool) -> None:
     """Keeps the log of Beam and of the libraries below it out of the way, unless ``verbose``."""
     logging.basicConfig()
     logging.getLogger().setLevel(logging.INFO if verbose else logging.ERROR)
+    threading.excepthook = threading.__excepthook__ if verbose else _of_threads
     steps = logging.getLogger("apache_beam.runners.common")
     if verbose:
         steps.removeFilter(_not_a_users_mistake)
     else:
         steps.addFilter(_not_a_users_mistake)
+
+
+def _of_threads(failed: threading.ExceptHookArgs) -> None:
+    """As Python does, but for the thread that reads an engine's messages: that the engine has gone is said in one line."""
+    if not isinstance(failed.exc_value, grpc.RpcError):
+        threading.__excepthook__(failed)
 
 
 def _not_a_users_mistake(record: logging.LogRecord) -> bool:

@@ -7,6 +7,7 @@ the same number. So neither pictures nor vectors cross a shuffle, and what a bat
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+from threadpoolctl import threadpool_limits
 
 from transforms.models.clip import ClipModel, OpenClipEncoder
+from transforms.models.devices import cores
 from transforms.models.processes import AS_IT_IS, Devices
 from transforms.store.counters import count
 from transforms.store.files import exists, read_rows
@@ -26,6 +29,12 @@ from transforms.store.tombstones import FORGOTTEN, Tombstones
 
 if TYPE_CHECKING:
     import torch
+
+THREADS = 8
+"""At most so many decode and resize pictures for one model; more of them wait for Python's lock."""
+
+AHEAD = 2
+"""Batches that they are ahead of the model."""
 
 
 class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
@@ -63,66 +72,91 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
             yield PredictionResult(example=number, inference=self._embed(number, model))
 
     def _embed(self, number: int, encoder: OpenClipEncoder) -> pa.Table:
-        ids: list[str] = []
-        roles: list[str] = []
-        reasons: list[str | None] = []
-        statuses: list[str] = []
-        vectors: list[np.ndarray] = []
-        thumbnails: list[bytes | None] = []
-        waiting: list[tuple[int, torch.Tensor]] = []
+        rows: list[_Row] = []
+        waiting: list[tuple[_Row, torch.Tensor]] = []
 
         def encode_waiting() -> None:
             encoded = encoder.encode_prepared([prepared for _, prepared in waiting])
             for (row, _), vector in zip(waiting, encoded, strict=True):
                 if np.isfinite(vector).all():
-                    vectors[row] = vector
+                    row.vector = vector
                 else:
-                    statuses[row], reasons[row] = "failed_to_embed", "the model's vector is zero or not finite"
+                    row.status, row.reason = "failed_to_embed", "the model's vector is zero or not finite"
             waiting.clear()
 
-        forgotten = Tombstones.read(self.lake).samples
-        path = self.lake.paths("images", self.ingest_snapshot)[number]
-        for row, image in enumerate(read_rows(path, ["sample_id", "role", "image"])):
-            ids.append(image["sample_id"])
-            roles.append(image["role"])
-            statuses.append("success")
-            reasons.append(None)
-            vectors.append(_NO_VECTOR)
-            thumbnails.append(None)
-            if image["image"] is None or image["sample_id"] in forgotten:
-                statuses[row], reasons[row] = FORGOTTEN, forgotten.get(image["sample_id"], "there is no picture any more")
-                continue
-            try:
-                picture = decode(image["image"])
-                waiting.append((row, encoder.prepare(picture)))
-                thumbnails[row] = thumbnail(picture)
-            except ValueError as error:
-                statuses[row], reasons[row] = "failed_to_decode", str(error)
+        for row, prepared in self._prepared(number, encoder):
+            rows.append(row)
+            if prepared is not None:
+                waiting.append((row, prepared))
             if len(waiting) == self.clip.batch_size:
                 encode_waiting()
         encode_waiting()
         return pa.table(
             {
-                "sample_id": pa.array(ids, pa.string()),
-                "role": pa.array(roles, pa.string()),
-                "model": pa.array([self.model] * len(ids), pa.string()),
-                "pretrained": pa.array([self.pretrained] * len(ids), pa.string()),
-                "preprocessing": pa.array([encoder.preprocessing] * len(ids), pa.string()),
-                "vector": _vector_column(vectors),
-                "thumbnail": pa.array(thumbnails, pa.binary()),
-                "status": pa.array(statuses, pa.string()),
-                "reason": pa.array(reasons, pa.string()),
+                "sample_id": pa.array([row.sample_id for row in rows], pa.string()),
+                "role": pa.array([row.role for row in rows], pa.string()),
+                "model": pa.array([self.model] * len(rows), pa.string()),
+                "pretrained": pa.array([self.pretrained] * len(rows), pa.string()),
+                "preprocessing": pa.array([encoder.preprocessing] * len(rows), pa.string()),
+                "vector": _vector_column([row.vector for row in rows]),
+                "thumbnail": pa.array([row.thumbnail for row in rows], pa.binary()),
+                "status": pa.array([row.status for row in rows], pa.string()),
+                "reason": pa.array([row.reason for row in rows], pa.string()),
             }
         )
 
+    def _prepared(self, number: int, encoder: OpenClipEncoder) -> Iterator[tuple[_Row, torch.Tensor | None]]:
+        """The rows of a part, in order, and what the model takes of their pictures: threads are some batches ahead of it."""
+        forgotten = Tombstones.read(self.lake).samples
+        path = self.lake.paths("images", self.ingest_snapshot)[number]
 
-_NO_VECTOR = np.empty(0, np.float32)
+        def prepare(image: dict[str, Any]) -> tuple[_Row, torch.Tensor | None]:
+            row = _Row(image["sample_id"], image["role"])
+            if image["image"] is None or row.sample_id in forgotten:
+                row.status, row.reason = FORGOTTEN, forgotten.get(row.sample_id, "there is no picture any more")
+                return row, None
+            try:
+                picture = decode(image["image"])
+                row.thumbnail = thumbnail(picture)
+                return row, encoder.prepare(picture)
+            except ValueError as error:
+                row.status, row.reason = "failed_to_decode", str(error)
+                return row, None
+
+        waiting: collections.deque[concurrent.futures.Future[tuple[_Row, torch.Tensor | None]]] = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(min(cores(), THREADS), initializer=_products_on_one_core) as pool:
+            for image in read_rows(path, ["sample_id", "role", "image"]):
+                waiting.append(pool.submit(prepare, image))
+                if len(waiting) > AHEAD * self.clip.batch_size:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+
+@dataclasses.dataclass
+class _Row:
+    """A row of ``embeddings`` on its way; its vector is empty until there is one."""
+
+    sample_id: str
+    role: str
+    status: str = "success"
+    reason: str | None = None
+    vector: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.float32))
+    thumbnail: bytes | None = None
+
+
+def _products_on_one_core() -> None:
+    """Has this thread do torch's work alone: each of many would have helpers on all cores, which wait for one another."""
+    import torch
+
+    torch.get_num_threads()  # at the first call it is set for a thread
+    threadpool_limits(1, user_api="openmp")
 
 
 def _vector_column(vectors: list[np.ndarray]) -> pa.Array:
     """A list column; null where a vector is empty."""
     lengths = [len(vector) for vector in vectors]
-    values = np.concatenate([_NO_VECTOR, *vectors])
+    values = np.concatenate([np.empty(0, np.float32), *vectors])
     offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
     missing = pa.array([length == 0 for length in lengths], pa.bool_())
     return pa.ListArray.from_arrays(offsets, pa.array(values, pa.float32()), mask=missing)
