@@ -24,6 +24,7 @@ setup(
         "diffusers>=0.42",
         "duckdb>=2.0",
         "faiss-cpu>=1.15",
+        "grpcio>=1.71",
         "img2dataset>=1.47",
         "jinja2>=3.1",
         "numpy>=2.0",

@@ -76,10 +76,10 @@ def lost(job_endpoint: str | None, error: Exception) -> str:
         job_endpoint: HOST:PORT of it, as it was given.
         error: of the connection (``grpc.RpcError``).
     """
-    reason = getattr(error, "details", lambda: None)() or type(error).__name__
+    reason = " ".join((getattr(error, "details", lambda: None)() or type(error).__name__).split())[:200]
     return (
-        f"the job server at --job_endpoint {job_endpoint} went away while its job ran ({' '.join(str(reason).split())[:200]}); end "
-        "what is left of the job at the engine, start the server, and run the same command again: it goes on from there"
+        f"the job server at --job_endpoint {job_endpoint} went away while its job ran ({reason}); end what is left of the job "
+        "at the engine, start the server, and run the same command again: it goes on from there"
     )
 
 
