@@ -43,12 +43,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every benchmark, and the table in docs/benchmarks.md made from their results.
+# Every benchmark, and the table in docs/benchmarks.md made from their results; at the end, those that could not run.
 bench: install
-	for file in benchmarks/*.py; do \
-	  case $$file in */__init__.py|*/results.py) ;; \
-	  *) $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1 ;; esac; \
-	done
+	@failed=; for file in benchmarks/*.py; do \
+	  case $$file in */__init__.py|*/results.py|*/marts_in_pandas.py|*/vectors.py) continue ;; esac; \
+	  echo "$$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || failed="$$failed $$file"; \
+	done; test -z "$$failed" || { echo "not measured:$$failed (why stands above)" >&2; exit 1; }
 
 install: $(VENV)/installed
 
