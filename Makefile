@@ -33,7 +33,7 @@ faults: install
 	$(BIN)/python -m tests.faults.report
 
 # The engines that are named, by default all, installed here, and the tests on them: half an hour.
-ENGINES ?= prism flink spark
+ENGINES ?= prism flink spark google_storage
 engines: install
 	$(BIN)/python -m tests.engines.install $(ENGINES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/engines

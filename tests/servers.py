@@ -48,6 +48,31 @@ def object_store(bucket: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def google_storage(bucket: str, program: Path, log: Path) -> Iterator[int]:
+    """As ``object_store``, by fake-gcs-server, which heeds conditions. For this process and those that it starts.
+
+    ``program``: where it is installed; ``log``: a file for what it says.
+    """
+    import gcsfs
+
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    words = [program, "-scheme=http", "-host=127.0.0.1", f"-port={port}", "-backend=memory", f"-public-host=127.0.0.1:{port}"]
+    with log.open("wb") as output:
+        server = subprocess.Popen([*map(str, words)], stdout=output, stderr=subprocess.STDOUT, process_group=0)
+    try:
+        wait_for_port(server, port, log)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", address)
+            gcsfs.GCSFileSystem.clear_instance_cache()  # of those that know another server
+            gcsfs.GCSFileSystem(token="anon", project="eidetic").mkdir(bucket)
+            gcsfs.GCSFileSystem.clear_instance_cache()
+            yield port
+    finally:
+        end(server)
+
+
+@contextlib.contextmanager
 def s3_store(bucket: str, host: str = "127.0.0.1") -> Iterator[int]:
     """S3, emulated, with one bucket: s3:// leads to it while the block runs, by the environment alone, for this process and
     those that it starts. The port that it listens on, of an address of this machine.

@@ -1,6 +1,6 @@
-"""Installs the engines that the tests run on, into build/engines.
+"""Installs the engines that the tests run on, and a server that speaks as Google's storage does, into build/engines.
 
-python -m tests.engines.install prism flink spark
+python -m tests.engines.install prism flink spark google_storage
 
 What isn't on this machine (Go, Java, Maven) is named in one line, and the exit code is 1.
 """
@@ -28,8 +28,9 @@ job, 150 MB, but for those in a folder of this name (Beam's PipelineResources.is
 BEAM = "v2.77.0"
 FLINK = "1.19.3"
 SPARK = "3.5.3"
+FAKE_GCS = "v1.56.1"
 
-PROGRAMS = {"prism": ("go",), "flink": ("java", "mvn", "ip"), "spark": ("java", "mvn", "ip")}
+PROGRAMS = {"prism": ("go",), "flink": ("java", "mvn", "ip"), "spark": ("java", "mvn", "ip"), "google_storage": ("go",)}
 """Engine → the programs that installing and running it takes."""
 
 
@@ -59,11 +60,21 @@ def install(engine: str) -> None:
 
 def prism(folder: Path) -> None:
     """One program, built from Beam's source: folder/prism."""
+    _from_source(f"github.com/apache/beam/sdks/v2/go/cmd/prism@{BEAM}", folder)
+
+
+def google_storage(folder: Path) -> None:
+    """One program: folder/fake-gcs-server."""
+    _from_source(f"github.com/fsouza/fake-gcs-server@{FAKE_GCS}", folder)
+
+
+def _from_source(source: str, folder: Path) -> None:
+    """Builds a program in Go and puts it into a folder."""
     with tempfile.TemporaryDirectory() as made:
         environment = {**os.environ, "GOPATH": made, "GOFLAGS": "-modcacherw"}
-        source = f"github.com/apache/beam/sdks/v2/go/cmd/prism@{BEAM}"
         subprocess.run([_program("go") or "go", "install", source], env=environment, check=True)
-        shutil.copy(Path(made) / "bin" / "prism", folder)
+        for program in (Path(made) / "bin").iterdir():
+            shutil.copy(program, folder)
 
 
 def flink(folder: Path) -> None:
@@ -94,7 +105,7 @@ def _jars(engine: str, folder: Path) -> None:
     subprocess.run([_program("mvn") or "mvn", "--quiet", "--file", pom, *goal], check=True)
 
 
-ENGINES: dict[str, Callable[[Path], None]] = {"prism": prism, "flink": flink, "spark": spark}
+ENGINES: dict[str, Callable[[Path], None]] = {"prism": prism, "flink": flink, "spark": spark, "google_storage": google_storage}
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ import time
 import uuid
 
 import pytest
-import s3fs
 
 from pipelines import lock
 from tests.servers import ROOT, s3_store
@@ -21,13 +20,14 @@ BUCKET = "eidetic-lock"
 
 @pytest.fixture(scope="module")
 def store():
+    """The bucket's URL. ``tests/engines/test_google_storage.py`` has these tests with another one."""
     with s3_store(BUCKET):
-        yield
+        yield f"s3://{BUCKET}"
 
 
 @pytest.fixture
 def lake(store, request):
-    made = Lake(f"s3://{BUCKET}/{request.node.name}")
+    made = Lake(f"{store}/{request.node.name}")
     made.create()
     return made
 
@@ -174,26 +174,27 @@ def test_a_claim_whose_maker_failed_over_it_is_given_back(lake, monkeypatch):
 
 def test_a_request_whose_answer_was_lost_is_known_for_our_own(lake, monkeypatch):
     """The client asks again by itself, and hears that there is such an object."""
-    whole = s3fs.S3FileSystem._pipe_file
+    whole = type(files._store(lake.root))._pipe_file
 
     async def twice(self, path, content, mode="overwrite", **words):
         await whole(self, path, content, mode=mode, **words)
         if mode == "create":
             await whole(self, path, content, mode=mode, **words)
 
-    monkeypatch.setattr(s3fs.S3FileSystem, "_pipe_file", twice)
+    monkeypatch.setattr(type(files._store(lake.root)), "_pipe_file", twice)
     with lock.alone(lake, "embed", 0), pytest.raises(lock.Busy), lock.alone(lake, "forget", 0):
         pass
 
 
 def test_where_no_lake_came_nothing_is_left(store):
-    lake = Lake(f"s3://{BUCKET}/a-typo")
+    lake = Lake(f"{store}/a-typo")
     with lock.alone(lake, "nightly", 0):
         assert claims(lake) == [f"{1:012d}"]
     assert walk(lake.root) == []
 
 
 def test_a_bucket_that_is_not_there_is_one_line(store):
-    said = pytest.raises(UserError, match="cannot write to the lake 's3://eidetic-nowhere/lake'")
-    with said, lock.alone(Lake("s3://eidetic-nowhere/lake"), "nightly", 0):
+    nowhere = f"{store}-nowhere/lake"
+    said = pytest.raises(UserError, match=f"cannot write to the lake '{nowhere}'")
+    with said, lock.alone(Lake(nowhere), "nightly", 0):
         pass
