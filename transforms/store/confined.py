@@ -9,6 +9,7 @@ a pickle: whoever took the child over would have no way into the caller.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -19,13 +20,17 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO, Any
+from typing import Any
 
 START_SECONDS = 120.0
 """A child that is not ready after so long never will be: its imports take one second on an idle machine."""
 
 GRACE = 2.0
 """Seconds past its time after which a child ends itself, should the process that watches it be gone."""
+
+PIPE = 1 << 20
+"""Bytes that a pipe holds, where the system lets it: a picture then goes through at once. Where threads wait for Python's lock,
+each call of the system's costs more than what it does."""
 
 _LENGTHS = struct.Struct("<QQ")
 
@@ -71,10 +76,16 @@ class Confined:
             used, waited = self._ready()
             # Starting it is nobody's fault.
             deadline += waited
-            answer, said = self._ask(content, deadline, options)
+            try:
+                answer, said = self._ask(content, deadline, options)
+            except BrokenPipeError:  # it had ended before it was asked
+                self.end()
+                used, waited = self._ready()
+                deadline += waited
+                answer, said = self._ask(content, deadline, options)
             if said.get("fault") == "memory" and used:
                 # What an earlier call left in the process is not this one's fault either.
-                self._ready()
+                deadline += self._ready()[1]
                 answer, said = self._ask(content, deadline, options)
         if said.get("fault") == "memory":
             raise Exceeded(f"needs more than {self.memory >> 20} MiB of memory")
@@ -84,7 +95,7 @@ class Confined:
 
     def _ready(self) -> tuple[bool, float]:
         """Whether the process served others before; and the seconds that it took to start."""
-        if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
+        if self._child is not None and self._owner == os.getpid():
             return self._used, 0.0
         begun = time.monotonic()
         if self._owner == os.getpid():
@@ -101,7 +112,11 @@ class Confined:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
+            bufsize=0,
         )
+        for pipe in (self._child.stdin, self._child.stdout):
+            with contextlib.suppress(OSError):  # there is a limit for all pipes of a user
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)  # type: ignore[arg-type]
         self._owner, self._used = os.getpid(), False
         try:
             self._receive(begun + START_SECONDS)
@@ -114,8 +129,7 @@ class Confined:
         if (left := deadline - time.monotonic()) <= 0:
             raise Exceeded("took longer than allowed")
         self._used = True
-        with contextlib.suppress(BrokenPipeError):  # then it has crashed, which is found out below
-            _send(self._child.stdin, content, {"options": options, "seconds": left})
+        _send(self._child.stdin.fileno(), content, {"options": options, "seconds": left})
         answer, said = self._receive(deadline)
         if said.get("fault") == "memory":
             self.end()
@@ -127,22 +141,22 @@ class Confined:
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
 
-        def read(size: int) -> bytearray:
-            found = bytearray()
-            while len(found) < size:
-                left = deadline - time.monotonic()
-                if left <= 0 or not poller.poll(left * 1000):
-                    self.end()
-                    raise Exceeded("took longer than allowed")
-                some = os.read(descriptor, min(1 << 20, size - len(found)))
-                if not some:
-                    raise Exceeded(self._crash())
-                found += some
-            return found
-
-        answered, said = _LENGTHS.unpack(read(_LENGTHS.size))
-        about = json.loads(read(said))
-        return bytes(read(answered)), about
+        found = bytearray()
+        end = _LENGTHS.size
+        while len(found) < end:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poller.poll(left * 1000):
+                self.end()
+                raise Exceeded("took longer than allowed")
+            some = os.read(descriptor, PIPE)
+            if not some:
+                raise Exceeded(self._crash())
+            found += some
+            if len(found) >= _LENGTHS.size:
+                answered, said = _LENGTHS.unpack_from(found)
+                end = _LENGTHS.size + said + answered
+        answer = end - answered
+        return bytes(memoryview(found)[answer:end]), json.loads(found[_LENGTHS.size : answer])
 
     def _crash(self) -> str:
         assert self._child is not None
@@ -164,18 +178,20 @@ class Confined:
                     pipe.close()
 
 
-def _send(sink: IO[bytes], answer: bytes, said: dict[str, Any]) -> None:
+def _send(sink: int, answer: bytes, said: dict[str, Any]) -> None:
+    """Writes to a descriptor: the two lengths, what is said, and the bytes."""
     about = json.dumps(said).encode()
-    sink.write(_LENGTHS.pack(len(answer), len(about)) + about)
-    sink.write(answer)
-    sink.flush()
+    head = _LENGTHS.pack(len(answer), len(about)) + about
+    done = os.writev(sink, [head, answer])
+    while done < len(head) + len(answer):
+        done += os.write(sink, (head[done:] + answer) if done < len(head) else memoryview(answer)[done - len(head) :])
 
 
 def _serve(function: str, memory: int) -> None:
     """The child: answers until there is nothing more to read."""
     import resource
 
-    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    source, sink = os.fdopen(os.dup(0), "rb", buffering=PIPE), os.dup(1)
     # Decoders print; what they print is none of the answer.
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
