@@ -80,7 +80,7 @@ def search(vectors: np.ndarray, threshold: float, recall: float, depth: float = 
     lists = np.zeros((n, 1), np.int32)
     if choice.quantiser is not None:
         lists = choice.quantiser.assign(sketches, choice.assignments, choice.margin)
-    block = cells.Block(vectors, sketches, lists)
+    block = cells.Spread(vectors, sketches, lists)
     portions = list(cells.pairs_in_cells(block, block, threshold, True))
     return cells.Pairs(*(np.concatenate(columns) for columns in zip(*portions, strict=True)))
 

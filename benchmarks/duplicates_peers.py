@@ -38,10 +38,10 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.results import Row, write
 from demo.corpus import DRAWING_SIZE, draw, logos
-from transforms.kernels.cells import Block, pairs_in_cells, principal_basis, sketch
+from transforms.kernels.cells import Spread, pairs_in_cells, principal_basis, sketch
 from transforms.kernels.neighbours import Pairs
 from transforms.kernels.thumbnails import joined
-from transforms.kernels.verification import PIXEL_DISTANCE, Preparation, align, prepare
+from transforms.kernels.verification import PIXEL_DISTANCE, PreparedPicture, align, prepare
 from transforms.models.clip import ClipModel
 from transforms.store.pictures import decode, thumbnail
 
@@ -365,7 +365,7 @@ class Looked:
 def all_pairs(vectors: np.ndarray, threshold: float) -> Pairs:
     """All pairs over ``threshold``, as ``eidetic deduplicate`` finds them among so few vectors."""
     one_cell = np.zeros((len(vectors), 1), np.int32)
-    block = Block(vectors, sketch(vectors, principal_basis(vectors, threshold)), one_cell)
+    block = Spread(vectors, sketch(vectors, principal_basis(vectors, threshold)), one_cell)
     portions = list(pairs_in_cells(block, block, threshold, True))
     return Pairs(*(np.concatenate(columns) for columns in zip(*portions, strict=True)))
 
@@ -422,7 +422,7 @@ def pixel_distances(pictures: list[Image.Image], i: np.ndarray, j: np.ndarray) -
 
 
 _pictures: list[Image.Image] = []
-_prepared: dict[int, Preparation] = {}
+_prepared: dict[int, PreparedPicture] = {}
 
 
 def _start_worker(pictures: list[Image.Image]) -> None:

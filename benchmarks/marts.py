@@ -231,9 +231,9 @@ def same_joins(root: str) -> dict[str, Any]:
 
 def in_pandas(root: str, types: str | None = None) -> dict[str, Any]:
     """The same, in pandas."""
-    marts = PandasMarts(root, types)
-    verdicts = marts.verdicts()
-    made = dict(zip(COMPARED, (verdicts, marts.extraction_rate(verdicts), marts.extractions(verdicts)), strict=True))
+    pandas = PandasMarts(root, types)
+    verdicts = pandas.verdicts()
+    made = dict(zip(COMPARED, (verdicts, pandas.extraction_rate(verdicts), pandas.extractions(verdicts)), strict=True))
     return {"rows": {name: len(frame) for name, frame in made.items()}, "frames": made}
 
 

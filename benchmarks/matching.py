@@ -32,7 +32,7 @@ from PIL import Image
 from benchmarks.results import Row, write
 from benchmarks.vectors import PHOTOGRAPHS, ROOT
 from transforms.attacks.attempts import PARTS_PER_PROMPTS_PART, PROMPTS_PER_PART
-from transforms.kernels.distances import l2
+from transforms.kernels.distances import Frame, l2
 from transforms.matching.tasks import Round, Snapshots, Task
 from transforms.models.devices import cores
 from transforms.models.processes import end_kept
@@ -144,7 +144,7 @@ def round_of(root: str) -> Round:
     snapshots = Snapshots("ingest0", "embed0", "groups0", "audit0")
     # Blocks as match makes them with its default memory.
     tasks = tuple(Task("generations", part_number(path)) for path in lake.parts("generations", "audit0"))
-    return Round(lake, snapshots, "match0", "stored", tasks, SIDE, NEIGHBOURS, 640)
+    return Round(lake, snapshots, "match0", "stored", tasks, Frame(SIDE, SIDE), NEIGHBOURS, 640)
 
 
 def stored(root: str, column: str) -> list[Any]:

@@ -1,8 +1,10 @@
 """Imports go one way, from the verbs down to the numbers, and what is heavy is imported where it is used."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,18 @@ def test_no_name_stands_for_two_classes():
                 if isinstance(node, ast.ClassDef):
                     assert node.name not in found, f"{node.name} is in {found[node.name]} and in {path}"
                     found[node.name] = str(path)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_a_benchmark_asks_for_names_that_there_are(name):
+    """Nobody runs all of them every day: one that the code has left behind would be found when it is wanted."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OURS:
+            there = importlib.import_module(node.module)
+            missing = [one.name for one in node.names if not hasattr(there, one.name)]
+            assert not [one for one in missing if importlib.util.find_spec(f"{node.module}.{one}") is None]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            there = getattr(module, node.value.id, None)
+            if isinstance(there, types.ModuleType) and there.__name__.split(".")[0] in OURS:
+                assert hasattr(there, node.attr), f"{there.__name__}.{node.attr}"
