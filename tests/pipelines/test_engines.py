@@ -1,5 +1,6 @@
 """Engines that must not be used, or aren't there, are refused in one line and within seconds; their errors mean something."""
 
+import os
 import subprocess
 import sys
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 
 from pipelines import engines
-from tests.servers import ROOT, free_port
+from tests.servers import ROOT, end, free_port, running, wait_for_port
 from transforms.errors import UserError
 
 
@@ -72,3 +73,58 @@ def test_what_an_engines_error_means(error, meaning):
 def test_other_errors_are_left_alone():
     assert engines.meaning("ZeroDivisionError: division by zero", None) is None
     assert engines.meaning("ModuleNotFoundError: No module named 'transformsx'", None) is None
+
+
+SECONDS = 60
+"""So long a process may take to start and to end, beside others."""
+
+NEVER_DONE = """
+import sys, time
+from pathlib import Path
+import apache_beam as beam
+from pipelines.cli import run_verb
+from pipelines.execution import Execution
+from transforms.store.lake import Lake
+
+def wait(path):
+    Path(path).touch()
+    time.sleep(300)
+
+def main(words):
+    lake, began, *options = words
+    Execution(Lake(lake), options).run(lambda pipeline: pipeline | beam.Create([began]) | beam.Map(wait))
+
+sys.exit(run_verb(main, sys.argv[1:]))
+"""
+
+
+def test_a_job_server_that_goes_away_is_one_line(tmp_path):
+    port, pool = free_port(), free_port()
+    log, workers = tmp_path / "log", tmp_path / "workers"
+    words = [f"{tmp_path}/lake", f"{tmp_path}/began", "--runner=PortableRunner", f"--job_endpoint=localhost:{port}",
+             "--environment_type=EXTERNAL", f"--environment_config=localhost:{pool}"]  # fmt: skip
+    module = tmp_path / "never_done.py"
+    module.write_text(NEVER_DONE)
+    with (
+        running(["-m", "pipelines.workers", f"--port={pool}"], workers) as there,
+        running(["-m", "apache_beam.runners.portability.local_job_service_main", f"--port={port}"], log) as server,
+    ):
+        wait_for_port(server, port, log)
+        wait_for_port(there, pool, workers)
+        process = subprocess.Popen(
+            [sys.executable, str(module), *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            limit = time.monotonic() + SECONDS
+            while not (tmp_path / "began").exists() and process.poll() is None and time.monotonic() < limit:
+                time.sleep(0.1)
+            end(server)
+            _, said = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+    assert (tmp_path / "began").exists() and process.returncode == 2, said
+    assert f"the job server at --job_endpoint localhost:{port} went away while its job ran" in said
+    assert len(said.splitlines()) == 1, said
