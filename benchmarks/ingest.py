@@ -30,7 +30,7 @@ from transforms.store.lake import Lake
 
 PICTURES = 10_000
 THREADS = 32
-TURNS = 2
+TURNS = 5
 PROCESSES = os.cpu_count() or 1
 
 CONFIGURATION = """
