@@ -78,7 +78,7 @@ class Confined:
             deadline += waited
             try:
                 answer, said = self._ask(content, deadline, options)
-            except BrokenPipeError:  # it had ended before it was asked
+            except BrokenPipeError:  # it has served others, and had ended before it was asked
                 self.end()
                 used, waited = self._ready()
                 deadline += waited
@@ -115,8 +115,10 @@ class Confined:
             bufsize=0,
         )
         for pipe in (self._child.stdin, self._child.stdout):
-            with contextlib.suppress(OSError):  # there is a limit for all pipes of a user
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)  # type: ignore[arg-type]
+            assert pipe is not None
+            # Linux alone knows it, and has a limit for all pipes of a user.
+            with contextlib.suppress(AttributeError, OSError):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
         self._owner, self._used = os.getpid(), False
         try:
             self._receive(begun + START_SECONDS)
@@ -128,8 +130,13 @@ class Confined:
         assert self._child is not None and self._child.stdin is not None
         if (left := deadline - time.monotonic()) <= 0:
             raise Exceeded("took longer than allowed")
-        self._used = True
-        _send(self._child.stdin.fileno(), content, {"options": options, "seconds": left})
+        used, self._used = self._used, True
+        try:
+            _send(self._child.stdin.fileno(), content, {"options": options, "seconds": left})
+        except BrokenPipeError:
+            if used:
+                raise
+            # It has crashed over this very call, which is found out below.
         answer, said = self._receive(deadline)
         if said.get("fault") == "memory":
             self.end()

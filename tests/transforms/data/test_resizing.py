@@ -165,6 +165,14 @@ def test_one_that_wants_too_much_memory(confined):
     assert confined(b"abc", 5)[0] == b"abc"
 
 
+def test_one_that_can_not_take_what_it_is_sent(confined):
+    """It is a fault of that file, of a process that is new and of one that has served others; the next is served."""
+    for _ in range(2):
+        with pytest.raises(Exceeded):
+            confined(bytes(200 << 20), 60)
+        assert confined(b"ab", 5)[0]
+
+
 def test_one_that_crashes_or_raises(confined, tmp_path):
     with pytest.raises(Exceeded, match=r"its decoder crashed \(SIGSEGV\)"):
         confined(b"", 5, does="crash")
