@@ -32,7 +32,7 @@ faults: install
 	OMP_NUM_THREADS=1 EIDETIC_FAULTS=all $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal tests/faults
 	$(BIN)/python -m tests.faults.report
 
-# The engines that are named, by default all, installed here, and the tests on them: half an hour.
+# The engines that are named, by default all, installed here, and the tests on them: an hour.
 ENGINES ?= prism flink spark google_storage
 engines: install
 	$(BIN)/python -m tests.engines.install $(ENGINES)

@@ -18,16 +18,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.ingest import timed
 from benchmarks.rates import make_pictures
 from benchmarks.results import Row, write
 from transforms.store.lake import Lake
@@ -66,13 +65,6 @@ clip_inference(input_dataset=sys.argv[1], output_folder=sys.argv[2], batch_size=
                enable_text=False, clip_model="open_clip:embedded/{CLIP}/open_clip_model.safetensors", use_jit=False)
 """
 """FOLDER FOLDER CONFIGURATION"""
-
-
-def timed(words: list[str | Path]) -> float:
-    """Seconds of a whole command."""
-    begun = time.monotonic()
-    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - begun
 
 
 def eidetic(*words: str | Path) -> float:
@@ -116,15 +108,8 @@ def main() -> None:
             took = {"loop": timed([sys.executable, "-c", LOOP, folder / "files", folder / "loop.npy"])}
             took["ours"], vectors = ours(folder, turn)
             if CLIP_RETRIEVAL_PYTHON.exists():
-                words = [
-                    CLIP_RETRIEVAL_PYTHON,
-                    "-c",
-                    PEERS,
-                    folder / "files",
-                    folder / f"theirs{turn}",
-                    folder / "embedded.json",
-                ]
-                took["clip-retrieval"] = timed(words)
+                places = [folder / "files", folder / f"theirs{turn}", folder / "embedded.json"]
+                took["clip-retrieval"] = timed([CLIP_RETRIEVAL_PYTHON, "-c", PEERS, *places])
             cosines = (vectors * np.load(folder / "loop.npy")).sum(axis=1)
             if len(vectors) != PICTURES or cosines.min() < 1 - 1e-5:
                 sys.exit(f"{len(vectors)} vectors, the least cosine with the loop's {cosines.min():.6f}: the times say nothing")

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,18 +62,18 @@ def nginx(site: Path, port: int) -> Iterator[None]:
             end(server)
 
 
-def timed(words: list[str]) -> float:
+def timed(words: Sequence[str | Path]) -> float:
     """Seconds of a whole command."""
     environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
     begun = time.monotonic()
-    subprocess.run([sys.executable, *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run([*map(str, words)], check=True, env=environment, stdout=subprocess.DEVNULL)
     return time.monotonic() - begun
 
 
 def ours(metadata: Path, folder: Path) -> tuple[float, dict[str, bytes]]:
     """Seconds, and url → the picture as it is stored."""
-    seconds = timed(["-m", "pipelines.cli", "ingest", f"--lake={folder}", f"--metadata={metadata}", "--allow_private_hosts",
-                     "--image_size=256", f"--threads={THREADS}", f"--processes={PROCESSES}",
+    seconds = timed([sys.executable, "-m", "pipelines.cli", "ingest", f"--lake={folder}", f"--metadata={metadata}",
+                     "--allow_private_hosts", "--image_size=256", f"--threads={THREADS}", f"--processes={PROCESSES}",
                      f"--rows_per_part={PICTURES // PROCESSES // 2}"])  # fmt: skip
     lake = Lake(str(folder))
     snapshot = lake.latest("ingest").snapshot_id
@@ -83,9 +83,10 @@ def ours(metadata: Path, folder: Path) -> tuple[float, dict[str, bytes]]:
 
 
 def theirs(metadata: Path, folder: Path) -> tuple[float, dict[str, bytes]]:
-    seconds = timed(["-m", "img2dataset.main", f"--url_list={metadata}", "--input_format=parquet", "--url_col=URL",
-                     "--caption_col=TEXT", "--output_format=parquet", f"--output_folder={folder}", "--image_size=256",
-                     "--resize_mode=keep_ratio", "--resize_only_if_bigger=True", "--encode_quality=95", "--compute_hash=sha256",
+    seconds = timed([sys.executable, "-m", "img2dataset.main", f"--url_list={metadata}", "--input_format=parquet",
+                     "--url_col=URL", "--caption_col=TEXT", "--output_format=parquet", f"--output_folder={folder}",
+                     "--image_size=256", "--resize_mode=keep_ratio", "--resize_only_if_bigger=True", "--encode_quality=95",
+                     "--compute_hash=sha256",
                      f"--thread_count={THREADS}", f"--processes_count={PROCESSES}", "--enable_wandb=False",
                      f"--number_sample_per_shard={PICTURES // PROCESSES // 2}"])  # fmt: skip
     tables = [pq.read_table(one.path, columns=["url", "jpg"]) for one in walk(str(folder)) if one.path.endswith(".parquet")]

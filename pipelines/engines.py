@@ -73,13 +73,13 @@ def lost(job_endpoint: str | None, error: Exception) -> str:
     """What to say where the job server went away while its job ran, in one line.
 
     Args:
-        job_endpoint: HOST:PORT of it, as it was given.
+        job_endpoint: HOST:PORT of it, as it was given; None where Beam started it.
         error: of the connection (``grpc.RpcError``).
     """
     reason = " ".join((getattr(error, "details", lambda: None)() or type(error).__name__).split())[:200]
     return (
-        f"the job server at --job_endpoint {job_endpoint} went away while its job ran ({reason}); end what is left of the job "
-        "at the engine, start the server, and run the same command again: it goes on from there"
+        f"the job server{f' at --job_endpoint {job_endpoint}' if job_endpoint else ''} went away while its job ran ({reason}); "
+        "end what is left of the job at the engine, start the server, and run the same command again: it goes on from there"
     )
 
 

@@ -226,7 +226,8 @@ def quiet_beam(verbose: bool) -> None:
     """Keeps the log of Beam and of the libraries below it out of the way, unless ``verbose``."""
     logging.basicConfig()
     logging.getLogger().setLevel(logging.INFO if verbose else logging.ERROR)
-    threading.excepthook = threading.__excepthook__ if verbose else _of_threads
+    if not verbose and not isinstance(threading.excepthook, _WithoutLostEngines):
+        threading.excepthook = _WithoutLostEngines(threading.excepthook)
     steps = logging.getLogger("apache_beam.runners.common")
     if verbose:
         steps.removeFilter(_not_a_users_mistake)
@@ -234,10 +235,16 @@ def quiet_beam(verbose: bool) -> None:
         steps.addFilter(_not_a_users_mistake)
 
 
-def _of_threads(failed: threading.ExceptHookArgs) -> None:
-    """As Python does, but for the thread that reads an engine's messages: that the engine has gone is said in one line."""
-    if not isinstance(failed.exc_value, grpc.RpcError):
-        threading.__excepthook__(failed)
+class _WithoutLostEngines:
+    """Says what a thread ended with as was done before, but for the one that reads an engine's messages: an engine that is
+    gone is told in one line."""
+
+    def __init__(self, before: Callable[[threading.ExceptHookArgs], object]):
+        self.before = before
+
+    def __call__(self, failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, grpc.RpcError):
+            self.before(failed)
 
 
 def _not_a_users_mistake(record: logging.LogRecord) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipelines.execution import Execution
 from tests.planted import picture, planted_pictures, write_images, write_tiny_clip
+from transforms.data import embedding
 from transforms.data.embedding import EmbedImages, OpenClipHandler
 from transforms.errors import UserError
 from transforms.models.clip import ClipModel, OpenClipEncoder, read_vectors, unit_norm
@@ -159,6 +160,18 @@ def test_every_picture_has_its_row_in_the_part_of_its_image(tmp_path, clip_folde
                 assert (row["status"], row["reason"]) == ("success", None)
                 assert row["vector"] == alone.tolist()
                 assert row["thumbnail"] == thumbnail(Image.open(io.BytesIO(content)))
+
+
+def test_rows_do_not_depend_on_the_threads_that_prepare_them(tmp_path, clip_folder, monkeypatch):
+    parts = [planted_pictures(30)]
+    parts[0].insert(11, ("broken", "training", b"<html>"))
+    found = []
+    for threads, ahead in ((1, 0), (8, 3)):
+        monkeypatch.setattr(embedding, "THREADS", threads)
+        monkeypatch.setattr(embedding, "cores", lambda threads=threads: threads)
+        monkeypatch.setattr(embedding, "AHEAD", ahead)
+        found.append(embed(tmp_path / str(threads), clip_folder, parts).read("embeddings", "e"))
+    assert found[0].equals(found[1]) and found[0]["sample_id"].to_pylist() == [sample for sample, _, _ in parts[0]]
 
 
 def test_a_model_that_gives_no_direction_makes_error_rows(tmp_path, clip_folder, monkeypatch):

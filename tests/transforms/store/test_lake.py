@@ -32,6 +32,21 @@ def test_what_is_written_is_read(lake):
     assert lake.read("duplicate_pairs", "nothing").schema.names == TABLES["duplicate_pairs"].schema.names
 
 
+@pytest.mark.parametrize(
+    "pictures",
+    [[], [b""], [None], [None, b"", b"ab"], [b"a", None, b"", None, b"bcd"], [b"x" * 70_000, None] * 5, [bytearray(b"ab")]],
+)
+def test_bytes_are_laid_out_as_arrow_does(pictures):
+    schema = TABLES["embeddings"].schema
+    filled = {"sample_id": "a", "role": "training", "model": "m", "pretrained": "p", "preprocessing": "q", "vector": None,
+              "status": "success", "reason": None}  # fmt: skip
+    rows = [{**filled, "thumbnail": picture} for picture in pictures]
+    made = as_table("embeddings", rows)
+    made.validate(full=True)
+    assert made.equals(pa.Table.from_pylist(rows, schema=schema))
+    assert made["thumbnail"].null_count == sum(picture is None for picture in pictures)
+
+
 def test_meanings_travel_inside_the_files(lake):
     path = lake.write("duplicate_pairs", "s1", 0, [PAIR])
     assert files.read_parquet(path).schema.field("cosine").metadata[b"meaning"].startswith(b"of the vectors")
