@@ -87,6 +87,7 @@ def write_part(root: str, part: int, rows: int) -> None:
     lake.write("embeddings", "embed0", part, pa.table({
         "sample_id": ids, "role": ["training"] * rows, "model": ["m"] * rows, "pretrained": ["p"] * rows,
         "preprocessing": ["n"] * rows, "vector": pa.ListArray.from_arrays(offsets, values), "thumbnail": tiny,
+        "caption_cosine": pa.nulls(rows, pa.float32()), "other_caption_cosine": pa.nulls(rows, pa.float32()),
         "status": ["success"] * rows, "reason": pa.nulls(rows, pa.string()),
     }))  # fmt: skip
     lake.write("duplicate_groups", "groups0", part, pa.table({

@@ -109,6 +109,7 @@ def write_lake(root: str, vectors: np.ndarray) -> tuple[Lake, Manifest]:
             **{name: pa.array(["made"] * len(part)) for name in ("model", "pretrained", "preprocessing")},
             "vector": pa.ListArray.from_arrays(offsets, pa.array(part.ravel())),
             "thumbnail": pa.nulls(len(part), pa.binary()),
+            **{name: pa.nulls(len(part), pa.float32()) for name in ("caption_cosine", "other_caption_cosine")},
             "status": pa.array(["success"] * len(part)),
             "reason": pa.nulls(len(part), pa.string()),
         }

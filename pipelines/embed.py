@@ -22,9 +22,10 @@ from typing import Any
 
 import apache_beam as beam
 
+import sql
 from pipelines.costs import Cost, Size, lines, rated, run_of
 from pipelines.device import DeviceOptions
-from pipelines.execution import Execution, Progress
+from pipelines.execution import Execution, Progress, say
 from pipelines.options import Options, Parsed, check_url, option
 from pipelines.stages import Planned, Stage
 from transforms.errors import UserError
@@ -48,6 +49,9 @@ class EmbedOptions(Options):
         "laion2b_s34b_b79k", "tag or local file of the weights; a folder and hf-hub: bring their own, and ignore this"
     )
     clip_batch_size: int = option(64, "pictures that go through CLIP at once", least=1)
+    compare_captions: bool = option(
+        False, "compare pictures with their captions where the metadata have LAION's similarity: it tells those that changed"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,11 +69,17 @@ class EmbedOptions(Options):
         return ClipModel(name=self.clip_model, pretrained=self.clip_pretrained, device=device, batch_size=self.clip_batch_size)
 
 
+def _parameters(options: EmbedOptions) -> dict[str, Any]:
+    """What the vectors depend on."""
+    model, pretrained = options.identity
+    compared = {"compare_captions": True} if options.compare_captions else {}
+    return {"clip_model": model, "clip_pretrained": pretrained, **compared}
+
+
 def plan(lake: Lake, parsed: Parsed, ingest: str | None) -> Planned:
     """What ``embed`` would make of the images of ``ingest``."""
     assert ingest is not None, "it has an upstream"
-    model, pretrained = parsed[EmbedOptions].identity
-    parameters = {"clip_model": model, "clip_pretrained": pretrained}
+    parameters = _parameters(parsed[EmbedOptions])
 
     def images() -> int | None:
         done = lake.manifest("ingest", ingest)
@@ -104,10 +114,9 @@ def costs(lake: Lake, parsed: Parsed, size: Size) -> list[Cost]:
 def cost(lake: Lake, parsed: Parsed, work: str, images: int) -> Cost:
     """What CLIP takes of ``images`` pictures."""
     options, on_gpu = parsed[EmbedOptions], parsed[DeviceOptions].resolved().startswith("cuda")
-    model, pretrained = options.identity
-    same = [one for one in lake.manifests("embed") if one.parameters == {"clip_model": model, "clip_pretrained": pretrained}]
+    same = [one for one in lake.manifests("embed") if one.parameters == _parameters(options)]
     rate = run_of(same, "embed", "images_embedded", on_gpu)
-    if rate is None and not on_gpu and options.clip_model == MEASURED_CLIP:
+    if rate is None and not on_gpu and options.clip_model == MEASURED_CLIP and not options.compare_captions:
         return lines()["embed"].cost(work, images, images, "images")
     else_do = (
         f"not measured: run 'eidetic embed' with --clip_model {options.clip_model} on some pictures of this lake, on a machine "
@@ -137,7 +146,8 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, images: Manifes
     numbers = [number for number, path in now.items() if earlier.get(number) != path]
     clip = options.model(device.resolved())
     if numbers:
-        transform = EmbedImages(OpenClipHandler(clip, lake, images.snapshot_id), planned.snapshot_id, device.devices())
+        handler = OpenClipHandler(clip, lake, images.snapshot_id, options.compare_captions)
+        transform = EmbedImages(handler, planned.snapshot_id, device.devices())
         total = images.rows["images"]
         # Parts are of about the same size; to read every footer every two seconds would cost more than it tells.
         progress = Progress(
@@ -150,7 +160,12 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, images: Manifes
     statuses = ask(
         lake, {"embeddings": planned.snapshot_id}, "SELECT status, count(*) AS rows FROM embeddings GROUP BY ALL ORDER BY ALL"
     )
+    facts: dict[str, Any] = {}
+    if options.compare_captions:
+        tables = {"samples": images.snapshot_id, "embeddings": planned.snapshot_id}
+        (facts["captions"],) = ask(lake, tables, sql.read("staging", "drift_rule"))
     return {
+        **facts,
         "clip_model": options.clip_model,
         "clip_pretrained": options.clip_pretrained,
         "device": clip.device,
@@ -161,8 +176,10 @@ def work(execution: Execution, parsed: Parsed, planned: Planned, images: Manifes
 
 
 def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
-    """UserError where there is no vector: then there is nothing for the later stages."""
+    """Says whether captions tell which pictures changed. UserError where there is no vector: then later stages have nothing."""
     statuses = manifest.facts["status"]
+    if "captions" in manifest.facts:
+        say(f"embed        {_captions(manifest.facts['captions'])}")
     if not statuses.get("success"):
         query = """
             SELECT reason, count(*) AS rows FROM embeddings WHERE reason IS NOT NULL
@@ -177,6 +194,19 @@ def finish(execution: Execution, _: Parsed, manifest: Manifest) -> None:
         )
 
 
+def _captions(rule: dict[str, Any]) -> str:
+    """What came of comparing with captions: a row of ``drift_rule``."""
+    if not rule["compared"]:
+        return "no picture has a similarity in the metadata, so captions don't tell which of them changed"
+    power = "none could be compared with another caption" if rule["power"] is None else (
+        f"under another picture's caption {rule['power']:.0%} would be seen to have changed"
+    )  # fmt: skip
+    verdict = "the mart drift says which did" if rule["lowest_gap"] is not None else (
+        "which is too little to tell those that did: it takes 100 pictures, and a CLIP that finds nine of ten"
+    )  # fmt: skip
+    return f"{rule['compared']:,} pictures were compared with their captions; {power}; {verdict}"
+
+
 def encoder(embed: Manifest, device: DeviceOptions) -> ClipModel:
     """The model that made the vectors of ``embed``, on a device. UserError where it is not what it was."""
     clip = ClipModel(
@@ -186,9 +216,10 @@ def encoder(embed: Manifest, device: DeviceOptions) -> ClipModel:
         batch_size=embed.facts["batch_size"],
     )
     now = dict(zip(("clip_model", "clip_pretrained"), clip.identity(), strict=True))
-    if now != embed.parameters:
+    then = {name: embed.parameters[name] for name in now}
+    if now != then:
         raise UserError(
-            f"the CLIP model {clip.name!r} is not the one that 'eidetic embed' ran with (then {embed.parameters}, now "
+            f"the CLIP model {clip.name!r} is not the one that 'eidetic embed' ran with (then {then}, now "
             f"{now}); restore it, or run 'eidetic embed' again"
         )
     return clip

@@ -66,7 +66,7 @@ class GenerateOptions(Options):
     generations: str | None = option(None, "instead of --model: a folder of finished generations with a metadata.jsonl")
     prompts: str | None = option(None, "try these instead of drawn ones: text (a prompt a line), CSV, TSV, JSONL or Parquet")
     max_prompts: int = option(1000, "prompts to draw from the groups", least=1)
-    skip_changed: bool = option(False, "draw no caption of a picture that changed since the metadata were made (samples.drift)")
+    skip_changed: bool = option(False, "draw no caption of a picture that changed since the metadata were made (mart drift)")
     skip_placeholders: bool = option(
         True, "draw no caption of a placeholder: one picture on many hosts, under unlike captions (mart placeholders)"
     )

@@ -214,7 +214,8 @@ def _write_data(lake: Lake, samples: list[dict[str, Any]], draw: Callable[[int],
         lake.write("samples", snapshot, part, [_sample_row(row) for row in rows])
         lake.write("embeddings", embedded, part, [
             {"sample_id": row["sample_id"], "role": row["role"], "model": "fake", "pretrained": "none",
-             "preprocessing": "none", "vector": [1.0, 0.0], "thumbnail": None, "status": "success", "reason": None}
+             "preprocessing": "none", "vector": [1.0, 0.0], "thumbnail": None, "caption_cosine": None,
+             "other_caption_cosine": None, "status": "success", "reason": None}
             for row in present
         ])  # fmt: skip
     ingest = lake.complete("ingest", snapshot, {}, {})

@@ -79,6 +79,8 @@ def embedding_rows(ids: list[str], vectors: np.ndarray, **columns: str) -> list[
         "pretrained": "none",
         "preprocessing": "none",
         "thumbnail": None,
+        "caption_cosine": None,
+        "other_caption_cosine": None,
         "status": "success",
         "reason": None,
         **columns,

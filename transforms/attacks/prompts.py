@@ -176,9 +176,9 @@ def drawn_prompts(
             connection.execute(f"CREATE OR REPLACE VIEW duplicate_groups AS {left}")
         if skip_changed:
             # Not before: a picture that isn't found any more is one that changed, and by all its captions a placeholder.
-            connection.execute(
-                f"CREATE OR REPLACE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}{NOT_CHANGED}"
-            )
+            bind(connection, lake, "embeddings", lineage(lake, deduplicate)["embed"].snapshot_id)
+            connection.execute(f"CREATE TABLE drift_rule AS {sql.read('staging', 'drift_rule')}")
+            connection.execute(f"CREATE OR REPLACE VIEW samples AS {UNCHANGED} WHERE {NOT_FORGOTTEN} AND {NOT_CHANGED}")
         drawn = draw(connection, max_prompts, base_seed)
         without = connection.sql("SELECT count(*) FROM group_captions WHERE text IS NULL").fetchall()[0][0]
     rows = [
@@ -190,7 +190,13 @@ def drawn_prompts(
 
 
 NOT_FORGOTTEN = "sample_id NOT IN (SELECT unnest(getvariable('forgotten')))"
-NOT_CHANGED = " AND drift <> 'changed'"
+UNCHANGED = """
+    SELECT all_samples.*
+    FROM all_samples
+    LEFT JOIN (SELECT sample_id, caption_cosine FROM embeddings WHERE caption_cosine IS NOT NULL) AS cosines USING (sample_id)
+    CROSS JOIN drift_rule
+"""
+NOT_CHANGED = "drift_of(drift, caption_cosine - similarity, lowest_gap) <> 'changed'"
 
 
 def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]) -> list[dict[str, Any]]:

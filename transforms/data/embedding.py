@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from threadpoolctl import threadpool_limits
 
@@ -22,7 +23,7 @@ from transforms.models.clip import ClipModel, OpenClipEncoder
 from transforms.models.devices import cores
 from transforms.models.processes import AS_IT_IS, Devices
 from transforms.store.counters import count
-from transforms.store.files import exists, read_rows
+from transforms.store.files import exists, read_parquet, read_rows
 from transforms.store.lake import Lake
 from transforms.store.pictures import decode, thumbnail
 from transforms.store.tombstones import FORGOTTEN, Tombstones
@@ -44,19 +45,21 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
         clip: the model.
         lake: where the pictures are.
         ingest_snapshot: whose ``images``.
+        compare_captions: whether pictures are compared with their captions, where the metadata have LAION's similarity.
 
     An inference is a ``pa.Table`` in the order of the images, one row each, whatever became of it.
     """
 
-    def __init__(self, clip: ClipModel, lake: Lake, ingest_snapshot: str):
+    def __init__(self, clip: ClipModel, lake: Lake, ingest_snapshot: str, compare_captions: bool = False):
         super().__init__()
-        self.clip, self.lake, self.ingest_snapshot = clip, lake, ingest_snapshot
+        self.clip, self.lake, self.ingest_snapshot, self.compare_captions = clip, lake, ingest_snapshot, compare_captions
         # Here and not on the worker: the name must not depend on where the model was loaded from.
         self.model, self.pretrained = clip.identity()
 
     def on(self, device: str) -> OpenClipHandler:
         """The same on another device."""
-        return OpenClipHandler(dataclasses.replace(self.clip, device=device), self.lake, self.ingest_snapshot)
+        clip = dataclasses.replace(self.clip, device=device)
+        return OpenClipHandler(clip, self.lake, self.ingest_snapshot, self.compare_captions)
 
     def load_model(self) -> OpenClipEncoder:
         return self.clip.load()
@@ -91,6 +94,8 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
             if len(waiting) == self.clip.batch_size:
                 encode_waiting()
         encode_waiting()
+        if self.compare_captions:
+            self._compare_captions(number, rows, encoder)
         return pa.table(
             {
                 "sample_id": pa.array([row.sample_id for row in rows], pa.string()),
@@ -100,10 +105,27 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
                 "preprocessing": pa.array([encoder.preprocessing] * len(rows), pa.string()),
                 "vector": _vector_column([row.vector for row in rows]),
                 "thumbnail": pa.array([row.thumbnail for row in rows], pa.binary()),
+                "caption_cosine": pa.array([row.caption_cosine for row in rows], pa.float32()),
+                "other_caption_cosine": pa.array([row.other_caption_cosine for row in rows], pa.float32()),
                 "status": pa.array([row.status for row in rows], pa.string()),
                 "reason": pa.array([row.reason for row in rows], pa.string()),
             }
         )
+
+    def _compare_captions(self, number: int, rows: list[_Row], encoder: OpenClipEncoder) -> None:
+        """Gives the rows their cosines: with the caption, and with that of the next picture whose caption is another."""
+        samples = read_parquet(
+            self.lake.paths("samples", self.ingest_snapshot)[number], ["sample_id", "role", "caption", "similarity"]
+        ).filter(pc.field("similarity").is_valid() & (pc.field("role") == "training"))
+        captions = dict(zip(samples["sample_id"].to_pylist(), samples["caption"].to_pylist(), strict=True))
+        compared = [row for row in rows if row.status == "success" and (captions.get(row.sample_id) or "").strip()]
+        texts = [captions[row.sample_id] for row in compared]
+        vectors = encoder.encode_texts(texts)
+        for place, row in enumerate(compared):
+            row.caption_cosine = _cosine(row.vector, vectors[place])
+            other = (place + 1) % len(compared)
+            if texts[other] != texts[place]:
+                row.other_caption_cosine = _cosine(row.vector, vectors[other])
 
     def _prepared(self, number: int, encoder: OpenClipEncoder) -> Iterator[tuple[_Row, torch.Tensor | None]]:
         """The rows of a part, in order, and what the model takes of their pictures: threads are some batches ahead of it."""
@@ -143,6 +165,14 @@ class _Row:
     reason: str | None = None
     vector: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.float32))
     thumbnail: bytes | None = None
+    caption_cosine: float | None = None
+    other_caption_cosine: float | None = None
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Of two vectors of unit norm; None where one has no direction."""
+    found = float(one.astype(np.float64) @ other.astype(np.float64))
+    return found if np.isfinite(found) else None
 
 
 def _products_on_one_core() -> None:

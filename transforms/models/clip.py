@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -183,14 +183,18 @@ class OpenClipEncoder:
 
     def _features(self, prepared: Sequence[torch.Tensor], size: int) -> np.ndarray:
         """(n, d), of at most ``size`` pictures."""
+        return self._filled(prepared, size, self._model.encode_image)
+
+    def _filled(self, items: Sequence[torch.Tensor], size: int, tower: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+        """(n, d), what one of the model's towers makes of at most ``size`` items."""
         import torch
 
-        batch = torch.stack(list(prepared))
-        # Filled up to the full size: kernels are chosen by shape, and a last picture must come out the same
+        batch = torch.stack(list(items))
+        # Filled up to the full size: kernels are chosen by shape, and a last item must come out the same
         # however many came before it.
         padded = torch.zeros((size, *batch.shape[1:]), dtype=batch.dtype)
         padded[: len(batch)] = batch
-        features = self._model.encode_image(padded.to(self.clip.device))
+        features = tower(padded.to(self.clip.device))
         return features[: len(batch)].float().cpu().numpy()
 
     def encode(self, pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -198,22 +202,29 @@ class OpenClipEncoder:
         return self.encode_prepared([self.prepare(picture) for picture in pictures])
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts → (n, d) float32 of unit norm, of the space of the pictures; each alone, so that none depends on the others.
+        """Texts → (n, d) float32 of unit norm, of the space of the pictures. A row is NaN where it has no direction.
 
         UserError where open_clip has no tokenizer for the model, or the model no text tower.
         """
         import open_clip
         import torch
 
+        too_little = f"out of memory on {self.clip.device} with a single text in CLIP; name another device"
         try:
-            tokens = open_clip.get_tokenizer(_name(self.clip))(list(texts))
+            tokens = list(open_clip.get_tokenizer(_name(self.clip))(list(texts)))
             with torch.inference_mode():
-                features = [self._model.encode_text(one[None].to(self.clip.device)).float().cpu().numpy() for one in tokens]
+                features = [found for _, found in in_batches(self, tokens, self._text_features, too_little)]
+        except UserError:
+            raise
         except Exception as error:  # as _load has it
             raise UserError(
                 f"the CLIP model {self.clip.name!r} makes no vectors of texts ({first_line(error)}); embed with one that does"
             ) from error
         return unit_norm(np.concatenate(features)) if features else np.empty((0, 0), np.float32)
+
+    def _text_features(self, tokens: Sequence[torch.Tensor], size: int) -> np.ndarray:
+        """(n, d), of the tokens of at most ``size`` texts."""
+        return self._filled(tokens, size, self._model.encode_text)
 
 
 def _name(clip: ClipModel) -> str:

@@ -38,6 +38,7 @@ STEPS = (
     "marts/takedown",
     "marts/cost",
     "marts/yield",
+    "staging/drift_rule",
     "marts/drift",
     "marts/placeholders",
     "marts/duplication",

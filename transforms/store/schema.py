@@ -10,7 +10,7 @@ import dataclasses
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Of the lake as a whole. A reader of another version refuses the lake and says what to do."""
 
 
@@ -99,7 +99,7 @@ SAMPLES = Table(
             _column("height", INT, "pixels, as stored", nullable=True),
             _column("punsafe", FLOAT, "LAION's probability that the picture is unsafe, 0 to 1", nullable=True),
             _column("pwatermark", FLOAT, "LAION's probability of a watermark, 0 to 1", nullable=True),
-            _column("similarity", FLOAT, "LAION's cosine between picture and caption", nullable=True),
+            _column("similarity", FLOAT, "LAION's cosine between picture and caption, by its own CLIP", nullable=True),
             _column("metadata_hash", TEXT, "the metadata's own hash column, as text", nullable=True),
             _column(
                 "drift",
@@ -147,11 +147,23 @@ EMBEDDINGS = Table(
             _column("preprocessing", TEXT, "the transform between picture and model, as open_clip prints it"),
             _column("vector", pa.list_(FLOAT), "unit l2 norm; null where the picture could not be decoded", nullable=True),
             _column("thumbnail", pa.binary(), "8 x 8 RGB, row by row; null where there is none", nullable=True),
+            _column(
+                "caption_cosine",
+                FLOAT,
+                "with the caption; null without --compare_captions, and where the metadata have no similarity",
+                nullable=True,
+            ),
+            _column(
+                "other_caption_cosine",
+                FLOAT,
+                "with the caption of another picture of the part, as a picture that was exchanged would have; null likewise",
+                nullable=True,
+            ),
             _column("status", TEXT, "success, failed_to_decode, failed_to_embed or forgotten"),
             _column("reason", TEXT, "why it is not a success; null for a success", nullable=True),
         ]
     ),
-    Forgets("cells", ("vector", "thumbnail")),
+    Forgets("cells", ("vector", "thumbnail", "caption_cosine", "other_caption_cosine")),
 )
 
 DUPLICATE_PAIRS = Table(
