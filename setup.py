@@ -16,7 +16,7 @@ setup(
         "pipelines": ["rates.json"],
         "transforms.results": ["*.j2", "*.css", "*.js"],
         "sql": ["*/*.sql", "*/*.toml", "*.toml"],
-        "demo": ["*.toml", "sweeps/*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
+        "demo": ["*.toml", "*.txt", "sweeps/*.toml", "models/*.json", "models/*/*", "models/*/*/*"],
     },
     install_requires=[
         "accelerate>=1.15",

@@ -21,6 +21,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,9 @@ REPEAT_KINDS = ("same_url", "reencoded", "resized", "cropped", "recaptioned")
 FAULTS = {"dead": 12, "slow": 3, "redirected": 12, "not_an_image": 8, "opted_out": 8, "unsafe": 12, "not_http": 3}
 """Extra rows of metadata, by what is wrong with them. The redirected ones do end at a picture."""
 
+
+CHOSEN = Path(__file__).with_name("logos.txt")
+"""The slugs of the logos, in order; ``python -m demo.corpus > demo/logos.txt`` writes it."""
 
 HALF_LEARNED_PLAN = {1: 240, 2: 24, 4: 16, 8: 12, 16: 8, 32: 4}
 """The same for the model ``half_learned``, whose corpus is the most repeated logos of the one above, repeated less."""
@@ -113,16 +117,36 @@ def _as_logo(icon) -> Logo:
     return Logo(slug=icon.slug, title=icon.title, svg=svg)
 
 
+def _icons() -> list[Any]:
+    import simple_icons_pack
+
+    return [getattr(simple_icons_pack, name) for name in dir(simple_icons_pack) if name.startswith("SI_")]
+
+
 @functools.cache
 def logos() -> tuple[Logo, ...]:
-    """Every logo fit for the corpus, in an order that is random but fixed.
+    """Every logo fit for the corpus, in an order that is random but fixed: those of ``CHOSEN``.
+
+    ValueError where the installed icons lack one.
+    """
+    icons = {icon.slug: icon for icon in _icons()}
+    slugs = CHOSEN.read_text(encoding="utf-8").split()
+    if missing := [slug for slug in slugs if slug not in icons]:
+        version = importlib.metadata.version("simple-icons-pack")
+        raise ValueError(
+            f"simple-icons-pack {version} lacks {missing[0]!r}, which {CHOSEN.name} has; install the version that "
+            "requirements.lock names"
+        )
+    return tuple(_as_logo(icons[slug]) for slug in slugs)
+
+
+def choose_logos() -> tuple[Logo, ...]:
+    """What ``logos`` gives, chosen anew, which takes seconds: all have to be drawn.
 
     Left out: licences other than CC0 or unstated, titles that occur twice, blank drawings, and logos within
     ``NEAREST_ALLOWED`` of one that comes before them.
     """
-    import simple_icons_pack
-
-    icons = [getattr(simple_icons_pack, name) for name in dir(simple_icons_pack) if name.startswith("SI_")]
+    icons = _icons()
     titles = [icon.title.lower() for icon in icons]
     candidates = [
         _as_logo(icon) for icon in icons if icon.license in PERMISSIVE_LICENCES and titles.count(icon.title.lower()) == 1
@@ -367,3 +391,7 @@ def _made_of(base_url: str, scale: float, plan: str) -> dict[str, object]:
         "program": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
         **packages,
     }
+
+
+if __name__ == "__main__":
+    print("\n".join(logo.slug for logo in choose_logos()))

@@ -53,3 +53,18 @@ def test_the_site_of_exact_repeats_has_a_url_for_each_copy(tmp_path):
     assert (stored == np.asarray(corpus.draw(logo, corpus.MODEL_SIZE))).all()
     with pytest.raises(ValueError, match="no corpus of logos"):
         corpus.build(tmp_path, "http://127.0.0.1:1", plan="photographs")
+
+
+def test_the_logos_are_those_that_would_be_chosen_anew():
+    assert corpus.logos() == corpus.choose_logos()
+
+
+def test_a_logo_that_is_not_there_is_said(tmp_path, monkeypatch):
+    (tmp_path / "logos.txt").write_text("\n".join(["github", "a_logo_of_nobody"]))
+    monkeypatch.setattr(corpus, "CHOSEN", tmp_path / "logos.txt")
+    corpus.logos.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"lacks 'a_logo_of_nobody', which logos.txt has; install the version"):
+            corpus.logos()
+    finally:
+        corpus.logos.cache_clear()
