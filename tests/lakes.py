@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.execution import Execution
-from transforms.forgetting.workers import Workers
+from transforms.forgetting.workers import FEW_FILES, Workers
 from transforms.store.files import list_files, read_parquet, walk
 from transforms.store.lake import Lake
 from transforms.store.schema import TABLES
@@ -98,6 +98,6 @@ def _pixels(content: object) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.int16)  # type: ignore[arg-type]
 
 
-def workers(lake: Lake, *beam_args: str) -> Workers:
-    """Forgetting's looks at a lake, through pipelines with Beam's options."""
-    return Workers(lake, Execution(lake, list(beam_args)).run)
+def workers(lake: Lake, *beam_args: str, few_files: int = FEW_FILES) -> Workers:
+    """Forgetting's looks at a lake, through pipelines with Beam's options where there are more than a few files."""
+    return Workers(lake, Execution(lake, list(beam_args)).run, few_files)

@@ -3,7 +3,8 @@
 A **work** is an object that is called with the path of a file, does something with it and yields rows: small things that JSON
 can hold, ids, digests and numbers, and never what was forgotten. ``Workers.each`` has a work done on many files. What the work
 knows, and which files, is written to the lake for the workers: a list of samples may be longer than the description of a job
-may be. What they answer lies beside it, and goes when it was read.
+may be. What they answer lies beside it, and goes when it was read. A few small files are worked on at once, where the command
+runs: a pipeline takes longer to start, on a cluster by seconds and on Dataflow by minutes, and a forget has some forty passes.
 
     work/forget/<run>/<number>/work.pickle      the work, and the paths
     work/forget/<run>/<number>/00000.json       what one task has found: an answer that isn't there is an error, and no silence
@@ -11,6 +12,7 @@ may be. What they answer lies beside it, and goes when it was read.
 
 from __future__ import annotations
 
+import json
 import pickle
 import uuid
 from collections.abc import Callable, Iterable
@@ -20,7 +22,7 @@ import apache_beam as beam
 
 from transforms.store.arrays import read_json, write_json
 from transforms.store.counters import count
-from transforms.store.files import delete, read_bytes, write_bytes
+from transforms.store.files import delete, read_bytes, stat, write_bytes
 from transforms.store.lake import Lake
 from transforms.store.sharing import Shared
 
@@ -31,16 +33,24 @@ MOST_TASKS = 1000
 """Into so many tasks the files are dealt out: as many answers are to be read."""
 
 
+FEW_FILES = 32
+"""So many files at most are worked on where the command runs…"""
+
+FEW_BYTES = 128 << 20
+"""…if together they have no more bytes: as much as one worker does while others are only starting."""
+
+
 class Workers:
     """Has work done on files of a lake; leaves nothing behind when the ``with`` ends.
 
     Args:
         lake: the lake.
         run: builds a pipeline and runs it to its end: ``Execution.run``.
+        few_files: at most so many need no pipeline.
     """
 
-    def __init__(self, lake: Lake, run: Callable[[Callable[[beam.Pipeline], Any]], None]):
-        self.lake, self._run = lake, run
+    def __init__(self, lake: Lake, run: Callable[[Callable[[beam.Pipeline], Any]], None], few_files: int = FEW_FILES):
+        self.lake, self._run, self._few_files = lake, run, few_files
         self._folder, self._passes = lake.work("forget", uuid.uuid4().hex), 0
 
     def __enter__(self) -> Workers:
@@ -54,10 +64,10 @@ class Workers:
         delete(self.lake.path("work", "forget"))
 
     def each(self, paths: Iterable[str], work: Work) -> list[Any]:
-        """What ``work`` says of these files: its rows as JSON has them, in the order of the files. No pipeline for no files."""
+        """What ``work`` says of these files, in their order: its rows as JSON has them. No pipeline for few files."""
         paths = list(paths)
-        if not paths:
-            return []
+        if len(paths) <= self._few_files and sum(map(_bytes, paths)) <= FEW_BYTES:
+            return json.loads(json.dumps([row for path in paths for row in work(path)]))
         self._passes += 1
         folder = f"{self._folder}/{self._passes:05d}"
         tasks = min(len(paths), MOST_TASKS)
@@ -66,6 +76,14 @@ class Workers:
         answers = [answer for task in range(tasks) for answer in read_json(_answers(folder, task))]
         delete(folder)
         return [row for _, row in sorted(answers, key=lambda answer: answer[0])]
+
+
+def _bytes(path: str) -> int:
+    """Of a file; none where it has gone, which the work will say."""
+    try:
+        return stat(path).size
+    except FileNotFoundError:
+        return 0
 
 
 def build(pipeline: beam.Pipeline, folder: str, tasks: int) -> None:

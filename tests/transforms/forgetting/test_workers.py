@@ -61,13 +61,13 @@ def name_and_size(path):
     yield os.path.basename(os.path.dirname(path))
 
 
-@pytest.mark.parametrize("most", [1, 2, 1000])
-def test_answers_come_in_the_order_of_the_files(most, lake, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("most", "few_files"), [(1, 0), (2, 0), (1000, 4), (1000, 5)])
+def test_answers_come_in_the_order_of_the_files(most, few_files, lake, tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "MOST_TASKS", most)
     paths = [tmp_path / name for name in "cadbe"]
     for size, path in enumerate(paths):
         path.write_bytes(b"." * size)
-    with workers(lake) as looks:
+    with workers(lake, few_files=few_files) as looks:
         found = looks.each(map(str, paths), name_and_size)
     assert found == [answer for size, name in enumerate("cadbe") for answer in ([name, size], tmp_path.name)]
     assert [lake.inside(path) for path in lake.files()] == ["lake.json"]
@@ -80,9 +80,27 @@ def test_no_files_need_no_pipeline(lake):
     assert Workers(lake, run).each([], name_and_size) == []
 
 
+def test_few_files_need_no_pipeline_unless_they_are_large(lake, tmp_path, monkeypatch):
+    paths, run = [tmp_path / name for name in "ab"], []
+    for path in paths:
+        path.write_bytes(b"....")
+
+    def looked(*names):
+        with Workers(lake, lambda build: run.append(1) or Execution(lake, []).run(build)) as looks:
+            return looks.each([str(tmp_path / name) for name in names], name_and_size), len(run)
+
+    expected = [["a", 4], tmp_path.name, ["b", 4], tmp_path.name]
+    assert looked("a", "b") == (expected, 0)
+    with pytest.raises(FileNotFoundError):
+        looked("a", "gone")
+    assert run == []
+    monkeypatch.setattr(passes, "FEW_BYTES", 7)
+    assert looked("a", "b") == (expected, 1)
+
+
 def test_a_runner_that_does_nothing_is_no_silence(lake):
     """Else a proof of which nothing has run would find nothing."""
-    with pytest.raises(FileNotFoundError), Workers(lake, lambda build: None) as looks:
+    with pytest.raises(FileNotFoundError), Workers(lake, lambda build: None, few_files=0) as looks:
         looks.each([lake.path("lake.json")], name_and_size)
     assert [lake.inside(path) for path in lake.files()] == ["lake.json"]
 
@@ -110,7 +128,7 @@ def test_nothing_of_it_goes_through_the_lake_on_the_way(fake):
         Execution(lake, []).run(build)
         seen.update({path: path.read_bytes() for path in Path(lake.path("work", "forget")).rglob("*") if path.is_file()})
 
-    with Workers(lake, run) as looks:
+    with Workers(lake, run, few_files=0) as looks:
         changed, _ = forget(looks)
         # Found again, it is told of by its digest.
         Path(lake.path("notes.txt")).write_bytes(b" ".join(secrets))
@@ -122,11 +140,11 @@ def test_nothing_of_it_goes_through_the_lake_on_the_way(fake):
 
 
 def test_other_processes_do_the_same(fake, tmp_path):
-    """As workers elsewhere: they import the code, and have what is pickled."""
+    """As workers elsewhere: they import the code, and have what is pickled; and as the command itself does it."""
     other = Lake(shutil.copytree(fake.lake.root, tmp_path / "other").as_posix())
     for made in (fake.lake, other):
         Path(made.path("old.html")).write_text(html.escape(f"<p>{CAPTIONS[0]}</p>"))
-    with workers(fake.lake) as ours, workers(other, *OTHER_PROCESSES) as theirs:
+    with workers(fake.lake) as ours, workers(other, *OTHER_PROCESSES, few_files=1) as theirs:
         here, there = forget(ours), forget(theirs)
     assert here == there and here[0]["samples"] == here[0]["images"] and here[0]["prompts"]
     # As it is, and as it says.
