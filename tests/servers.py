@@ -41,10 +41,19 @@ def object_store(bucket: str) -> Iterator[int]:
             patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
             patch.setattr(auth._Credentials, "_credentials", None)
             patch.setattr(auth._Credentials, "_credentials_init", True)
+            _looks_for_no_machine_of_google(patch)
             gcsfs.GCSFileSystem.clear_instance_cache()  # of those that know another server
             yield port
     finally:
         server.stop()
+
+
+def _looks_for_no_machine_of_google(patch: pytest.MonkeyPatch) -> None:
+    """Else gcsfs, which asks at each step which kind of bucket it is, waits for seconds for a machine's own credentials."""
+    from google.auth.compute_engine import _metadata
+
+    patch.setenv("NO_GCE_CHECK", "true")
+    patch.setattr(_metadata, "_NO_GCE_CHECK", True)
 
 
 @contextlib.contextmanager
@@ -64,6 +73,7 @@ def google_storage(bucket: str, program: Path, log: Path) -> Iterator[int]:
         wait_for_port(server, port, log)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STORAGE_EMULATOR_HOST", address)
+            _looks_for_no_machine_of_google(patch)
             gcsfs.GCSFileSystem.clear_instance_cache()  # of those that know another server
             gcsfs.GCSFileSystem(token="anon", project="eidetic").mkdir(bucket)
             gcsfs.GCSFileSystem.clear_instance_cache()
