@@ -39,7 +39,7 @@ def test_what_is_written_is_read(lake):
 def test_bytes_are_laid_out_as_arrow_does(pictures):
     schema = TABLES["embeddings"].schema
     filled = {"sample_id": "a", "role": "training", "model": "m", "pretrained": "p", "preprocessing": "q", "vector": None,
-              "status": "success", "reason": None}  # fmt: skip
+              "caption_cosine": None, "other_caption_cosine": None, "status": "success", "reason": None}  # fmt: skip
     rows = [{**filled, "thumbnail": picture} for picture in pictures]
     made = as_table("embeddings", rows)
     made.validate(full=True)
