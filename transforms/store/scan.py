@@ -190,7 +190,7 @@ def bind(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str, snapshot
         return
     connection.execute(f'SET VARIABLE "parts_of_{name}" = $parts', {"parts": parts})
     # Without hive partitions: a folder "role=…" above the lake would take the place of the column.
-    files = f"read_parquet(getvariable('parts_of_{name}'), hive_partitioning = false, union_by_name = true)"
+    files = f"read_parquet(getvariable('parts_of_{name}'), hive_partitioning = false)"
     connection.execute(f'CREATE VIEW "{name}" AS SELECT {columns_of(table)} FROM {files}')
 
 
