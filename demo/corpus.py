@@ -388,7 +388,7 @@ def _made_of(base_url: str, scale: float, plan: str) -> dict[str, object]:
         "base_url": base_url,
         "scale": scale,
         "plan": plan,
-        "program": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "program": hashlib.sha256(Path(__file__).read_bytes() + CHOSEN.read_bytes()).hexdigest(),
         **packages,
     }
 

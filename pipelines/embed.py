@@ -70,7 +70,7 @@ class EmbedOptions(Options):
 
 
 def _parameters(options: EmbedOptions) -> dict[str, Any]:
-    """What the vectors depend on."""
+    """What the rows depend on."""
     model, pretrained = options.identity
     compared = {"compare_captions": True} if options.compare_captions else {}
     return {"clip_model": model, "clip_pretrained": pretrained, **compared}
@@ -119,7 +119,8 @@ def cost(lake: Lake, parsed: Parsed, work: str, images: int) -> Cost:
     if rate is None and not on_gpu and options.clip_model == MEASURED_CLIP and not options.compare_captions:
         return lines()["embed"].cost(work, images, images, "images")
     else_do = (
-        f"not measured: run 'eidetic embed' with --clip_model {options.clip_model} on some pictures of this lake, on a machine "
+        f"not measured: run 'eidetic embed' with --clip_model {options.clip_model}"
+        f"{' --compare_captions' if options.compare_captions else ''} on some pictures of this lake, on a machine "
         f"with {'such a GPU' if on_gpu else 'such cores'}"
     )
     return rated(work, images, "images", on_gpu, rate, else_do)
@@ -198,13 +199,14 @@ def _captions(rule: dict[str, Any]) -> str:
     """What came of comparing with captions: a row of ``drift_rule``."""
     if not rule["compared"]:
         return "no picture has a similarity in the metadata, so captions don't tell which of them changed"
-    power = "none could be compared with another caption" if rule["power"] is None else (
-        f"under another picture's caption {rule['power']:.0%} would be seen to have changed"
-    )  # fmt: skip
-    verdict = "the mart drift says which did" if rule["lowest_gap"] is not None else (
-        "which is too little to tell those that did: it takes 100 pictures, and a CLIP that finds nine of ten"
-    )  # fmt: skip
-    return f"{rule['compared']:,} pictures were compared with their captions; {power}; {verdict}"
+    power = 0 if rule["power"] is None else rule["power"]
+    verdict = "the mart drift says which did"
+    if rule["lowest_gap"] is None:
+        verdict = "too little to tell those that did, which takes 100 pictures and a CLIP that finds nine of ten"
+    return (
+        f"{rule['compared']:,} pictures were compared with their captions; under another picture's caption {power:.0%} would "
+        f"be seen to have changed: {verdict}"
+    )
 
 
 def encoder(embed: Manifest, device: DeviceOptions) -> ClipModel:

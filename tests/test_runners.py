@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from demo import serve
-from pipelines import cli
 from tests.lakes import differences, tables
 from tests.portable import PACKAGES, SECONDS, fill_bucket, finish, small_audit, start, unpacked_wheel
 from tests.servers import ROOT, free_port, running, s3_store, wait_for_port
@@ -102,14 +101,7 @@ def test_the_tables_are_the_same(lakes):
     assert ours.latest("measure").snapshot_id == theirs.latest("measure").snapshot_id
 
 
-def said(capsys, verb, lake, *words):
-    """What a verb says on stdout, in this process: the launcher itself sees both lakes."""
-    capsys.readouterr()
-    assert cli.main([verb, f"--lake={lake.root}", *words]) == 0
-    return capsys.readouterr().out
-
-
-def test_what_is_asked_of_a_lake_in_a_bucket_is_answered_as_in_a_folder(lakes, tmp_path, capsys):
+def test_what_is_asked_of_a_lake_in_a_bucket_is_answered_as_in_a_folder(lakes, tmp_path):
     query = "SELECT status, count(*) AS rows FROM samples GROUP BY status ORDER BY status"
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -117,11 +109,11 @@ def test_what_is_asked_of_a_lake_in_a_bucket_is_answered_as_in_a_folder(lakes, t
     (pictures / "one.png").write_bytes(found["image"])
     for words in (["query", query], ["history"], ["verify"], ["lookup", str(pictures)]):
         # Seconds that a step took stand in manifests, whose sizes differ by their digits.
-        answers = [said(capsys, words[0], lake, *words[1:]).replace(lake.root, "LAKE") for lake in lakes]
-        assert answers[0] and re.sub(r"[\d,]+ bytes", "", answers[0]) == re.sub(r"[\d,]+ bytes", "", answers[1]), words
+        answers = [finish(start(words[0], lake, *words[1:])).replace(lake.root, "LAKE") for lake in lakes]
+        assert re.sub(r"[\d,]+ bytes", "", answers[0]) == re.sub(r"[\d,]+ bytes", "", answers[1]), words
 
 
-def test_what_is_forgotten_in_a_bucket_is_as_in_a_folder(lakes, tmp_path_factory, capsys):
+def test_what_is_forgotten_in_a_bucket_is_as_in_a_folder(lakes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("forgotten")
     ours, theirs = Lake(str(folder / "default")), Lake("s3://eidetic/forgotten")
     for lake, copy in zip(lakes, (ours, theirs), strict=True):
@@ -131,7 +123,8 @@ def test_what_is_forgotten_in_a_bucket_is_as_in_a_folder(lakes, tmp_path_factory
     url = next(
         row["url"] for row in ours.read("samples", ours.latest("ingest").snapshot_id).to_pylist() if row["status"] == "success"
     )
-    assert all("found nothing" in said(capsys, "forget", lake, f"--urls={url}") for lake in (ours, theirs))
+    said = [finish(start("forget", lake, f"--urls={url}")) for lake in (ours, theirs)]
+    assert all("found nothing" in text for text in said)
     assert differences(ours, theirs) == []
     assert differences(ours, lakes[0]) != []
 

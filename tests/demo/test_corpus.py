@@ -68,3 +68,12 @@ def test_a_logo_that_is_not_there_is_said(tmp_path, monkeypatch):
             corpus.logos()
     finally:
         corpus.logos.cache_clear()
+
+
+def test_another_list_of_logos_is_another_corpus(tmp_path, monkeypatch):
+    corpus.build(tmp_path, "http://127.0.0.1:1", scale=0.005)
+    made = (tmp_path / "corpus.json").read_text()
+    (tmp_path / "logos.txt").write_text("\n".join(reversed(corpus.CHOSEN.read_text().split())))
+    monkeypatch.setattr(corpus, "CHOSEN", tmp_path / "logos.txt")
+    corpus.build(tmp_path, "http://127.0.0.1:1", scale=0.005)
+    assert (tmp_path / "corpus.json").read_text() != made

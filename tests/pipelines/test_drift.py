@@ -13,11 +13,13 @@ import sql
 from demo import corpus
 from pipelines import deduplicate, embed, ingest
 from pipelines.cli import run_verb
+from pipelines.execution import Execution
 from tests.fakes import fake_lake, rewrite
 from tests.servers import ROOT
 from tests.web import serve
 from transforms.attacks.prompts import drawn_prompts
-from transforms.models.clip import ClipModel
+from transforms.data.embedding import EmbedImages, OpenClipHandler
+from transforms.models.clip import ClipModel, OpenClipEncoder
 from transforms.results import marts
 from transforms.store.lake import Lake
 from transforms.store.scan import ask, connect
@@ -128,6 +130,17 @@ def test_what_has_no_similarity_has_no_cosine_and_without_the_option_nothing_has
     assert sum(row["caption_cosine"] is None for row in rows) == sum(row["other_caption_cosine"] is None for row in rows) == 2
     manifest, rows = embedded(audited)
     assert manifest.snapshot_id != compared[0].snapshot_id and "captions" not in manifest.facts
+    assert {(row["caption_cosine"], row["other_caption_cosine"]) for row in rows} == {(None, None)}
+
+
+def test_without_similarities_clip_reads_no_caption(tmp_path, monkeypatch):
+    fake, read = fake_lake(tmp_path), []
+    monkeypatch.setattr(OpenClipEncoder, "encode_texts", lambda self, texts: read.append(texts))
+    handler = OpenClipHandler(ClipModel(CLIP), fake.lake, fake.ingest.snapshot_id, compare_captions=True)
+    numbers = list(fake.lake.paths("images", fake.ingest.snapshot_id))
+    Execution(fake.lake, []).run(lambda pipeline: embed.build(pipeline, numbers, EmbedImages(handler, "e")))
+    rows = fake.lake.read("embeddings", "e").to_pylist()
+    assert {row["status"] for row in rows} == {"success"} and read == []
     assert {(row["caption_cosine"], row["other_caption_cosine"]) for row in rows} == {(None, None)}
 
 

@@ -166,7 +166,7 @@ def drawn_prompts(
         bind(connection, lake, "samples", lineage(lake, deduplicate)["ingest"].snapshot_id, "all_samples")
         forgotten = {"forgotten": sorted(Tombstones.read(lake).samples)}
         connection.execute("SET VARIABLE forgotten = $forgotten::VARCHAR[]", forgotten)
-        connection.execute(f"CREATE VIEW samples AS SELECT * FROM all_samples WHERE {NOT_FORGOTTEN}")
+        connection.execute(f"CREATE VIEW samples AS {REMAINING}")
         placeholders = 0
         if skip_placeholders:
             connection.execute(f"CREATE TABLE placeholders AS {sql.read('marts', 'placeholders')}")
@@ -178,7 +178,7 @@ def drawn_prompts(
             # Not before: a picture that isn't found any more is one that changed, and by all its captions a placeholder.
             bind(connection, lake, "embeddings", lineage(lake, deduplicate)["embed"].snapshot_id)
             connection.execute(f"CREATE TABLE drift_rule AS {sql.read('staging', 'drift_rule')}")
-            connection.execute(f"CREATE OR REPLACE VIEW samples AS {UNCHANGED} WHERE {NOT_FORGOTTEN} AND {NOT_CHANGED}")
+            connection.execute(f"CREATE OR REPLACE VIEW samples AS {UNCHANGED}")
         drawn = draw(connection, max_prompts, base_seed)
         without = connection.sql("SELECT count(*) FROM group_captions WHERE text IS NULL").fetchall()[0][0]
     rows = [
@@ -189,14 +189,17 @@ def drawn_prompts(
     return Drawn(rows, drawn["groups_left_out"][0].as_py() if rows else 0, without, placeholders)
 
 
-NOT_FORGOTTEN = "sample_id NOT IN (SELECT unnest(getvariable('forgotten')))"
-UNCHANGED = """
-    SELECT all_samples.*
-    FROM all_samples
+REMAINING = "SELECT * FROM all_samples WHERE sample_id NOT IN (SELECT unnest(getvariable('forgotten')))"
+"""The samples that nobody asked to forget."""
+
+UNCHANGED = f"""
+    SELECT remaining.*
+    FROM ({REMAINING}) AS remaining
     LEFT JOIN (SELECT sample_id, caption_cosine FROM embeddings WHERE caption_cosine IS NOT NULL) AS cosines USING (sample_id)
     CROSS JOIN drift_rule
+    WHERE drift_of(drift, caption_cosine - similarity, lowest_gap) <> 'changed'
 """
-NOT_CHANGED = "drift_of(drift, caption_cosine - similarity, lowest_gap) <> 'changed'"
+"""Those of them of which nothing says that the picture changed."""
 
 
 def listed_prompts(lake: Lake, deduplicate: Manifest, texts: list[str], images: Callable[[str], int]) -> list[dict[str, Any]]:

@@ -119,6 +119,8 @@ class OpenClipHandler(ModelHandler[int, PredictionResult, OpenClipEncoder]):
         ).filter(pc.field("similarity").is_valid() & (pc.field("role") == "training"))
         captions = dict(zip(samples["sample_id"].to_pylist(), samples["caption"].to_pylist(), strict=True))
         compared = [row for row in rows if row.status == "success" and (captions.get(row.sample_id) or "").strip()]
+        if not compared:
+            return
         texts = [captions[row.sample_id] for row in compared]
         vectors = encoder.encode_texts(texts)
         for place, row in enumerate(compared):

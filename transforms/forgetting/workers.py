@@ -4,7 +4,7 @@ A **work** is an object that is called with the path of a file, does something w
 can hold, ids, digests and numbers, and never what was forgotten. ``Workers.each`` has a work done on many files. What the work
 knows, and which files, is written to the lake for the workers: a list of samples may be longer than the description of a job
 may be. What they answer lies beside it, and goes when it was read. A few small files are worked on at once, where the command
-runs: a pipeline takes longer to start, on a cluster by seconds and on Dataflow by minutes, and a forget has some forty passes.
+runs: a pipeline takes longer to start, on a cluster by seconds and on Dataflow by minutes, and a forget has some twenty passes.
 
     work/forget/<run>/<number>/work.pickle      the work, and the paths
     work/forget/<run>/<number>/00000.json       what one task has found: an answer that isn't there is an error, and no silence

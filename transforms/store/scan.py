@@ -189,7 +189,8 @@ def bind(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str, snapshot
         connection.register(name, empty(table))
         return
     connection.execute(f'SET VARIABLE "parts_of_{name}" = $parts', {"parts": parts})
-    # Without hive partitions: a folder "role=…" above the lake would take the place of the column.
+    # Without hive partitions: a folder "role=…" above the lake would take the place of the column. And without union_by_name,
+    # which opens all parts at each question to learn their columns: those of a snapshot have the same.
     files = f"read_parquet(getvariable('parts_of_{name}'), hive_partitioning = false)"
     connection.execute(f'CREATE VIEW "{name}" AS SELECT {columns_of(table)} FROM {files}')
 
