@@ -35,8 +35,8 @@ faults: install
 # The engines that are named, by default all, installed here, and the tests on them: an hour.
 ENGINES ?= prism flink spark google_storage
 engines: install
-	$(BIN)/python -m tests.engines.install $(ENGINES)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/engines
+	-$(BIN)/python -m tests.engines.install $(ENGINES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/engines $(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,10 +1,10 @@
 -- Grain: one setting of all axes but the number of training pictures, of which the sweep has several, one rule, and
 -- what is counted: training pictures that were extracted, or generations that the rule calls.
 -- Source: settings, leaks, attacked (staging). half: where the share is one half, by logistic regression in the
--- logarithm of images over models, with Fieller's interval. ninety: the largest number at which the mean share over
--- models is 90% or more and is so at all smaller ones (of generations by ratio that is Gu's effective model
--- memorisation). Pictures can't come back more often than they are asked for: with few generations the share of
--- pictures falls by that alone.
+-- logarithm of images over models, with Fieller's interval; none where the share goes up through it and down again.
+-- ninety: the largest number at which the mean share over models is 90% or more and is so at all smaller ones (of
+-- generations by ratio that is Gu's effective model memorisation). Pictures can't come back more often than they are
+-- asked for: with few generations the share of pictures falls by that alone.
 WITH sizes AS (
     SELECT
         settings.axis,

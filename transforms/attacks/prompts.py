@@ -166,19 +166,19 @@ def drawn_prompts(
         bind(connection, lake, "samples", lineage(lake, deduplicate)["ingest"].snapshot_id, "all_samples")
         forgotten = {"forgotten": sorted(Tombstones.read(lake).samples)}
         connection.execute("SET VARIABLE forgotten = $forgotten::VARCHAR[]", forgotten)
-        connection.execute(f"CREATE VIEW samples AS {REMAINING}")
+        connection.execute(f"CREATE TEMP VIEW samples AS {REMAINING}")
         placeholders = 0
         if skip_placeholders:
-            connection.execute(f"CREATE TABLE placeholders AS {sql.read('marts', 'placeholders')}")
+            connection.execute(f"CREATE TEMP TABLE placeholders AS {sql.read('marts', 'placeholders')}")
             placeholders = connection.sql("SELECT count(*) FROM placeholders").fetchall()[0][0]
             bind(connection, lake, "duplicate_groups", deduplicate.snapshot_id, "all_groups")
             left = "SELECT * FROM all_groups ANTI JOIN placeholders USING (group_id)"
-            connection.execute(f"CREATE OR REPLACE VIEW duplicate_groups AS {left}")
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW duplicate_groups AS {left}")
         if skip_changed:
             # Not before: a picture that isn't found any more is one that changed, and by all its captions a placeholder.
             bind(connection, lake, "embeddings", lineage(lake, deduplicate)["embed"].snapshot_id)
-            connection.execute(f"CREATE TABLE drift_rule AS {sql.read('staging', 'drift_rule')}")
-            connection.execute(f"CREATE OR REPLACE VIEW samples AS {UNCHANGED}")
+            connection.execute(f"CREATE TEMP TABLE drift_rule AS {sql.read('staging', 'drift_rule')}")
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW samples AS {UNCHANGED}")
         drawn = draw(connection, max_prompts, base_seed)
         without = connection.sql("SELECT count(*) FROM group_captions WHERE text IS NULL").fetchall()[0][0]
     rows = [

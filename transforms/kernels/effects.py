@@ -155,7 +155,8 @@ def half_point(sizes: Sequence[float], successes: Sequence[int], trials: Sequenc
         successes, trials: (N,) 0 <= successes <= trials; models without a trial are left out.
 
     Returns:
-        nothing with fewer than three models, or fewer than two sizes.
+        nothing with fewer than three models, or fewer than two sizes; no size where the share is one half twice among those that
+        were tried, going up and down again.
 
     Source: McCullagh and Nelder, "Generalized Linear Models", section 4.5; Fieller 1954.
     """
@@ -176,7 +177,7 @@ def half_point(sizes: Sequence[float], successes: Sequence[int], trials: Sequenc
     if fit.slope == 0:
         return HalfPoint(NOTHING, slope)
     at = -fit.intercept / fit.slope
-    if not x.min() - 1e-9 <= at <= x.max() + 1e-9:
+    if not x.min() - 1e-9 <= at <= x.max() + 1e-9 or _crosses_twice(x, hits, tries):
         return HalfPoint(NOTHING, slope)
     # All log sizes at which the log odds are 0 within t standard errors: a quadratic inequality.
     square = fit.slope**2 - t**2 * covariance[1, 1]
@@ -188,6 +189,34 @@ def half_point(sizes: Sequence[float], successes: Sequence[int], trials: Sequenc
     ends = [(-linear + sign * math.sqrt(root)) / square for sign in (-1, 1)]
     lower, upper = (math.exp(min(one, 700.0)) for one in ends)
     return HalfPoint(Estimate(math.exp(at), lower, upper), slope)
+
+
+def _crosses_twice(x: np.ndarray, hits: np.ndarray, tries: np.ndarray) -> bool:
+    """Whether a share with a square of x in its log odds, which 95% sure isn't zero, is one half at two x among those given.
+
+    Half a success and half a failure are added to each model: without them a share of all or none would have no end.
+    """
+    if len(x) < 4 or len(np.unique(x)) < 3:
+        return False
+    columns = np.stack([np.ones_like(x), x - x.mean(), (x - x.mean()) ** 2], 1)
+    hits, tries = hits + 0.5, tries + 1
+    weights, rate = np.zeros(3), np.full_like(x, 0.5)
+    for _ in range(100):
+        rate = 1 / (1 + np.exp(-np.clip(columns @ weights, -30, 30)))
+        information = columns.T @ (columns * (tries * rate * (1 - rate))[:, None])
+        step = np.linalg.lstsq(information, columns.T @ (hits - tries * rate), rcond=None)[0]
+        weights += step
+        if np.abs(step).max() < 1e-10:
+            break
+    freedom = len(x) - 3
+    squares = (hits - tries * rate) ** 2 / np.maximum(tries * rate * (1 - rate), 1e-9)
+    dispersion = max(1.0, float(squares.sum()) / freedom)
+    error = math.sqrt(dispersion * float(np.linalg.pinv(information)[2, 2]))
+    if not abs(weights[2]) > _t(freedom) * error:
+        return False
+    roots = np.roots(weights[::-1])
+    inside = (roots.real >= x.min() - x.mean()) & (roots.real <= x.max() - x.mean())
+    return bool(np.isrealobj(roots) and inside.all())
 
 
 def slope_within(groups: Sequence[Hashable], x: Sequence[float], y: Sequence[float]) -> Estimate:

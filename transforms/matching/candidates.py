@@ -557,7 +557,7 @@ def merge(round: Round) -> list[int]:
     with connect() as connection:
         connection.execute(
             f"""
-            CREATE TABLE candidates AS
+            CREATE TEMP TABLE candidates AS
             WITH found AS ({" UNION ALL ".join(sources)}),
 
             ranked AS (

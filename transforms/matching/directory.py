@@ -106,11 +106,11 @@ class Directory:
             forgotten = sorted(Tombstones.read(lake).samples)
             connection.execute("SET VARIABLE forgotten = $forgotten::VARCHAR[]", {"forgotten": forgotten})
             if lake.parts("duplicate_groups", self.deduplicate):
-                connection.execute(f"CREATE TABLE directory AS {_JOINED}")
+                connection.execute(f"CREATE TEMP TABLE directory AS {_JOINED}")
             else:
                 nobody = "(SELECT '' AS sample_id, '' AS group_id, 0 AS size, '' AS representative WHERE false)"
                 joined = _JOINED.replace("read_parquet(getvariable('groups'), hive_partitioning = false)", nobody)
-                connection.execute(f"CREATE TABLE directory AS {joined}")
+                connection.execute(f"CREATE TEMP TABLE directory AS {joined}")
             in_order = connection.sql(
                 "SELECT code, part, sample_id, role, group_id, size, place = 1 AS representative, aspect "
                 "FROM directory ORDER BY code"

@@ -96,7 +96,7 @@ def take(connection: duckdb.DuckDBPyConnection, steps: Sequence[str]) -> None:
     """Makes the table of each step, in order."""
     for step in steps:
         kind, name = step.split("/")
-        connection.execute(f'CREATE TABLE "{name}" AS {sql.read(kind, name)}')
+        connection.execute(f'CREATE TEMP TABLE "{name}" AS {sql.read(kind, name)}')
 
 
 def check(connection: duckdb.DuckDBPyConnection, kind: str = "checks", whose: str = "audit") -> None:

@@ -7,7 +7,9 @@ list of who calls it.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +70,28 @@ def ask(lake: Lake, tables: Mapping[str, str], query: str, **parameters: Any) ->
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection, in memory, with the functions that the SQL uses."""
+    """A connection to this process's DuckDB, in memory, with the functions that the SQL uses.
+
+    What a question makes for itself (views, tables, registered Arrow tables, variables) is temporary: no other connection sees
+    it, and it ends with this one.
+    """
+    return _database(os.getpid()).cursor()
+
+
+@functools.cache
+def _database(process: int) -> duckdb.DuckDBPyConnection:
+    """The DuckDB of a process. Opening one takes as long as most questions, a connection to it hardly anything."""
     import duckdb
 
-    connection = duckdb.connect(config=NO_EXTENSIONS)
-    connection.register_filesystem(StoredFiles())
+    # Without DuckDB's cache of files, which would stay when the question ends.
+    database = duckdb.connect(config={**NO_EXTENSIONS, "enable_external_file_cache": False})
+    database.register_filesystem(StoredFiles())
     for name in sql.names("functions"):
-        connection.execute(sql.read("functions", name))
-    register_functions(connection)
-    return connection
+        database.execute(sql.read("functions", name))
+    register_functions(database)
+    # While there still is a Python to end it: later, DuckDB's binding says that it leaks.
+    atexit.register(_database.cache_clear)
+    return database
 
 
 def register_functions(connection: duckdb.DuckDBPyConnection) -> None:
@@ -192,7 +207,7 @@ def bind(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str, snapshot
     # Without hive partitions: a folder "role=…" above the lake would take the place of the column. And without union_by_name,
     # which opens all parts at each question to learn their columns: those of a snapshot have the same.
     files = f"read_parquet(getvariable('parts_of_{name}'), hive_partitioning = false)"
-    connection.execute(f'CREATE VIEW "{name}" AS SELECT {columns_of(table)} FROM {files}')
+    connection.execute(f'CREATE TEMP VIEW "{name}" AS SELECT {columns_of(table)} FROM {files}')
 
 
 def columns_of(table: str, *without: str) -> str:

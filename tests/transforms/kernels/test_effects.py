@@ -104,6 +104,20 @@ def test_the_half_point_says_nothing_outside_what_was_tried():
     assert (flat.size.lower, flat.size.upper) == (None, None) and flat.slope.lower < 0 < flat.slope.upper
 
 
+def test_a_share_that_goes_up_and_down_again_has_no_half_point():
+    """As at fixed epochs: the smallest sets get too few steps, the largest are too large."""
+    sizes = np.repeat([4, 8, 16, 32, 64, 128, 256, 512], 3)
+    backs = [1, 0, 1, 2, 3, 2, 8, 7, 8, 19, 20, 18, 35, 34, 35, 19, 18, 20, 14, 15, 15, 2, 2, 2]
+    assert half_point(sizes, backs, sizes).size == NOTHING
+    # Without the small ones it falls, from over one half.
+    falls = half_point(sizes[9:], backs[9:], sizes[9:]).size
+    assert 32 < falls.value < 128
+    # A fall that is steeper or flatter than a sigmoid's isn't one that turns.
+    for steep in (1, 4):
+        shares = 1 / (1 + np.exp(steep * np.log(sizes / 40) + 0.2 * np.log(sizes / 40) ** 2 * np.sign(sizes - 40)))
+        assert half_point(sizes, np.round(shares * sizes).astype(int), sizes).size.value == pytest.approx(40, rel=0.2)
+
+
 def test_the_half_points_interval_covers():
     """Models that differ more than their pictures do, as trainings do."""
     inside = known = 0

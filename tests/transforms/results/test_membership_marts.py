@@ -60,7 +60,7 @@ def made(planted):
             schema = pa.schema([schema.field(column).with_nullable(True) for column in table[0]])
             connection.register(name, pa.Table.from_pylist(table, schema=schema))
         for name in ("membership", "membership_roc"):
-            connection.execute(f"CREATE TABLE {name} AS {sql.read('marts', name)}")
+            connection.execute(f"CREATE TEMP TABLE {name} AS {sql.read('marts', name)}")
         yield connection
 
 
