@@ -67,14 +67,14 @@ def inspect_steps_once() -> None:
     if inspect.__module__ != userstate.__name__:
         return
 
-    known: dict[type, Any] = {}
+    known: dict[type, tuple[set[userstate.StateSpec], set[userstate.TimerSpec]]] = {}
 
-    def inspect_once(step: beam.DoFn) -> Any:
-        if any(isinstance(value, types.MethodType) for value in vars(step).values()):
-            return inspect(step)
-        kind = type(step)
+    def inspect_once(dofn: beam.DoFn) -> tuple[set[userstate.StateSpec], set[userstate.TimerSpec]]:
+        if any(isinstance(value, types.MethodType) for value in vars(dofn).values()):
+            return inspect(dofn)
+        kind = type(dofn)
         if kind not in known:
-            known[kind] = inspect(step)
+            known[kind] = inspect(dofn)
         return known[kind]
 
     userstate.get_dofn_specs = inspect_once

@@ -5,7 +5,10 @@ import time
 
 import apache_beam as beam
 import pytest
+from apache_beam.coders import VarIntCoder
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
+from apache_beam.transforms import userstate
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 
 from pipelines.execution import BeamOptions, Execution, Progress, raise_user_error
 from pipelines.stages import Planned
@@ -34,6 +37,30 @@ def test_a_view_of_beams_options_is_made_once_and_is_as_good_as_another():
     assert options.get_all_options() == plain.get_all_options()
     again = pickle.loads(pickle.dumps(options))
     assert again.get_all_options() == plain.get_all_options()
+
+
+class Remembering(beam.DoFn):
+    COUNT = ReadModifyWriteStateSpec("count", VarIntCoder())
+
+    def process(self, element, count=beam.DoFn.StateParam(COUNT)):  # noqa: B008  (so Beam asks for state)
+        yield element
+
+
+class Wrapped(beam.DoFn):
+    """Its method is another's, as that of beam.Map is the function that it is given."""
+
+    def __init__(self, process):
+        self.process = process
+
+
+def test_beam_inspects_the_steps_of_a_class_once_with_what_it_found_itself():
+    assert userstate.get_dofn_specs.__module__ == "pipelines.execution"
+    for _ in range(2):
+        assert userstate.get_dofn_specs(Remembering()) == ({Remembering.COUNT}, set())
+        assert userstate.get_dofn_specs(Refuse()) == (set(), set())
+        # Of two steps of one class each takes what its own method takes.
+        assert userstate.get_dofn_specs(Wrapped(Refuse().process)) == (set(), set())
+        assert userstate.get_dofn_specs(Wrapped(Remembering().process)) == ({Remembering.COUNT}, set())
 
 
 def test_a_complete_stage_is_skipped(tmp_path):

@@ -155,8 +155,8 @@ def half_point(sizes: Sequence[float], successes: Sequence[int], trials: Sequenc
         successes, trials: (N,) 0 <= successes <= trials; models without a trial are left out.
 
     Returns:
-        nothing with fewer than three models, or fewer than two sizes; no size where the share is one half twice among those that
-        were tried, going up and down again.
+        nothing with fewer than three models, or fewer than two sizes; no size where the share rises through one half and falls
+        again among those that were tried.
 
     Source: McCullagh and Nelder, "Generalized Linear Models", section 4.5; Fieller 1954.
     """
