@@ -19,7 +19,8 @@ def readable(path: str) -> str:
 
 
 class StoredFiles(fsspec.AbstractFileSystem):
-    """What lies in stores, whichever they are, under one scheme: for reading alone, while nothing is written."""
+    """What lies in stores, whichever they are, under one scheme: for reading alone, while nothing is written, or after
+    ``look_again``."""
 
     protocol = PROTOCOL
     cachable = False
@@ -28,6 +29,10 @@ class StoredFiles(fsspec.AbstractFileSystem):
         super().__init__()
         # DuckDB asks for the size and for the time of every file: one request for all of a folder.
         self._folder = functools.cache(files_in)
+
+    def look_again(self) -> None:
+        """Files may have been written since."""
+        self._folder.cache_clear()
 
     def _stat(self, path: str) -> File:
         path = self._strip_protocol(path)

@@ -75,23 +75,27 @@ def connect() -> duckdb.DuckDBPyConnection:
     What a question makes for itself (views, tables, registered Arrow tables, variables) is temporary: no other connection sees
     it, and it ends with this one.
     """
-    return _database(os.getpid()).cursor()
+    database, files = _database(os.getpid())
+    files.look_again()
+    return database.cursor()
 
 
 @functools.cache
-def _database(process: int) -> duckdb.DuckDBPyConnection:
-    """The DuckDB of a process. Opening one takes as long as most questions, a connection to it hardly anything."""
+def _database(process: int) -> tuple[duckdb.DuckDBPyConnection, StoredFiles]:
+    """The DuckDB of a process, and how it sees files behind URLs. Opening one takes as long as most questions; a connection to it,
+    hardly anything."""
     import duckdb
 
     # Without DuckDB's cache of files, which would stay when the question ends.
     database = duckdb.connect(config={**NO_EXTENSIONS, "enable_external_file_cache": False})
-    database.register_filesystem(StoredFiles())
+    files = StoredFiles()
+    database.register_filesystem(files)
     for name in sql.names("functions"):
         database.execute(sql.read("functions", name))
     register_functions(database)
     # While there still is a Python to end it: later, DuckDB's binding says that it leaks.
     atexit.register(_database.cache_clear)
-    return database
+    return database, files
 
 
 def register_functions(connection: duckdb.DuckDBPyConnection) -> None:
