@@ -82,8 +82,8 @@ def connect() -> duckdb.DuckDBPyConnection:
 
 @functools.cache
 def _database(process: int) -> tuple[duckdb.DuckDBPyConnection, StoredFiles]:
-    """The DuckDB of a process, and how it sees files behind URLs. Opening one takes as long as most questions; a connection to it,
-    hardly anything."""
+    """The DuckDB of a process, and how it sees files behind URLs. Opening one takes as long as most questions; a connection
+    to it, hardly anything."""
     import duckdb
 
     # Without DuckDB's cache of files, which would stay when the question ends.
