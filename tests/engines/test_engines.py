@@ -1,6 +1,7 @@
 """The same audit and night on Prism, and on clusters of Flink and Spark without a shared disk, as on this machine alone.
 
-What isn't installed (``make engines``) is skipped. ``make test`` leaves this folder out, and so does CI.
+What isn't installed (``make engines``) is skipped. ``make test`` leaves this folder out; CI runs the first test of it, on Prism and
+on Flink.
 """
 
 import collections
