@@ -5,9 +5,12 @@ import sys
 import threading
 
 import duckdb
+import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from transforms.store.remote import readable
 from transforms.store.scan import connect
 
 
@@ -48,6 +51,7 @@ def test_a_process_that_asked_ends_without_a_word():
     """DuckDB's binding says that it leaks where a connection outlives Python; a process that was forked has its own."""
     code = """
 import os
+from transforms.store.remote import readable
 from transforms.store.scan import connect
 with connect() as connection:
     connection.sql("SELECT 1").fetchall()
@@ -58,3 +62,16 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")
+
+
+def test_a_question_sees_what_was_written_to_a_store_since_the_one_before():
+    """Listings of folders, which hold sizes, are kept for one question alone."""
+    for number in (1, 1000):
+        table = pa.table({"number": list(range(number))})
+        with fsspec.open("memory:///scan/part.parquet", "wb") as file:
+            pq.write_table(table, file)
+        with connect() as connection:
+            found = connection.sql(
+                "SELECT count(*) FROM read_parquet($path)", params={"path": readable("memory:///scan/part.parquet")}
+            )
+            assert found.fetchall() == [(number,)]
